@@ -1,0 +1,1 @@
+"""moe_jax: mixture-of-experts research in JAX and Flax."""

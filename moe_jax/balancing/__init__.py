@@ -1,0 +1,1 @@
+"""Balancing rules: losses and state that keep experts busy."""

@@ -1,0 +1,1 @@
+"""Dispatch algorithms: how rows reach experts and come back."""

@@ -1,0 +1,1 @@
+"""Expert kinds: what an expert computes on its rows."""

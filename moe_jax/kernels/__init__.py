@@ -1,0 +1,1 @@
+"""Permutations and grouped matrix products, chosen by platform."""

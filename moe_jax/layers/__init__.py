@@ -1,0 +1,1 @@
+"""Flax Linen layers: a thin shell over the functional core."""

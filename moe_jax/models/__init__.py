@@ -1,0 +1,1 @@
+"""Models: decoder-only and encoder-decoder Transformers."""

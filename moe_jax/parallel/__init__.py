@@ -1,0 +1,1 @@
+"""Mesh, sharding rules, named collectives, start of processes."""

@@ -1,0 +1,1 @@
+"""Figures from records; one function a figure."""

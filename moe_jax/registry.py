@@ -1,0 +1,139 @@
+"""Methods by call string: `'top_k(k=2, renormalize=True)'` -> an object.
+
+A family is a package (`moe_jax.routers`, ...); a method is one file of it, and
+the class in that file marked `@registry.register` is what its name builds. A
+dotted name (`'my_lab.routers.Mine(k=2)'`) builds any importable class, so that
+private experiments need no change here.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+FAMILIES = ('routers', 'balancing', 'experts', 'dispatch')
+
+
+def register(cls: type) -> type:
+  """Marks the one class of a method's file that the file's name builds."""
+  cls.registered_in = cls.__module__
+  return cls
+
+
+def names(family: str) -> tuple[str, ...]:
+  """The methods of a family: its files, less `base` and private ones."""
+  package = importlib.import_module(f'moe_jax.{family}')
+  found = (m.name for m in pkgutil.iter_modules(package.__path__))
+  return tuple(
+    sorted(n for n in found if n != 'base' and not n.startswith('_'))
+  )
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+  """`'name(k=v)'` -> `('name', {'k': v})`; values are Python literals.
+
+  Raises:
+    ValueError: not a call of a name with keyword literals, or a number in it
+      that is not finite.
+  """
+  form = "a name, or a call with keywords such as 'top_k(k=2)'"
+  try:
+    node = ast.parse(str(spec).strip(), mode='eval').body
+  except SyntaxError:
+    raise ValueError(f'cannot read {spec!r}: expected {form}') from None
+  keywords: dict[str, Any] = {}
+  if isinstance(node, ast.Call):
+    if node.args:
+      raise ValueError(f'{spec!r}: arguments go by keyword; expected {form}')
+    for k in node.keywords:
+      try:
+        keywords[k.arg] = ast.literal_eval(k.value)
+      except ValueError:
+        raise ValueError(
+          f'{spec!r}: the value of {k.arg!r} is no literal; expected {form}'
+        ) from None
+      check_finite(keywords[k.arg], f'{spec!r}: {k.arg}')
+    node = node.func
+  if not isinstance(node, ast.Name | ast.Attribute):
+    raise ValueError(f'cannot read {spec!r}: expected {form}')
+  return ast.unparse(node), keywords
+
+
+def check_finite(value: Any, what: str) -> None:
+  """Raises ValueError where a float (inside a tuple, too) is nan or inf."""
+  for v in value if isinstance(value, tuple | list) else (value,):
+    if isinstance(v, float) and not math.isfinite(v):
+      raise ValueError(f'{what} is {v}; a finite number is wanted')
+
+
+def unknown(what: str, given: str, valid) -> ValueError:
+  """The one message for a name that is not among the valid ones."""
+  valid = sorted(valid)
+  near = difflib.get_close_matches(given, valid, n=1)
+  hint = f'; did you mean {near[0]!r}?' if near else ''
+  return ValueError(f'unknown {what} {given!r}; valid: {", ".join(valid)}{hint}')
+
+
+def call(spec: str, table: Mapping[str, Callable], what: str) -> Any:
+  """Calls `table[name](**keywords)`, for families that fit in one file."""
+  name, keywords = parse(spec)
+  if name not in table:
+    raise unknown(what, name, table)
+  return _call(table[name], keywords, f'{what} {name!r}')
+
+
+def build(family: str, spec: str) -> Any:
+  """Builds a method of a family from its call string.
+
+  Raises:
+    ValueError: unknown family, method or argument, or a bad value; the message
+      lists the valid ones.
+  """
+  if family not in FAMILIES:
+    raise unknown('family', family, FAMILIES)
+  name, keywords = parse(spec)
+  if '.' in name:
+    module, _, attribute = name.rpartition('.')
+    try:
+      cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+      raise ValueError(f'{family}: cannot import {name!r}: {e}') from None
+  else:
+    if name not in names(family):
+      raise unknown(f'method of {family}', name, names(family))
+    cls = method_class(family, name)
+  return _call(cls, keywords, f'{family} {name!r}')
+
+
+def method_class(family: str, name: str) -> type:
+  """The registered class of the file `moe_jax/<family>/<name>.py`."""
+  module = importlib.import_module(f'moe_jax.{family}.{name}')
+  found = [
+    c
+    for c in vars(module).values()
+    if isinstance(c, type) and vars(c).get('registered_in') == module.__name__
+  ]
+  if len(found) != 1:
+    raise ValueError(
+      f'{module.__name__} must register one class, found {len(found)}'
+    )
+  return found[0]
+
+
+def _call(fn: Callable, keywords: dict[str, Any], what: str) -> Any:
+  if dataclasses.is_dataclass(fn):
+    valid = [f.name for f in dataclasses.fields(fn) if f.init]
+  else:
+    valid = list(inspect.signature(fn).parameters)
+  for k in keywords:
+    if k not in valid:
+      raise unknown(f'argument of {what}', k, valid)
+  try:
+    return fn(**keywords)
+  except TypeError as e:
+    raise ValueError(f'{what}: {e}') from None

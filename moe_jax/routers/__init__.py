@@ -1,0 +1,1 @@
+"""Routers: who goes where, with what weight. One file a method."""
