@@ -87,8 +87,14 @@ def call(spec: str, table: Mapping[str, Callable], what: str) -> Any:
   return _call(table[name], keywords, f'{what} {name!r}')
 
 
-def build(family: str, spec: str) -> Any:
+def build(family: str, spec: str, **sizes: Any) -> Any:
   """Builds a method of a family from its call string.
+
+  Args:
+    family: one of FAMILIES.
+    spec: the call string.
+    **sizes: sizes of the model (`d_ff=512`), given to a method that has a field
+      of that name and whose call string does not set it.
 
   Raises:
     ValueError: unknown family, method or argument, or a bad value; the message
@@ -107,6 +113,8 @@ def build(family: str, spec: str) -> Any:
     if name not in names(family):
       raise unknown(f'method of {family}', name, names(family))
     cls = method_class(family, name)
+  fields = {f.name for f in dataclasses.fields(cls) if f.init}
+  keywords = {k: v for k, v in sizes.items() if k in fields} | keywords
   return _call(cls, keywords, f'{family} {name!r}')
 
 

@@ -1,0 +1,189 @@
+"""What a balancing rule is: sums over tokens, then a function of the sums.
+
+A rule says over which segments it sums (`scope`):
+
+  global     the whole batch, over all devices, then the function
+  group      each routing group apart, then the mean by tokens
+  sequence   each sequence apart, then the mean by tokens
+
+A mean of products is not the product of means, so the scope is part of the
+method, and none depends on the mesh.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import types
+from moe_jax.parallel import collectives
+
+SCOPES = ('global', 'group', 'sequence')
+Stats = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+  """The tokens of this device, cut into S segments of equal length.
+
+  Attributes:
+    routing: with leading axis G on every array.
+    mask_GT: bool, False on padding.
+    segments: S; divides G * T.
+  """
+
+  routing: types.Routing
+  mask_GT: jax.Array
+  segments: int
+
+  def tokens(self, values_GT: jax.Array) -> jax.Array:
+    """Sum over the real tokens of each segment: [G, T, ...] -> [S, ...]."""
+    G, T = self.mask_GT.shape
+    mask = self.mask_GT.reshape(G, T, *(1,) * (values_GT.ndim - 2))
+    values = jnp.where(mask, values_GT, jnp.zeros_like(values_GT))
+    length = G * T // self.segments
+    return values.reshape(self.segments, length, *values.shape[2:]).sum(1)
+
+  def count(self) -> jax.Array:
+    """f32 [S], real tokens of each segment."""
+    return self.tokens(jnp.ones(self.mask_GT.shape, jnp.float32))
+
+  def load(self, first_choice: bool = False) -> jax.Array:
+    """int32 [S, E], assignments to each expert before drops.
+
+    Args:
+      first_choice: count the first choice of each token only.
+    """
+    r, (G, T) = self.routing, self.mask_GT.shape
+    token_GN, expert_GN = r.token_N, r.expert_N
+    if first_choice:
+      if r.choices is None:
+        raise ValueError('this router has no first choices to count')
+      token_GN, expert_GN = token_GN[:, :T], expert_GN[:, :T]
+    length = G * T // self.segments
+    segment_GN = (jnp.arange(G)[:, None] * T + token_GN) // length
+    cell_GN = segment_GN * (r.num_experts + 1) + expert_GN
+    cells = self.segments * (r.num_experts + 1)
+    counts = jnp.zeros(cells, jnp.int32).at[cell_GN.reshape(-1)].add(1)
+    return counts.reshape(self.segments, -1)[:, :-1]
+
+
+class Balance(abc.ABC):
+  """A rule that keeps experts busy: a loss, a state, or both.
+
+  Concrete rules are frozen dataclasses with at least:
+
+  Attributes:
+    weight: factor of the loss.
+    scope: one of SCOPES. Rules with a state are 'global'.
+  """
+
+  weight: float
+  scope: str
+
+  @abc.abstractmethod
+  def stats(self, sums: Sums) -> Stats:
+    """Sums over the tokens of each segment, leaves [S, ...]."""
+
+  def loss(self, stats: Stats) -> jax.Array | None:
+    """f32 [S], 1 for balanced routing where that has a meaning; or None."""
+    del stats
+    return None
+
+  def init(self, E: int) -> Any:
+    """The state of one layer; None for a rule without one."""
+    del E
+    return None
+
+  def selection_bias(self, state: Any) -> jax.Array | None:
+    """f32 [E], added to the selection scores of the next step."""
+    del state
+    return None
+
+  def update(self, state: Any, stats: Stats) -> Any:
+    """The state after an optimizer step; leading layer axes pass through."""
+    del stats
+    return state
+
+
+def check_scope(rule: Balance) -> None:
+  """Raises ValueError for a scope that does not exist."""
+  if rule.scope not in SCOPES:
+    raise ValueError(
+      f'{type(rule).__name__}: scope={rule.scope!r}; valid: {", ".join(SCOPES)}'
+    )
+
+
+def name(rule: Balance) -> str:
+  """The rule's name in losses, states and metrics: its file's."""
+  return type(rule).__module__.rpartition('.')[2]
+
+
+def evaluate(
+  rules: Sequence[Balance],
+  routing: types.Routing,
+  mask_GT: jax.Array,
+  sequences: int,
+  axes: tuple[str, ...],
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Stats]]:
+  """All rules on this device's groups, reduced over the batch axes.
+
+  Args:
+    rules: distinct rules.
+    routing: with leading axis G.
+    mask_GT: bool, real tokens.
+    sequences: sequences on this device; they divide the tokens evenly.
+    axes: mesh axes that the tokens are sharded over.
+
+  Returns:
+    The weighted sum of the losses, the unweighted losses by rule, and the
+    global sums of the rules that have a state.
+  """
+  total, losses, kept = jnp.float32(0), {}, {}
+  segments = {'global': 1, 'group': mask_GT.shape[0], 'sequence': sequences}
+  for rule in rules:
+    sums = Sums(routing, mask_GT, segments[rule.scope])
+    stats = rule.stats(sums)
+    if rule.scope == 'global':
+      stats = collectives.psum(stats, axes, name='balance_stats')
+      loss = rule.loss(stats)
+      loss = loss if loss is None else loss[0]
+    else:
+      loss = rule.loss(stats)
+      if loss is not None:
+        tokens_S = sums.count()
+        top, bottom = collectives.psum(
+          ((loss * tokens_S).sum(), tokens_S.sum()), axes, name='balance_mean'
+        )
+        loss = top / jnp.maximum(bottom, 1)
+    if loss is not None:
+      losses[name(rule)] = loss
+      total += rule.weight * loss
+    if rule.init(routing.num_experts) is not None:
+      kept[name(rule)] = jax.tree.map(lambda v: v[0], stats)
+  return total, losses, kept
+
+
+def init_states(rules: Sequence[Balance], E: int) -> dict[str, Any]:
+  """States of one layer by rule; {} where no rule has one."""
+  states = {name(r): r.init(E) for r in rules}
+  return {k: v for k, v in states.items() if v is not None}
+
+
+def selection_bias(rules: Sequence[Balance], states, E: int) -> jax.Array:
+  """f32 [E], the sum of the rules' biases."""
+  bias_E = jnp.zeros(E, jnp.float32)
+  for r in rules:
+    if name(r) in states:
+      b = r.selection_bias(states[name(r)])
+      bias_E = bias_E if b is None else bias_E + b
+  return bias_E
+
+
+def update_states(rules: Sequence[Balance], states, stats) -> dict[str, Any]:
+  """States of one layer (or a stack of them) after an optimizer step."""
+  by_name = {name(r): r for r in rules}
+  return {k: by_name[k].update(s, stats[k]) for k, s in states.items()}

@@ -1,0 +1,39 @@
+"""Router z-loss: the mean squared log-partition of the router's logits.
+
+Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert Models",
+2022, arXiv:2202.08906, section 3.3, equation 5 (weight 0.001).
+
+It keeps logits small, where a softmax in low precision is accurate; it does
+not balance. (ln E)^2 for zero logits. Clean logits (before noise and bias),
+real tokens only.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.balancing import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class ZLoss(base.Balance):
+  """weight: the paper's c_z. scope: without effect, a mean of means by tokens."""
+
+  weight: float = 0.001
+  scope: str = 'global'
+
+  def __post_init__(self):
+    base.check_scope(self)
+
+  def stats(self, sums):
+    logits_GTE = sums.routing.logits_TE
+    if logits_GTE is None:
+      raise ValueError('z_loss needs a router with [T, E] logits')
+    square_GT = jax.nn.logsumexp(logits_GTE, axis=-1) ** 2
+    return {'square': sums.tokens(square_GT), 'tokens': sums.count()}
+
+  def loss(self, stats):
+    return stats['square'] / jnp.maximum(stats['tokens'], 1)

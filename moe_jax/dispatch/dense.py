@@ -1,0 +1,47 @@
+"""Every expert on every edge, then the one that was chosen: the oracle.
+
+No capacity buffers, no exchange of tokens: expert weights are gathered to all
+devices and each edge's token goes through all E experts. What the seating
+dropped is left out. E times the FLOPs of the others, which all must equal it,
+values and gradients; for tests.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.dispatch import base
+from moe_jax.parallel import collectives
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class Dense(base.Dispatch):
+  """No options."""
+
+  def __call__(self, experts, params, x_GTD, seated, axes):
+    r, E = seated.routing, seated.routing.num_experts
+    params = jax.tree.map(
+      lambda w: collectives.all_gather(
+        w, axes.expert, dim=0, name='dense_weights'
+      ),
+      params,
+    )
+    ops = base.buffer_ops(axes.model)
+
+    def one_group(x_TD, r, kept_N):
+      x_ND = x_TD[r.token_N]
+      weight_N = jnp.where(kept_N, r.weight_N, 0.0)
+      if r.weight_on == 'input':
+        x_ND *= weight_N[:, None].astype(x_ND.dtype)
+        weight_N = kept_N.astype(jnp.float32)
+      y_END = experts(params, jnp.broadcast_to(x_ND, (E, *x_ND.shape)), ops)
+      chosen_N = jnp.minimum(r.expert_N, E - 1)
+      y_ND = y_END[chosen_N, jnp.arange(chosen_N.shape[0])]
+      y_ND = y_ND.astype(jnp.float32) * weight_N[:, None]
+      y_TD = jnp.zeros(x_TD.shape, jnp.float32).at[r.token_N].add(y_ND)
+      return y_TD.astype(x_TD.dtype)
+
+    return jax.vmap(one_group)(x_GTD, r, seated.kept_N), seated.cause_N

@@ -1,0 +1,89 @@
+"""Rows to expert buffers and back, by gathers in both directions.
+
+The transpose of a gather is a scatter-add, which is slow on every platform.
+Where the edges are K blocks of T in token order, both directions of both
+permutations are gathers: each row of a buffer belongs to one edge, and each
+token has K edges at known places. Edges in any other order use the scatter-add
+that differentiation gives.
+
+All indices address flattened arrays: token `g * T + t`, row of the buffers.
+An index past the end reads zeros.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def take(x_ND: jax.Array, index: jax.Array) -> jax.Array:
+  """x[index], zeros where the index is past the end."""
+  return x_ND.at[index].get(mode='fill', fill_value=0)
+
+
+@jax.custom_vjp
+def to_rows(x_TD: jax.Array, token_R: jax.Array, row_KT: jax.Array):
+  """Buffer rows of tokens: [T, D] -> [R, D].
+
+  Args:
+    x_TD: tokens.
+    token_R: int32, the token of each row; T where the row is empty (zeros).
+    row_KT: int32, the row of each token's K edges; R where dropped. The
+      transpose reads it; it must be the inverse of `token_R`.
+  """
+  del row_KT
+  return take(x_TD, token_R)
+
+
+def _to_rows_fwd(x_TD, token_R, row_KT):
+  return to_rows(x_TD, token_R, row_KT), row_KT
+
+
+def _to_rows_bwd(row_KT, dy_RD):
+  return take(dy_RD, row_KT).sum(0).astype(dy_RD.dtype), None, None
+
+
+to_rows.defvjp(_to_rows_fwd, _to_rows_bwd)
+
+
+@jax.custom_vjp
+def from_rows(y_RD, weight_KT, token_R, edge_R, row_KT):
+  """Weighted sum of each token's K rows: [R, D] -> [T, D].
+
+  Products and the sum over K are float32, the result has the rows' dtype.
+
+  Args:
+    y_RD: rows from the experts.
+    weight_KT: f32 combine weights.
+    token_R, edge_R: int32, the token and the edge (k * T + t) of each row; past
+      the end where the row is empty.
+    row_KT: int32, the row of each edge; R where dropped.
+  """
+  del token_R, edge_R
+  y_KTD = take(y_RD, row_KT).astype(jnp.float32)
+  return (weight_KT[..., None] * y_KTD).sum(0).astype(y_RD.dtype)
+
+
+def _from_rows_fwd(y_RD, weight_KT, token_R, edge_R, row_KT):
+  out = from_rows(y_RD, weight_KT, token_R, edge_R, row_KT)
+  return out, (y_RD, weight_KT, token_R, edge_R, row_KT)
+
+
+def _from_rows_bwd(saved, dy_TD):
+  y_RD, weight_KT, token_R, edge_R, row_KT = saved
+  weight_R = take(weight_KT.reshape(-1), edge_R)
+  dy_RD = take(dy_TD, token_R).astype(jnp.float32) * weight_R[:, None]
+  dw_KT = jnp.einsum(
+    'ktd,td->kt',
+    take(y_RD, row_KT).astype(jnp.float32),
+    dy_TD.astype(jnp.float32),
+  )
+  return dy_RD.astype(y_RD.dtype), dw_KT, None, None, None
+
+
+from_rows.defvjp(_from_rows_fwd, _from_rows_bwd)
+
+
+def from_rows_by_edges(y_RD, weight_N, token_N, row_N, T: int) -> jax.Array:
+  """`from_rows` for edges in any order: a scatter-add over tokens."""
+  y_ND = take(y_RD, row_N).astype(jnp.float32) * weight_N[:, None]
+  out = jnp.zeros((T, y_RD.shape[-1]), jnp.float32).at[token_N].add(y_ND)
+  return out.astype(y_RD.dtype)

@@ -1,0 +1,45 @@
+"""The dense FFN: an expert kind with one expert, outside any dispatch."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from moe_jax.experts import base as experts_base
+from moe_jax.parallel import rules
+
+# XLA splits the hidden width over the `model` axis by itself here, so nothing
+# is a partial sum.
+OPS = experts_base.Ops(
+  dot=lambda x, w: x @ w, spread=lambda b: b, once=lambda b: b
+)
+
+
+class FFN(nn.Module):
+  """A feed-forward sub-layer of the kind that experts are.
+
+  Attributes:
+    kind: the expert kind; its parameters lose their leading expert axis.
+    mesh: to pin the hidden activations' sharding; None for one device.
+    dtype: of the computation.
+  """
+
+  kind: experts_base.Experts
+  mesh: Any = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BLD):
+    """x [B, L, D] -> [B, L, D] in `dtype`."""
+    D, axes = x_BLD.shape[-1], self.kind.axes
+    names = tuple(axes)
+
+    def init(key):
+      params = self.kind.init(key, 1, D)
+      return {
+        k: nn.LogicallyPartitioned(params[k][0], axes[k][1:]) for k in names
+      }
+
+    params = {k: v.astype(self.dtype) for k, v in self.param('ffn', init).items()}
+    y_BLD = self.kind(params, x_BLD.astype(self.dtype), OPS)
+    return rules.constrain(y_BLD, ('batch', None, None), self.mesh)

@@ -1,0 +1,243 @@
+"""THE mixture-of-experts layer: it only composes.
+
+A token's path: router (who, with what weight) -> seating (who fits) ->
+dispatch (rows to experts and back) -> the weighted sum; balancing rules look
+at the routing on the side. Everything from the router to the sum runs in one
+`jax.shard_map` region, manual over all mesh axes; a mesh of one device runs
+the same region.
+
+  | array            | outside, global           | inside, per device          |
+  | tokens           | [B, L, D] over batch axes | [G, T, D], whole groups     |
+  | router           | [D, E] replicated         | the same                    |
+  | experts          | [E, D, F] over expert,    | [e, D, F / model], gathered |
+  |                  |   fsdp, model             |   over fsdp                 |
+  | aux              | replicated                | psum over batch axes        |
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from moe_jax import types
+from moe_jax.balancing import base as balancing
+from moe_jax.dispatch import base as dispatching
+from moe_jax.experts import base as experts_base
+from moe_jax.layers import mlp
+from moe_jax.parallel import axes as axes_lib
+from moe_jax.parallel import collectives, compat, mesh as mesh_lib, rules
+from moe_jax.routers import base as routers
+
+BRANCHES = ('none', 'shared', 'gated')
+
+
+class MoE(nn.Module):
+  """An MoE layer.
+
+  Attributes:
+    num_experts: E.
+    router, experts, dispatch: the methods.
+    balance: balancing rules, all different.
+    group_size: T, tokens of a group; divides the tokens of a device.
+    capacity_factor: rows of an expert in units of the mean; None is dropless.
+    eval_capacity_factor: the same when `train` is False.
+    dense_branch: 'none'; 'shared' adds an FFN that every token takes
+      (DeepSeekMoE's shared experts, arXiv:2401.06066, section 3.2); 'gated'
+      multiplies it by sigmoid(x w) (Qwen2-MoE).
+    dense: the kind of that FFN.
+    mesh: four-axis mesh; None is one device.
+    dtype: of the computation; parameters are float32.
+  """
+
+  num_experts: int
+  router: routers.Router
+  experts: experts_base.Experts
+  dispatch: dispatching.Dispatch
+  balance: tuple[balancing.Balance, ...] = ()
+  group_size: int = 1024
+  capacity_factor: float | None = 1.25
+  eval_capacity_factor: float | None = 2.0
+  dense_branch: str = 'none'
+  dense: experts_base.Experts | None = None
+  mesh: jax.sharding.Mesh | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BLD, mask_BL=None, carry=(), *, train: bool):
+    """Runs the layer.
+
+    Args:
+      x_BLD: tokens, any float dtype.
+      mask_BL: bool, False on padding, which no expert sees; None is no padding.
+      carry: what the previous MoE layer returned, leaves [B, L, ...]; ().
+      train: capacity factor and noise of training.
+
+    Returns:
+      y_BLD in `dtype`, the carry for the next MoE layer, and MoEAux, summed
+      over the whole batch.
+
+    Raises:
+      ValueError: group_size does not divide the tokens of a device (with the
+        sizes that do), or methods that do not fit the number of experts.
+    """
+    B, L, D = x_BLD.shape
+    E = self.num_experts
+    mesh = self.mesh or mesh_lib.single()
+    self.router.check(E)
+    mask_BL = jnp.ones((B, L), bool) if mask_BL is None else mask_BL
+    factor = self.capacity_factor if train else self.eval_capacity_factor
+    axes = axes_lib.make(mesh.shape)
+    batch = axes.batch
+    if B % axes.size(batch):
+      if not self.is_initializing():
+        raise ValueError(
+          f'batch {B} is not divisible by the {axes.size(batch)} devices of '
+          f'the batch axes {batch}'
+        )
+      batch = ()
+    T = group_size(self.group_size, B * L // axes.size(batch), factor)
+
+    w_router = self.param('router', self._init_router, D)
+    w_experts = self.param('experts', self._init_experts, D)
+    states = {}
+    if balancing.init_states(self.balance, E):
+      states = self.variable(
+        'balance', 'state', balancing.init_states, self.balance, E
+      ).value
+    bias_E = balancing.selection_bias(self.balance, states, E)
+    key = None
+    if train and self.has_rng('router'):
+      key = self.make_rng('router')
+
+    region = functools.partial(
+      self._region, T=T, factor=factor, axes=axes, batch=batch, train=train
+    )
+    tokens = rules.spec(('batch',), mesh.shape) if batch else P()
+    weights = {k: rules.spec(v, mesh.shape) for k, v in self._axes().items()}
+    y_BLD, carry, aux = jax.shard_map(
+      region,
+      mesh=mesh,
+      in_specs=(tokens, tokens, tokens, P(), weights, P(), P()),
+      out_specs=(tokens, tokens, P()),
+    )(x_BLD.astype(self.dtype), mask_BL, carry, w_router, w_experts, bias_E, key)
+
+    if self.dense_branch != 'none':
+      y_BLD += self._dense_branch(x_BLD)
+    return y_BLD, carry, aux
+
+  def _axes(self):
+    return self.experts.axes
+
+  def _init_router(self, key, D):
+    return self.router.init(key, self.num_experts, D)
+
+  def _init_experts(self, key, D):
+    params = self.experts.init(key, self.num_experts, D)
+    return {
+      k: nn.LogicallyPartitioned(v, self._axes()[k]) for k, v in params.items()
+    }
+
+  def _region(
+    self, x_BLD, mask_BL, carry, w_router, w_experts, bias_E, key,
+    *, T, factor, axes, batch, train
+  ):  # fmt: skip
+    """One device's share: whole groups of local tokens, local experts."""
+    B, L, D = x_BLD.shape
+    E, G = self.num_experts, B * L // T
+    grouped = lambda v: v.reshape(G, T, *v.shape[2:])
+    x_GTD, mask_GT = grouped(x_BLD), grouped(mask_BL)
+
+    with jax.named_scope('router'):
+      ctx = types.Context(
+        key=None,
+        mask_T=mask_GT,
+        selection_bias_E=bias_E,
+        carry=jax.tree.map(grouped, carry),
+        train=train,
+      )
+      over = types.Context(
+        key=None, mask_T=0, selection_bias_E=None, carry=0, train=train
+      )
+      if key is not None:
+        # Noise follows the group's place in the batch, never the device.
+        group_G = collectives.index(batch) * G + jnp.arange(G)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, group_G)
+        ctx, over = ctx.replace(key=keys), over.replace(key=0)
+      r = jax.vmap(self.router, (None, 0, over))(w_router, x_GTD, ctx)
+
+    with jax.named_scope('seating'):
+      C = dispatching.capacity(factor, r.token_N.shape[1], E, T)
+      seat = functools.partial(dispatching.seat, capacity_E=(C,) * E)
+      seated = jax.vmap(seat)(r)
+
+    w_experts = {
+      k: collectives.all_gather(
+        v.astype(self.dtype),
+        axes.fsdp if 'embed' in self._axes()[k] else (),
+        dim=(*self._axes()[k], 'embed').index('embed'),
+        name='fsdp_gather',
+      )
+      for k, v in w_experts.items()
+    }
+    # One sum over the model axis in the backward pass, on tokens, not on rows.
+    x_GTD = compat.device_varying(x_GTD, batch + axes.model)
+    y_GTD, cause_GN = self.dispatch(
+      self.experts, w_experts, x_GTD, seated, axes
+    )
+    y_GTD = collectives.psum(y_GTD, axes.model, name='model_sum')
+
+    with jax.named_scope('balancing'):
+      loss, losses, stats = balancing.evaluate(
+        self.balance, r, mask_GT, B, batch
+      )
+      sums = balancing.Sums(r, mask_GT, 1)
+      real = jnp.float32(1), jnp.float32(0)
+      if r.probs_TE is not None:
+        p = r.probs_TE
+        entropy_GT = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
+        real = sums.count()[0], sums.tokens(entropy_GT)[0]
+      cause = jnp.stack([(cause_GN == c).sum() for c in range(len(types.CAUSES))])
+      load_E, cause, real = collectives.psum(
+        (sums.load()[0], cause.astype(jnp.int32), real), batch, name='moe_stats'
+      )
+      entropy = real[1] / jnp.maximum(real[0], 1)
+    aux = types.MoEAux(loss, losses, stats, load_E, cause, entropy)
+    carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
+    return y_GTD.reshape(B, L, D), carry, aux
+
+  def _dense_branch(self, x_BLD):
+    if self.dense_branch not in BRANCHES:
+      raise ValueError(
+        f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
+      )
+    y_BLD = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')(x_BLD)
+    if self.dense_branch == 'gated':
+      init = nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+      w_D1 = self.param('dense_gate', init, (x_BLD.shape[-1], 1), jnp.float32)
+      gate = jax.nn.sigmoid(x_BLD.astype(jnp.float32) @ w_D1)
+      y_BLD *= gate.astype(self.dtype)
+    return y_BLD
+
+
+def group_size(size: int, tokens: int, factor: float | None) -> int:
+  """The group size to use for this many tokens of a device.
+
+  Dropless routing has no groups to speak of, and takes any divisor; with a
+  capacity the size is part of the method and must fit.
+
+  Raises:
+    ValueError: names the sizes that fit.
+  """
+  if tokens % size == 0:
+    return size
+  sizes = [n for n in range(1, tokens + 1) if tokens % n == 0]
+  if factor is None:
+    return max(n for n in sizes if n <= size)
+  near = sorted(sizes, key=lambda n: abs(n - size))[:6]
+  raise ValueError(
+    f'moe.group_size={size} does not divide the {tokens} tokens of a device; '
+    f'sizes that do, nearest first: {", ".join(map(str, near))}'
+  )

@@ -1,0 +1,24 @@
+"""What differs between jax 0.7.2 and today, in one place."""
+
+import jax
+
+
+def varying(x: jax.Array) -> frozenset[str]:
+  """The mesh axes over which `x` may differ, inside `jax.shard_map`."""
+  t = jax.typeof(x)
+  return frozenset(t.vma if hasattr(t, 'vma') else t.manual_axis_type.varying)
+
+
+def device_varying(x: jax.Array, axes) -> jax.Array:
+  """Marks `x` as varying over `axes` too.
+
+  The transpose sums the cotangent over the axes that are new. Needed before a
+  `custom_vjp`, whose backward pass must return cotangents of the very type of
+  its arguments.
+  """
+  new = tuple(a for a in axes if a not in varying(x))
+  if not new:
+    return x
+  if hasattr(jax.lax, 'pcast'):
+    return jax.lax.pcast(x, new, to='varying')
+  return jax.lax.pvary(x, new)

@@ -1,0 +1,98 @@
+"""The four-axis mesh ('data', 'fsdp', 'expert', 'model').
+
+Axes of size 1 are always there, so that one device and a thousand run the same
+code. Sequence and pipeline parallelism are out of scope.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+
+from moe_jax import registry
+from moe_jax.parallel.axes import MESH_AXES
+
+
+def exact(data: int = 1, fsdp: int = 1, expert: int = 1, model: int = 1):
+  """These sizes; all of the devices must be used."""
+  return dict(data=data, fsdp=fsdp, expert=expert, model=model)
+
+
+def _auto(num_devices: int, num_experts: int):
+  def auto(fsdp: int = 1, expert: int = num_experts, model: int = 1):
+    """Wishes, each cut to what divides the devices left; data gets the rest."""
+    shape, left = {}, num_devices
+    for name, wish in (('model', model), ('expert', expert), ('fsdp', fsdp)):
+      if wish < 1:
+        raise ValueError(f'mesh: {name}={wish} must be at least 1')
+      shape[name] = math.gcd(wish, left)
+      left //= shape[name]
+    # An expert axis must divide the experts as well as the devices.
+    while num_experts % shape['expert']:
+      smaller = math.gcd(shape['expert'], num_experts)
+      left *= shape['expert'] // smaller
+      shape['expert'] = smaller
+    return exact(data=left, **shape)
+
+  return auto
+
+
+def shape(spec: str, num_devices: int, num_experts: int = 1) -> dict[str, int]:
+  """Axis sizes from a call string.
+
+  Args:
+    spec: `'auto'`, which fits the devices found (expert parallelism as wide as
+      the experts and the devices allow, the rest data), `'auto(expert=4)'` with
+      wishes that are cut down where there are fewer devices, or
+      `'exact(data=2, expert=4)'`.
+    num_devices: devices to fit.
+    num_experts: experts of the model; 1 for a dense one.
+
+  Raises:
+    ValueError: exact sizes that are not the devices found, or an expert axis
+      that does not divide the experts.
+  """
+  table = {'exact': exact, 'auto': _auto(num_devices, num_experts)}
+  sizes = registry.call(spec, table, 'mesh')
+  for name, n in sizes.items():
+    if not isinstance(n, int) or n < 1:
+      raise ValueError(f'mesh: {name}={n!r} must be a whole number from 1')
+  if math.prod(sizes.values()) != num_devices:
+    raise ValueError(
+      f'mesh {spec!r} needs {math.prod(sizes.values())} devices, found '
+      f"{num_devices}; 'auto' fits what is found"
+    )
+  if num_experts % sizes['expert']:
+    valid = [
+      n
+      for n in range(1, num_devices + 1)
+      if num_devices % n == 0 and num_experts % n == 0
+    ]
+    raise ValueError(
+      f'num_experts={num_experts} is not divisible by the expert axis of size '
+      f'{sizes["expert"]}; sizes that do: {valid}'
+    )
+  return sizes
+
+
+def make(sizes: dict[str, int], devices: Sequence | None = None):
+  """A `jax.sharding.Mesh` of these axis sizes over `devices` (default all).
+
+  Axis types are Auto explicitly: from jax 0.8 on the default is Explicit, under
+  which a spec that differs from an argument's sharding raises.
+  """
+  dims = tuple(sizes[a] for a in MESH_AXES)
+  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(dims, MESH_AXES, axis_types=auto, devices=devices)
+
+
+def single(device=None):
+  """The mesh of one device: the default of layers used on their own."""
+  devices = [device] if device is not None else jax.devices()[:1]
+  return make(exact(), devices)
+
+
+def describe(sizes: dict[str, int]) -> str:
+  """`'data=2 expert=4'`: the axes with more than one device."""
+  real = [f'{k}={v}' for k, v in sizes.items() if v > 1]
+  return ' '.join(real) or 'one device'
