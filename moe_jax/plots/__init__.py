@@ -1,1 +1,5 @@
-"""Figures from records; one function a figure."""
+"""Figures, tables and pages drawn from the records that a run leaves.
+
+Reads `config.json`, `metrics.jsonl` and `summary.json` of a workdir and nothing
+else: no JAX, no model, no checkpoint.
+"""

@@ -1,0 +1,116 @@
+"""Runs a program so that a mistake of the user's costs one line, not a page.
+
+A wrong flag, config field, value or path ends the program with `error: ...` on
+stderr and exit code 1. Whatever else goes wrong keeps its traceback: it is a
+defect of the program, or of a library under it.
+"""
+
+import dis
+import re
+import sys
+import traceback
+from collections.abc import Callable
+
+from absl import app, flags
+
+_OURS = ('__main__', 'configs', 'experiments', 'moe_jax')
+_HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+  """`app.run(main)` for a program that takes flags and no other arguments.
+
+  `--help` prints the main module's docstring and flags, and exits with 0. The
+  user's mistakes are paths that are missing or forbidden, and ValueErrors that
+  this repository's code raised on purpose.
+  """
+
+  def guarded(argv):
+    if len(argv) > 1:
+      _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
+    try:
+      return main(argv)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
+      _fail(_last_line(e))
+    except ValueError as e:
+      if not _raised_by_us(e):
+        raise
+      _fail(str(e))
+    except OSError as e:
+      # ml_collections keeps a config file's failure until the config is used.
+      if 'Failed loading config file' not in str(e):
+        raise
+      _fail(_last_line(e))
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  if any(a in _HELP for a in argv[1:]):
+    # Not absl's own, which ends a call for help with exit code 1.
+    app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as e:
+    flag, in_config, _ = str(e).partition(': Error whilst parsing config file')
+    if not in_config:
+      missing = re.search(r'Flag (--\w+) must have a value', flag)
+      flag = f'{missing[1]} is required' if missing else flag.rstrip('.')
+      _fail(f'{flag}; --help lists the flags')
+    # ml_collections hands on the traceback of `get_config` as text.
+    kind, _, said = _last_line(e).partition(': ')
+    if kind != 'ValueError':
+      raise
+    _fail(f'{flag}: {said}')
+  except (AttributeError, KeyError) as e:
+    # The answer to an override of a field that does not exist; the same errors
+    # out of a config file are its defects.
+    if any(m.endswith('_config') for m in _modules(e)):
+      raise
+    while isinstance(e.args[0], Exception):  # AttributeError(KeyError(...))
+      e = e.args[0]
+    _fail(_unknown_field(str(e.args[0]), argv))
+  except OSError as e:
+    _fail(_last_line(e))
+
+
+def _unknown_field(said: str, argv: list[str]) -> str:
+  # ml_collections names the field and its neighbour, but not the flag.
+  found = re.search(r"^'(\w+)'|to lookup: ([\w.]+)$", said)
+  if not found:
+    return said
+  field = found[1] or found[2]
+  given = [a for a in argv if re.match(rf'--?\w+\.([\w.]+\.)?{field}\b', a)]
+  near = re.search(r'Did you mean "(\w+)"', said)
+  return (
+    (f'{given[0]}: ' if given else '')
+    + f'the config has no field {field!r}'
+    + (f'; did you mean {near[1]!r}?' if near else '')
+  )
+
+
+def _raised_by_us(error: Exception) -> bool:
+  # The frame must also stand at a `raise`: JAX cuts its own frames out, so that
+  # its errors seem to come from the line that called it.
+  at = error.__traceback__
+  while at.tb_next:
+    at = at.tb_next
+  opcode = at.tb_frame.f_code.co_code[at.tb_lasti]
+  raises = opcode == dis.opmap['RAISE_VARARGS']
+  return raises and _modules(error)[-1].split('.')[0] in _OURS
+
+
+def _modules(error: Exception) -> list[str]:
+  """The modules of the traceback, the raising one last."""
+  frames = traceback.walk_tb(error.__traceback__)
+  return [f.f_globals.get('__name__', '') for f, _ in frames]
+
+
+def _last_line(error: Exception) -> str:
+  line = str(error).strip().splitlines()[-1]
+  return re.sub(r'^\s*\[Errno \d+\] ', '', line)
+
+
+def _fail(message: str) -> None:
+  print(f'error: {" ".join(message.split())}', file=sys.stderr)
+  sys.exit(1)

@@ -1,0 +1,69 @@
+"""Trains a language model from a config, and resumes what is in the workdir.
+
+  python -m experiments.train --config=configs/quickstart.py --workdir=/tmp/run
+  python -m experiments.train --config=configs/quickstart.py:dense \\
+      --config.train.steps=100 --workdir=/tmp/dense
+
+Writes config.json, metrics.jsonl, summary.json, report.html, checkpoints and
+TensorBoard events to the workdir and ends with a table of validation bits per
+byte. A second start resumes; another config in the same workdir is refused
+unless --restart or --allow says otherwise.
+"""
+
+import os
+
+import jax
+from absl import flags, logging
+from ml_collections import config_flags
+
+from experiments import cli, processes
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Config file, with :arguments; fields by --config.a.b=value.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory for everything that is written.', required=True
+)
+_RESTART = flags.DEFINE_bool(
+  'restart', False, 'Move an earlier run in the workdir to previous_<n>/.'
+)
+_ALLOW = flags.DEFINE_list(
+  'allow', [], 'Fields in which the config may differ from the earlier run.'
+)
+_ALLOW_DOWNLOAD = flags.DEFINE_bool(
+  'allow_download', False, 'Let TFDS download and prepare a missing data set.'
+)
+flags.mark_flag_as_required('config')
+
+
+def main(_: list[str]) -> None:
+  """Trains and shows the table."""
+  config = _CONFIG.value
+  processes.start(config.cpu_devices)
+  # These need the devices to be set up first.
+  from moe_jax.plots import report, tables
+  from moe_jax.training import loop
+
+  logging.set_verbosity(logging.WARNING)
+  workdir = _WORKDIR.value
+  summary = loop.train(
+    config,
+    workdir,
+    restart=_RESTART.value,
+    allow=tuple(_ALLOW.value),
+    allow_download=_ALLOW_DOWNLOAD.value,
+  )
+  if jax.process_index() == 0:
+    page = report.write(workdir)
+    files = {
+      'report': page,
+      'metrics': os.path.join(workdir, 'metrics.jsonl'),
+      'summary': os.path.join(workdir, 'summary.json'),
+      'checkpoints': os.path.join(workdir, 'checkpoints'),
+      'TensorBoard': os.path.join(workdir, 'tensorboard'),
+    }
+    print(f'\n{tables.end_of_run(summary, files)}', end='')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,374 @@
+"""Batches of text: a pure function of (seed, step).
+
+    data = pipeline.load(config.data, cache_dir='/tmp/data')
+    for batch in data.train(seed=0, batch_size=64):
+      ...
+
+The global batch of a step has the same rows in the same order on any number of
+processes and threads; a process gets its contiguous slice. So the state of the
+data is one integer, the step.
+"""
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from moe_jax import registry
+from moe_jax.data import documents as documents_lib
+from moe_jax.data import objectives, sources, streams, tokenizers
+
+DEFAULTS = {
+  'name': 'python_stdlib',
+  'dir': '',
+  'cache': '',
+  'domains': (),
+  'weights': (),
+  'seq_len': 512,
+  'tokenizer': 'bytes()',
+  'objective': 'causal_lm()',
+  'text_field': 'text',
+  'train_split': 'train',
+  'validation_split': 'validation',
+}
+
+
+class Document(NamedTuple):
+  """A validation document."""
+
+  domain: str
+  name: str
+  num_bytes: int
+
+
+def load(
+  config: Mapping[str, Any],
+  *,
+  cache_dir: str,
+  allow_download: bool = False,
+  validation_max_bytes: int = 0,
+) -> 'Data':
+  """Prepares and opens a corpus.
+
+  Args:
+    config: the `data` part of a config; fields and defaults are `DEFAULTS`.
+      `domains` () is all of them; `weights` () gives each domain rows in
+      proportion to its tokens, so that all text is seen equally often.
+      (`cache` is for the caller, who passes `cache_dir`.)
+    cache_dir: where built corpora, indices and tokens are kept.
+    allow_download: lets TFDS download what is not prepared.
+    validation_max_bytes: cap on each domain's validation bytes, 0 for none:
+      whole documents spread over the list, at least one.
+
+  Raises:
+    ValueError: a bad field, or data that is not there; one line says which.
+  """
+  given = dict(config.items() if hasattr(config, 'items') else vars(config))
+  for field in given:
+    if field not in DEFAULTS:
+      raise registry.unknown('field of data', field, DEFAULTS)
+  config = {**DEFAULTS, **given}
+  seq_len = config['seq_len']
+  if not isinstance(seq_len, int) or seq_len < 1:
+    raise ValueError(f'data.seq_len={seq_len!r}: expected an integer above 0')
+  if validation_max_bytes < 0:
+    raise ValueError(
+      f'validation_max_bytes={validation_max_bytes}: expected 0 or more'
+    )
+  tokenizer = tokenizers.build(config['tokenizer'])
+  objective = objectives.build(config['objective'])
+  objective.check(seq_len, len(tokenizer.sentinel_ids))
+  name, data_dir = sources.locate(
+    config['name'],
+    directory=config['dir'],
+    cache_dir=cache_dir,
+    allow_download=allow_download,
+  )
+  opened = []
+  for field in ('train_split', 'validation_split'):
+    split, text_field = config[field], config['text_field']
+    opened.append(
+      documents_lib.open_documents(
+        sources.read(name, data_dir, split, text_field),
+        key=f'{name} {data_dir} {split}',
+        cache_dir=cache_dir,
+        tokenizer=tokenizer,
+        text_field=text_field,
+      )
+    )
+  return Data(
+    *opened,
+    name=name,
+    domains=_tuple(config['domains']),
+    weights=_tuple(config['weights']),
+    seq_len=seq_len,
+    tokenizer=tokenizer,
+    objective=objective,
+    validation_max_bytes=validation_max_bytes,
+  )
+
+
+class Data:
+  """A corpus as batches; made by `load`.
+
+  Batches are dicts of int32 arrays [rows, length], see `objectives`.
+
+  Attributes:
+    tokenizer: see `tokenizers`.
+    domains: names of the domains, in the order of the weights.
+    weights: the share of the training rows of each, summing to 1.
+    documents: the validation documents, by domain.
+    fingerprint: hash of all text read, the tokenizer and the domains: a run
+      that is resumed on other data is told apart by it.
+  """
+
+  def __init__(
+    self,
+    train,
+    validation,
+    *,
+    name,
+    domains,
+    weights,
+    seq_len,
+    tokenizer,
+    objective,
+    validation_max_bytes,
+  ):
+    self._train, self._validation = train, validation
+    self._name, self._seq_len = name, seq_len
+    self.tokenizer, self._objective = tokenizer, objective
+    self.domains = _check_domains(domains, train.domains)
+    of_train, of_validation = (self._members(s) for s in (train, validation))
+    self._of_train = of_train
+    length = objective.window(seq_len)
+    self._streams = [
+      streams.Stream(train, members, length, i)
+      for i, members in enumerate(of_train)
+    ]
+    for d, stream in zip(self.domains, self._streams):
+      if not stream.windows:
+        raise ValueError(
+          f'domain {d!r} has {stream.tokens} training tokens, less than one '
+          f'window of {length}: lower data.seq_len'
+        )
+    weights = _check_weights(weights, self.domains)
+    weights = weights or [s.tokens for s in self._streams]
+    self._shares = streams.shares(weights)
+    self.weights = tuple(w / sum(weights) for w in weights)
+    kept = [
+      _capped(members, validation.bytes_N, validation_max_bytes)
+      for members in of_validation
+    ]
+    self._records_V = np.concatenate(kept)
+    self.documents = [
+      Document(d, validation.name(n), int(validation.bytes_N[n]))
+      for d, members in zip(self.domains, kept)
+      for n in members
+    ]
+    self._rows = self._validation_rows(kept, length)
+    parts = (train.digest, validation.digest, tokenizer.key, *self.domains)
+    self.fingerprint = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+    logging.info('%s', self.describe())
+
+  def train(
+    self,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """This process's slices of the global batches from `start_step` on.
+
+    Args:
+      seed: 0 or more; of the order, the windows and the noise.
+      batch_size: rows of the global batch.
+      start_step: the step of the first batch.
+      process_index: of this process.
+      process_count: processes, which must divide batch_size.
+    """
+    mine = _slice(batch_size, process_index, process_count)
+    _check_counters(seed, start_step)
+    make = lambda step: self._make(seed, [step * batch_size + i for i in mine])
+    return _prefetched(range(start_step, sys.maxsize // batch_size), make)
+
+  def batch(self, *, seed: int, batch_size: int, step: int) -> dict:
+    """The whole global batch of a step."""
+    rows = [step * batch_size + i for i in _slice(batch_size, 0, 1)]
+    _check_counters(seed, step)
+    return self._make(seed, rows)
+
+  def _make(self, seed, rows):
+    examples = []
+    for row in rows:
+      domain, n = streams.place(row, self._shares)
+      example = self._objective.example(
+        self._streams[domain].window(seed, n),
+        seq_len=self._seq_len,
+        tokenizer=self.tokenizer,
+        rng=np.random.default_rng([seed, 1, row]),
+      )
+      del example['document']  # of use in validation only
+      examples.append(example)
+    return _stack(examples)
+
+  def validation(
+    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """All validation documents once, in order, as slices of global batches.
+
+    Rows are windows over a domain's documents laid end to end; a domain's last
+    window and the last batch are padded. `document` [rows, length] says which
+    of `documents` a target belongs to, -1 on padding.
+    """
+    mine = _slice(batch_size, process_index, process_count)
+    make = lambda k: _stack(
+      [self._validation_row(k * batch_size + i) for i in mine]
+    )
+    return _prefetched(range(math.ceil(len(self._rows) / batch_size)), make)
+
+  def _validation_rows(self, kept, length):
+    """(documents of a domain, their first index, ends, start, stop) of rows."""
+    rows, first = [], 0
+    for members in kept:
+      ends = np.cumsum(self._validation.tokens_N[members])
+      total = int(ends[-1])
+      for start in range(0, total, length):
+        stop = min(start + length, total)
+        rows.append((members, first, ends, start, stop))
+      first += len(members)
+    return rows
+
+  def _validation_row(self, row):
+    window = objectives.Window(*np.zeros((2, 0), np.int32))
+    if row < len(self._rows):
+      members, first, ends, start, stop = self._rows[row]
+      window = streams.cut(self._validation, members, ends, start, stop)
+      place = np.searchsorted(members, window.document_N).astype(np.int32)
+      window = window._replace(document_N=first + place)
+    return self._objective.example(
+      window,
+      seq_len=self._seq_len,
+      tokenizer=self.tokenizer,
+      rng=np.random.default_rng([0, 2, row]),  # the same noise at each visit
+    )
+
+  def train_texts(self, domain: str) -> Iterator[bytes]:
+    """The training documents of a domain, as they are stored."""
+    members = self._of_train[self.domains.index(domain)]
+    return (self._train.text(n) for n in members)
+
+  def validation_texts(self) -> Iterator[bytes]:
+    """The bytes of `documents`."""
+    return (self._validation.text(n) for n in self._records_V)
+
+  def describe(self) -> str:
+    """A few lines: sizes of the domains, and tokens lost an epoch."""
+    lines = [f'{self._name}: data {self.fingerprint[:12]}']
+    for i, d in enumerate(self.domains):
+      stream, members = self._streams[i], self._of_train[i]
+      held = [doc.num_bytes for doc in self.documents if doc.domain == d]
+      lines.append(
+        f'  {d}: weight {self.weights[i]:.3f}; train {len(members)} documents, '
+        f'{self._train.bytes_N[members].sum()} bytes, {stream.tokens} tokens '
+        f'({stream.lost} lost an epoch); validation {len(held)} documents, '
+        f'{sum(held)} bytes'
+      )
+    return '\n'.join(lines)
+
+  def _members(self, documents):
+    """The documents of each chosen domain; those without text are left out."""
+    if documents.domains != self._train.domains:
+      raise ValueError(
+        f'domains differ: {self._train.domains} in training, '
+        f'{documents.domains} in validation'
+      )
+    found = []
+    for d in self.domains:
+      of_d = documents.domain_N == documents.domains.index(d)
+      found.append(np.flatnonzero(of_d & (documents.bytes_N > 0)))
+      if not len(found[-1]):
+        which = 'training' if documents is self._train else 'validation'
+        raise ValueError(f'domain {d!r} has no {which} documents')
+    return found
+
+
+def _tuple(value) -> tuple:
+  """A flag for a tuple of one often arrives as the bare value."""
+  return (value,) if isinstance(value, str | int | float) else tuple(value)
+
+
+def _check_domains(domains, valid):
+  for d in domains:
+    if d not in valid:
+      raise registry.unknown('domain', d, valid)
+  if len(set(domains)) < len(domains):
+    raise ValueError(f'data.domains={domains} names a domain twice')
+  return domains or valid
+
+
+def _check_weights(weights, domains) -> list[float]:
+  if weights and len(weights) != len(domains):
+    raise ValueError(
+      f'data.weights={weights} has {len(weights)} weights for '
+      f'{len(domains)} domains: {", ".join(domains)}'
+    )
+  for w in weights:
+    if not (isinstance(w, int | float) and math.isfinite(w) and w >= 0):
+      raise ValueError(
+        f'data.weights={weights}: {w!r} is not a finite number, 0 or more'
+      )
+  if weights and not sum(weights):
+    raise ValueError(f'data.weights={weights}: all are 0')
+  return list(weights)
+
+
+def _capped(members, bytes_N, max_bytes):
+  """Documents spread over the list that hold `max_bytes` at most, or one."""
+  if not max_bytes:
+    return members
+  # Multiples of the golden ratio fill [0, 1) evenly, however many are taken.
+  order = np.argsort(np.arange(len(members)) * 0.6180339887498949 % 1)
+  count = np.searchsorted(
+    np.cumsum(bytes_N[members[order]]), max_bytes, 'right'
+  )
+  return np.sort(members[order[: max(int(count), 1)]])
+
+
+def _check_counters(seed, step):
+  for what, value in (('seed', seed), ('step', step)):
+    if value < 0:
+      raise ValueError(f'{what}={value}: expected 0 or more')
+
+
+def _slice(batch_size, process_index, process_count) -> range:
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(
+      f'batch_size={batch_size} is not divisible by {process_count} processes'
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f'process_index={process_index}: expected 0 to {process_count - 1}'
+    )
+  rows = batch_size // process_count
+  return range(process_index * rows, (process_index + 1) * rows)
+
+
+def _stack(examples: Sequence[dict]) -> dict[str, np.ndarray]:
+  return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+
+
+def _prefetched(numbers: range, make) -> Iterator[dict[str, np.ndarray]]:
+  # Grain imports jax where it is installed; all else here works without.
+  import grain
+
+  # Rows are made in Python: more threads would only fight over the GIL.
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(make)
+  return iter(dataset.to_iter_dataset(options))

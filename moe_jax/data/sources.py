@@ -1,0 +1,101 @@
+"""Where text comes from: TFDS datasets, opened by name for random access."""
+
+import os
+import re
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+
+from moe_jax.data import builders
+
+# name, optional config, optional version; it becomes a path, so no dots alone.
+_NAME = re.compile(r'(\w+)(?:/([\w+-][\w.+-]*))?(?::(\d+\.\d+\.\d+))?')
+_RANDOM_ACCESS = ('array_record', 'parquet')
+
+
+def locate(
+  name: str, *, directory: str, cache_dir: str, allow_download: bool
+) -> tuple[str, str]:
+  """Makes sure that a dataset is on disk.
+
+  Args:
+    name: `'python_stdlib'`, `'text_files'`, or a TFDS name such as
+      `'c4/en:3.1.0'`; without a version, the newest one that is prepared.
+    directory: of the .txt files; for TFDS names the `data_dir` ('' is TFDS's
+      own default). Treat a foreign one as code: its features.json names Python
+      modules, which TFDS imports.
+    cache_dir: where the two local corpora are built.
+    allow_download: lets TFDS download and prepare what is missing.
+
+  Returns:
+    The TFDS name, with its version, and the `data_dir` to read it from.
+
+  Raises:
+    ValueError: not prepared (said at once, and where it looked), prepared in a
+      format that has no random access, or not a dataset name.
+  """
+  if name == 'python_stdlib':
+    return builders.python_stdlib(cache_dir)
+  if name == 'text_files':
+    return builders.from_text_files(directory, cache_dir)
+  match = _NAME.fullmatch(name)
+  if not match:
+    raise ValueError(
+      f"data.name={name!r}: expected 'python_stdlib', 'text_files' or a TFDS "
+      f"name such as 'c4/en:3.1.0'"
+    )
+  base = '/'.join(part for part in match.groups()[:2] if part)
+  root = os.path.expanduser(directory or str(tfds.core.constants.DATA_DIR))
+  version = match[3] or _newest(os.path.join(root, base))
+  if not version or not _has_info(os.path.join(root, base, version)):
+    if not allow_download:
+      raise ValueError(
+        f'{name!r} is not prepared under {root!r}: prepare it with '
+        f'`tfds build {name} --file_format=array_record --data_dir={root}`, '
+        f'name its data_dir in data.dir, or pass --allow_download'
+      )
+    builder = tfds.builder(name, data_dir=root, file_format='array_record')
+    builder.download_and_prepare()
+    version = str(builder.version)
+    base = '/'.join(builder.info.full_name.split('/')[:-1])
+  return f'{base}:{version}', root
+
+
+def _newest(path: str) -> str:
+  """The highest version prepared under `path`, or ''."""
+  names = os.listdir(path) if os.path.isdir(path) else []
+  found = [n for n in names if re.fullmatch(r'\d+\.\d+\.\d+', n)]
+  return max(found, key=lambda n: [int(i) for i in n.split('.')], default='')
+
+
+def _has_info(path: str) -> bool:
+  return os.path.exists(os.path.join(path, 'dataset_info.json'))
+
+
+def read(name: str, data_dir: str, split: str, text_field: str) -> Sequence:
+  """Opens a split of what `locate` returned. A record is a dict of features.
+
+  TFDS reads the features from the prepared directory where the name has a
+  version, so the class that wrote it is not needed.
+
+  Raises:
+    ValueError: no such split or text field, or no random access.
+  """
+  base, version = name.split(':')
+  path = os.path.join(data_dir, base, version)
+  info = tfds.builder_from_directory(path).info
+  if info.file_format.value not in _RANDOM_ACCESS:
+    raise ValueError(
+      f'{path!r} holds {info.file_format.value} files, which have no random '
+      f'access; prepare it with file_format=array_record'
+    )
+  if re.split(r'[\[+]', split)[0] not in info.splits:
+    raise ValueError(
+      f'{name!r} has no split {split!r}; it has {", ".join(info.splits)}'
+    )
+  if text_field not in info.features:
+    raise ValueError(
+      f'{name!r} has no feature {text_field!r} (data.text_field); it has '
+      f'{", ".join(info.features)}'
+    )
+  return tfds.data_source(name, data_dir=data_dir, split=split, download=False)

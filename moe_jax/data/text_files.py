@@ -1,0 +1,75 @@
+"""A folder of .txt files as text, one domain a file.
+
+Where a file has blank lines, its documents are the blocks between them; where
+it has none, chunks of about `CHUNK` bytes that end at line ends. Bytes are kept
+as they are, UTF-8 or not.
+"""
+
+import hashlib
+import os
+import pathlib
+import re
+
+from absl import logging
+
+from moe_jax.data import splitting
+
+CHUNK = 2048  # bytes
+VALIDATION = 0.07
+_BLANK = re.compile(rb'\r?\n(?:[ \t\r\f]*\n)+')
+
+
+def files(directory: str) -> dict[str, bytes]:
+  """The bytes of each file of a folder by domain, its name less `.txt`.
+
+  Raises:
+    ValueError: no such folder, no .txt file in it, or one without text.
+  """
+  if not directory or not os.path.isdir(directory):
+    raise ValueError(f'data.dir={directory!r} is not a directory')
+  paths = sorted(pathlib.Path(directory).glob('*.txt'))
+  if not paths:
+    raise ValueError(f'no .txt file in data.dir={directory!r}')
+  found = {p.stem: p.read_bytes() for p in paths}
+  for path in paths:
+    if not found[path.stem].strip():
+      raise ValueError(f'{path} has no text in it')
+  odd = [domain for domain, text in found.items() if not is_utf8(text)]
+  if odd:
+    logging.warning(
+      '%d of %d files of %s are not UTF-8; their bytes are kept: %s',
+      *(len(odd), len(found), directory, ', '.join(odd)),
+    )
+  return found
+
+
+def is_utf8(text: bytes) -> bool:
+  try:
+    text.decode()
+  except UnicodeDecodeError:
+    return False
+  return True
+
+
+def documents(found: dict[str, bytes]) -> list[splitting.Example]:
+  """The documents of all files; equal ones fall in the same split."""
+  return [
+    splitting.Example(
+      domain, f'{domain}/{i}', text, key=hashlib.sha256(text).hexdigest()
+    )
+    for domain, whole in found.items()
+    for i, text in enumerate(cut(whole))
+  ]
+
+
+def cut(text: bytes) -> list[bytes]:
+  """The documents of a file, in order, none of them blank."""
+  blocks = [b for b in _BLANK.split(text) if b.strip()]
+  if len(blocks) > 1:
+    return blocks
+  chunks = [b'']
+  for line in text.splitlines(keepends=True):
+    if len(chunks[-1]) + len(line) > CHUNK and chunks[-1]:
+      chunks.append(b'')
+    chunks[-1] += line
+  return [c for c in chunks if c.strip()]

@@ -1,0 +1,104 @@
+"""Multi-head attention: self, causal self with a cache, and cross."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe_jax.layers import embeddings, norms
+from moe_jax.parallel import rules
+
+
+class Attention(nn.Module):
+  """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+  Attributes:
+    num_heads, d_head: H, J.
+    rope: rotate queries and keys by position.
+    qk_norm: RMS-normalise queries and keys a head, before the rotation.
+    scaled: divide the products by sqrt(J); T5 does not, and starts its query
+      projection smaller by that factor instead.
+    init_scale: variance factor of the projections.
+    cache_length: S > 0 keeps keys and values of that many positions in the
+      'cache' collection and appends this call's.
+    mesh, dtype: as everywhere.
+  """
+
+  num_heads: int
+  d_head: int
+  rope: bool = True
+  qk_norm: bool = False
+  scaled: bool = True
+  init_scale: float = 1.0
+  cache_length: int = 0
+  mesh: Any = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x_BLD, y_BSD, mask_BLS, position_BL=None, bias_BHLS=None
+  ):
+    """Attends from `x` to `y` (the same array for self-attention).
+
+    Args:
+      x_BLD, y_BSD: queries' and keys' inputs.
+      mask_BLS: bool, who may look where; with a cache, S is its length.
+      position_BL: of the queries, for RoPE.
+      bias_BHLS: f32, added to the products.
+
+    Returns:
+      [B, L, D] in `dtype`.
+    """
+    D, H, J = x_BLD.shape[-1], self.num_heads, self.d_head
+    shrink = 1.0 if self.scaled else 1.0 / J
+    project = lambda name, v, scale=1.0: jnp.einsum(
+      'bld,dhj->blhj',
+      v.astype(self.dtype),
+      self._kernel(name, (D, H, J), ('embed', 'heads', None), D, scale),
+    )
+    q_BLHJ = project('query', x_BLD, shrink)
+    k_BSHJ, v_BSHJ = project('key', y_BSD), project('value', y_BSD)
+    if self.qk_norm:
+      q_BLHJ = norms.RMSNorm(self.dtype, name='query_norm')(q_BLHJ)
+      k_BSHJ = norms.RMSNorm(self.dtype, name='key_norm')(k_BSHJ)
+    if self.rope:
+      q_BLHJ = embeddings.rotate(q_BLHJ, position_BL)
+      k_BSHJ = embeddings.rotate(k_BSHJ, position_BL)
+    if self.cache_length:
+      k_BSHJ, v_BSHJ = self._append(k_BSHJ, v_BSHJ)
+    heads = ('batch', None, 'heads', None)
+    q_BLHJ, k_BSHJ, v_BSHJ = (
+      rules.constrain(v, heads, self.mesh) for v in (q_BLHJ, k_BSHJ, v_BSHJ)
+    )
+    out_BLHJ = jax.nn.dot_product_attention(
+      q_BLHJ,
+      k_BSHJ,
+      v_BSHJ,
+      bias=None if bias_BHLS is None else bias_BHLS.astype(self.dtype),
+      mask=mask_BLS[:, None],
+      scale=J**-0.5 if self.scaled else 1.0,
+    )
+    wo_HJD = self._kernel('out', (H, J, D), ('heads', None, 'embed'), H * J)
+    out_BLD = jnp.einsum('blhj,hjd->bld', out_BLHJ, wo_HJD)
+    return rules.constrain(out_BLD, ('batch', None, None), self.mesh)
+
+  def _kernel(self, name, shape, axes, fan_in, scale=1.0):
+    std = (self.init_scale * scale / fan_in) ** 0.5
+    # Truncation at two sigma leaves 0.8796 of the deviation.
+    init = nn.initializers.truncated_normal(std / 0.87962566103423978)
+    init = nn.with_logical_partitioning(init, axes)
+    return self.param(name, init, shape, jnp.float32).astype(self.dtype)
+
+  def _append(self, k_BLHJ, v_BLHJ):
+    B, L, H, J = k_BLHJ.shape
+    zeros = lambda: jnp.zeros((B, self.cache_length, H, J), self.dtype)
+    key = self.variable('cache', 'key', zeros)
+    value = self.variable('cache', 'value', zeros)
+    end = self.variable('cache', 'end', lambda: jnp.int32(0))
+    if not self.is_initializing():
+      at = (0, end.value, 0, 0)
+      key.value = jax.lax.dynamic_update_slice(key.value, k_BLHJ, at)
+      value.value = jax.lax.dynamic_update_slice(value.value, v_BLHJ, at)
+      end.value += L
+    return key.value, value.value

@@ -1,0 +1,108 @@
+"""Token embedding and output head, tied or not; rotary positions."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Embedding(nn.Module):
+  """Token table [V, D] and logits.
+
+  Attributes:
+    vocab_size: V.
+    d_model: D.
+    tied: logits are products with the token table (scaled by D^-1/2, as in T5,
+      since its entries have unit variance); else with a head of their own.
+    dtype: of the embeddings; logits are float32.
+  """
+
+  vocab_size: int
+  d_model: int
+  tied: bool = True
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    boxed = nn.with_logical_partitioning
+    V, D = self.vocab_size, self.d_model
+    self.table = self.param(
+      'table', boxed(nn.initializers.normal(1.0), ('vocab', 'embed')), (V, D)
+    )
+    if not self.tied:
+      init = nn.initializers.variance_scaling(1, 'fan_in', 'truncated_normal')
+      self.head = self.param('head', boxed(init, ('embed', 'vocab')), (D, V))
+
+  def __call__(self, ids_BL):
+    """int32 ids [B, L] -> embeddings [B, L, D]."""
+    return self.table.astype(self.dtype)[ids_BL]
+
+  def logits(self, x_BLD):
+    """[B, L, D] -> float32 [B, L, V]; products in `dtype`, sums in float32."""
+    if self.tied:
+      weight_DV = self.table.T * self.d_model**-0.5
+    else:
+      weight_DV = self.head
+    return jnp.einsum(
+      'bld,dv->blv',
+      x_BLD.astype(self.dtype),
+      weight_DV.astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+
+def rotate(x_BLHJ: jax.Array, position_BL: jax.Array, base: float = 10_000.0):
+  """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, section 3.4).
+
+  Pairs are (j, j + J/2), angle position * base^(-2j/J); float32 inside.
+  """
+  J = x_BLHJ.shape[-1]
+  frequency = base ** (-jnp.arange(0, J, 2, dtype=jnp.float32) / J)
+  angle = position_BL[..., None, None].astype(jnp.float32) * frequency
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x_BLHJ.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return out.astype(x_BLHJ.dtype)
+
+
+class RelativeBias(nn.Module):
+  """T5's relative position bias: one scalar a head and distance bucket.
+
+  Raffel et al. 2020, arXiv:1910.10683, section 2.1: half of the buckets are
+  exact distances, the rest logarithmic up to `max_distance`; shared by the
+  layers of a stack. Bidirectional stacks give each sign half of the buckets.
+  """
+
+  num_heads: int
+  bidirectional: bool
+  num_buckets: int = 32
+  max_distance: int = 128
+
+  @nn.compact
+  def __call__(self, query_BL, key_BS):
+    """Positions [B, L] and [B, S] -> float32 bias [B, H, L, S]."""
+    table_NH = self.param(
+      'table',
+      nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, 'heads')),
+      (self.num_buckets, self.num_heads),
+    )
+    distance_BLS = key_BS[:, None] - query_BL[:, :, None]
+    bias_BLSH = table_NH[self._bucket(distance_BLS)]
+    return jnp.moveaxis(bias_BLSH, -1, 1)
+
+  def _bucket(self, distance):
+    buckets, first = self.num_buckets, 0
+    if self.bidirectional:
+      buckets //= 2
+      first = jnp.where(distance > 0, buckets, 0)
+      distance = jnp.abs(distance)
+    else:
+      distance = jnp.maximum(-distance, 0)
+    exact = buckets // 2
+    # The floor of 1 only keeps the log finite where the exact bucket is taken.
+    ratio = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(
+      self.max_distance / exact
+    )
+    far = exact + (ratio * (buckets - exact)).astype(jnp.int32)
+    far = jnp.minimum(far, buckets - 1)
+    return first + jnp.where(distance < exact, distance, far)

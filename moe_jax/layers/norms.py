@@ -1,0 +1,25 @@
+"""Root-mean-square normalisation."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale, in float32 (Zhang & Sennrich 2019, arXiv:1910.07467).
+
+  No mean, no bias, as in T5's layer norm.
+  """
+
+  dtype: Any = jnp.float32
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x):
+    """Normalises the last axis; returns `dtype`."""
+    scale = self.param('scale', nn.initializers.ones, x.shape[-1:], jnp.float32)
+    x = x.astype(jnp.float32)
+    rms = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
+    return (x * rms * scale).astype(self.dtype)

@@ -1,0 +1,50 @@
+"""Decoder-only Transformer language model."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from moe_jax.layers import embeddings
+from moe_jax.models import stack
+
+
+class Decoder(nn.Module):
+  """Embedding, causal stack, logits.
+
+  Attributes:
+    vocab_size: V.
+    stack_config: of the stack; causal.
+    tied_head: logits by the embedding table.
+    cache_length: S > 0 for generation with a cache of S positions.
+  """
+
+  vocab_size: int
+  stack_config: stack.StackConfig
+  tied_head: bool = True
+  cache_length: int = 0
+
+  @nn.compact
+  def __call__(self, batch: dict[str, Any], *, train: bool):
+    """Next-token logits.
+
+    Args:
+      batch: int32 'inputs', 'positions', 'segments' [B, L]; segment 0 is
+        padding.
+      train: as in stack.Stack.
+
+    Returns:
+      float32 logits [B, L, V], and {'decoder': MoEAux by module}.
+    """
+    c = self.stack_config
+    embed = embeddings.Embedding(
+      self.vocab_size, c.d_model, self.tied_head, c.dtype, name='embedding'
+    )
+    x_BLD, aux = stack.Stack(c, self.cache_length, name='decoder')(
+      embed(batch['inputs']), batch['positions'], batch['segments'], train=train
+    )
+    return embed.logits(x_BLD), {'decoder': aux}
+
+  @property
+  def stacks(self) -> dict[str, stack.StackConfig]:
+    """The stacks by name, as in the aux."""
+    return {'decoder': self.stack_config}

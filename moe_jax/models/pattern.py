@@ -1,0 +1,82 @@
+"""Which layers are sparse, and the period that a stack scans over."""
+
+import dataclasses
+import re
+
+from moe_jax import registry
+
+
+def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
+  """Whether each layer has an MoE in place of its FFN.
+
+  Args:
+    spec: 'none'; 'all'; 'every_n', the last of each n layers (0-based index l
+      with l mod n = n - 1, as flaxformer's MIXED layout; Hugging Face's
+      Switch takes l mod n = 1, the same for n = 2 alone); or a tuple of 0-based
+      layer indices.
+    num_layers: layers of the stack.
+
+  Raises:
+    ValueError: another form, an index out of range, or no sparse layer at all
+      from a spec that promises some.
+  """
+  if isinstance(spec, tuple | list):
+    bad = [i for i in spec if not isinstance(i, int) or not 0 <= i < num_layers]
+    if bad:
+      raise ValueError(
+        f'moe.layers={tuple(spec)}: {bad[0]!r} is no layer; valid: 0 to '
+        f'{num_layers - 1}'
+      )
+    return tuple(i in spec for i in range(num_layers))
+  if spec in ('none', 'all'):
+    return (spec == 'all',) * num_layers
+  match = re.fullmatch(r'every_([1-9]\d*)', str(spec))
+  if not match:
+    raise registry.unknown(
+      'moe.layers', str(spec), ['none', 'all', 'every_2', 'every_4', '(1, 3)']
+    )
+  n = int(match[1])
+  if n > num_layers:
+    raise ValueError(
+      f'moe.layers={spec!r} makes none of {num_layers} layers sparse'
+    )
+  return tuple(i % n == n - 1 for i in range(num_layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Layers as prefix, `repeats` times `period`, suffix; kinds are bools."""
+
+  prefix: tuple[bool, ...]
+  period: tuple[bool, ...]
+  repeats: int
+  suffix: tuple[bool, ...]
+
+
+def split(sparse: tuple[bool, ...]) -> Split:
+  """The repetition that covers most layers; of equal ones the shortest."""
+  n = len(sparse)
+  best = Split(sparse, (), 0, ())
+  covered = 0
+  for p in range(1, n // 2 + 1):
+    for start in range(n - 2 * p + 1):
+      period, repeats = sparse[start : start + p], 1
+      while sparse[start + repeats * p :][:p] == period:
+        repeats += 1
+      if repeats > 1 and repeats * p > covered:
+        covered = repeats * p
+        best = Split(sparse[:start], period, repeats, sparse[start + covered :])
+  return best
+
+
+def layer_names(sparse: tuple[bool, ...]) -> list[tuple[str, str | None, int]]:
+  """Where each layer's parameters are: (module, block in a period, repeat).
+
+  Blocks outside the period are ('prefix_0', None, 0), those inside
+  ('period', 'block_1', r), whose arrays have a leading axis of repeats.
+  """
+  s = split(sparse)
+  names = [(f'prefix_{i}', None, 0) for i in range(len(s.prefix))]
+  for r in range(s.repeats):
+    names += [('period', f'block_{i}', r) for i in range(len(s.period))]
+  return names + [(f'suffix_{i}', None, 0) for i in range(len(s.suffix))]

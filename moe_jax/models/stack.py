@@ -1,0 +1,278 @@
+"""A stack of Transformer blocks, scanned over its repeating period."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe_jax.experts import base as experts_base
+from moe_jax.layers import attention, embeddings, mlp, norms
+from moe_jax.models import pattern
+from moe_jax.parallel import collectives, rules
+
+REMAT = ('none', 'full', 'dots', 'dispatch')
+STACKING = ('none', 'before', 'after', 'parallel')
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+  """What the blocks of a stack have in common.
+
+  Attributes:
+    num_layers, d_model, num_heads, d_head: sizes.
+    sparse: by layer, whether its FFN is an MoE.
+    ffn: kind of the dense FFNs.
+    moe: makes the MoE layer (`functools.partial(moe.MoE, ...)`), or None.
+    extra_ffn: in sparse layers, a dense FFN sub-layer with its own norm and
+      residual 'before' or 'after' the MoE (ST-MoE, arXiv:2202.08906, appendix
+      C) or in 'parallel' to it, from the same residual (Arctic); 'none'.
+    positions: 'rope' or 'relative' (T5's, without scaled products).
+    qk_norm: as in attention.Attention.
+    causal: no token sees a later one.
+    cross: blocks attend to an encoder's output.
+    dropout: rate after every sub-layer, and on the input, as in T5.
+    init_scale: variance factor of all kernels.
+    scan: compile one period as a loop; False unrolls it. Parameters have the
+      same layout either way.
+    remat: what backward may reuse: 'none' recomputes nothing, 'full' a whole
+      period, 'dots' all but matrix products, 'dispatch' all but what the
+      all-to-alls brought, so that they do not run again.
+    mesh, dtype: of the computation.
+  """
+
+  num_layers: int
+  d_model: int
+  num_heads: int
+  d_head: int
+  sparse: tuple[bool, ...]
+  ffn: experts_base.Experts
+  moe: Callable[..., nn.Module] | None = None
+  extra_ffn: str = 'none'
+  positions: str = 'rope'
+  qk_norm: bool = False
+  causal: bool = True
+  cross: bool = False
+  dropout: float = 0.0
+  init_scale: float = 1.0
+  scan: bool = True
+  remat: str = 'none'
+  mesh: Any = None
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    for name, valid in (
+      ('remat', REMAT),
+      ('extra_ffn', STACKING),
+      ('positions', ('rope', 'relative')),
+    ):
+      if getattr(self, name) not in valid:
+        raise ValueError(
+          f'{name}={getattr(self, name)!r}; valid: {", ".join(valid)}'
+        )
+
+
+class Block(nn.Module):
+  """Pre-norm attention and FFN (or MoE) sub-layers with residuals."""
+
+  config: StackConfig
+  is_sparse: bool
+  train: bool
+  cache_length: int = 0
+
+  @nn.compact
+  def __call__(self, state, shared):
+    """Carries (x_BLD, MoE carry) through; also returns the MoEAux or ()."""
+    c, (x, carry) = self.config, state
+    norm = lambda name: norms.RMSNorm(c.dtype, name=name)(x)
+    drop = nn.Dropout(c.dropout, deterministic=not self.train)
+    attend = lambda name, rope, cache_length: attention.Attention(
+      c.num_heads,
+      c.d_head,
+      rope,
+      c.qk_norm,
+      scaled=c.positions == 'rope',
+      init_scale=c.init_scale,
+      cache_length=cache_length,
+      mesh=c.mesh,
+      dtype=c.dtype,
+      name=name,
+    )
+    h = norm('attention_norm')
+    attention_ = attend('attention', c.positions == 'rope', self.cache_length)
+    x += drop(
+      attention_(h, h, shared['mask'], shared['positions'], shared['bias'])
+    )
+    if c.cross:
+      h = norm('cross_norm')
+      cross = attend('cross', False, 0)
+      x += drop(cross(h, shared['encoded'], shared['cross_mask']))
+    ffn = lambda name: mlp.FFN(c.ffn, c.mesh, c.dtype, name=name)
+    if not self.is_sparse:
+      x += drop(ffn('ffn')(norm('ffn_norm')))
+      return (x, carry), ()
+    if c.extra_ffn == 'before':
+      x += drop(ffn('extra')(norm('extra_norm')))
+    moe = c.moe(mesh=c.mesh, dtype=c.dtype, name='moe')
+    y, carry, aux = moe(norm('moe_norm'), shared['real'], carry, train=self.train)
+    y = drop(y)
+    if c.extra_ffn == 'parallel':
+      y += drop(ffn('extra')(norm('extra_norm')))
+    x += y
+    if c.extra_ffn == 'after':
+      x += drop(ffn('extra')(norm('extra_norm')))
+    return (x, carry), aux
+
+
+class Period(nn.Module):
+  """The blocks of one period; scanned."""
+
+  config: StackConfig
+  kinds: tuple[bool, ...]
+  train: bool
+  cache_length: int = 0
+
+  @nn.compact
+  def __call__(self, state, shared):
+    aux = {}
+    for i, sparse in enumerate(self.kinds):
+      block = Block(
+        self.config, sparse, self.train, self.cache_length, name=f'block_{i}'
+      )
+      state, a = block(state, shared)
+      if sparse:
+        aux[f'block_{i}'] = a
+    return state, aux
+
+
+class Stack(nn.Module):
+  """Blocks, final norm, and what the blocks share: masks, positions, bias.
+
+  Attributes:
+    config: the stack's.
+    cache_length: S > 0 for decoding with a cache of S positions.
+  """
+
+  config: StackConfig
+  cache_length: int = 0
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BLD,
+    position_BL,
+    segment_BL,
+    *,
+    train: bool,
+    encoded_BSD=None,
+    encoded_segment_BS=None,
+  ):
+    """Runs the stack.
+
+    Args:
+      x_BLD: embeddings.
+      position_BL: int32 positions within their segment.
+      segment_BL: int32, 0 is padding; tokens see their own segment alone. With
+        a cache all tokens are of one segment.
+      train: dropout, router noise, capacity of training.
+      encoded_BSD, encoded_segment_BS: an encoder's output, for cross-attention.
+
+    Returns:
+      [B, L, D] after the final norm, and the MoEAux by module name (leaves of
+      'period' have a leading axis of repeats).
+    """
+    c = self.config
+    real_BL = segment_BL > 0
+    if self.cache_length:
+      S = self.cache_length
+      key_position = jnp.broadcast_to(jnp.arange(S), (x_BLD.shape[0], S))
+      mask_BLS = key_position[:, None] <= position_BL[:, :, None]
+    else:
+      key_position = position_BL
+      mask_BLS = segment_BL[:, :, None] == segment_BL[:, None]
+      if c.causal:
+        L = x_BLD.shape[1]
+        mask_BLS &= jnp.tril(jnp.ones((L, L), bool))
+    shared = {
+      'mask': mask_BLS,
+      'positions': position_BL,
+      'real': real_BL,
+      'bias': None,
+    }
+    if c.positions == 'relative':
+      bias = embeddings.RelativeBias(c.num_heads, not c.causal, name='relative')
+      shared['bias'] = bias(position_BL, key_position)
+    if c.cross:
+      shared['encoded'] = encoded_BSD
+      shared['cross_mask'] = (
+        segment_BL[:, :, None] == encoded_segment_BS[:, None]
+      )
+    drop = nn.Dropout(c.dropout, deterministic=not train)
+    x_BLD = rules.constrain(drop(x_BLD), ('batch', None, None), c.mesh)
+    state, aux = (x_BLD, self._first_carry(x_BLD)), {}
+    parts = pattern.split(c.sparse)
+
+    def run(name, kinds, state):
+      for i, sparse in enumerate(kinds):
+        block = self._remat(Block)(
+          c, sparse, train, self.cache_length, name=f'{name}_{i}'
+        )
+        state, a = block(state, shared)
+        if sparse:
+          aux[f'{name}_{i}'] = a
+      return state
+
+    state = run('prefix', parts.prefix, state)
+    if parts.repeats:
+      scanned = nn.scan(
+        self._remat(Period, scanned=True),
+        variable_axes={'params': 0, 'balance': 0, 'cache': 0},
+        split_rngs={'params': True, 'dropout': True, 'router': True},
+        in_axes=nn.broadcast,
+        length=parts.repeats,
+        unroll=1 if c.scan else parts.repeats,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+      )
+      period = scanned(
+        c, parts.period, train, self.cache_length, name='period'
+      )
+      state, aux['period'] = period(state, shared)
+    state = run('suffix', parts.suffix, state)
+    return norms.RMSNorm(c.dtype, name='final_norm')(state[0]), aux
+
+  def _first_carry(self, x_BLD):
+    if self.config.moe is None:
+      return ()
+    moe = self.config.moe(parent=None)
+    B, L = x_BLD.shape[:2]
+    carry = moe.router.init_carry(B * L, moe.num_experts)
+    return jax.tree.map(lambda v: v.reshape(B, L, *v.shape[1:]), carry)
+
+  def _remat(self, module, scanned=False):
+    policies = jax.checkpoint_policies
+    policy = {
+      'full': policies.nothing_saveable,
+      'dots': policies.dots_saveable,
+      'dispatch': policies.save_only_these_names(
+        collectives.DISPATCHED, collectives.RETURNED
+      ),
+    }
+    if self.config.remat == 'none':
+      return module
+    return nn.remat(
+      module, policy=policy[self.config.remat], prevent_cse=not scanned
+    )
+
+
+def aux_by_layer(aux, sparse: tuple[bool, ...]) -> list[tuple[int, Any]]:
+  """(layer index, its MoEAux) in layer order, from what Stack returned."""
+  out = []
+  for layer, (module, block, repeat) in enumerate(pattern.layer_names(sparse)):
+    if sparse[layer]:
+      a = aux[module]
+      if block is not None:
+        a = jax.tree.map(lambda v, r=repeat: v[r], a[block])
+      out.append((layer, a))
+  return out

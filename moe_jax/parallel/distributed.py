@@ -1,0 +1,69 @@
+"""Starting JAX: simulated CPU devices, or many processes.
+
+Both must happen before the backend starts, so mains call `start` first.
+"""
+
+import os
+
+import jax
+
+
+def simulate(cpu_devices: int) -> None:
+  """Asks for this many simulated devices where the platform is CPU.
+
+  Harmless on GPU and TPU. An explicit setting of the environment
+  (JAX_NUM_CPU_DEVICES or XLA_FLAGS) wins.
+  """
+  set_already = 'JAX_NUM_CPU_DEVICES' in os.environ or (
+    'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+  )
+  if cpu_devices < 1:
+    raise ValueError(f'cpu_devices={cpu_devices} must be at least 1')
+  if not set_already:
+    try:
+      jax.config.update('jax_num_cpu_devices', cpu_devices)
+    except RuntimeError:
+      # A notebook may have started the backend; it runs with what it has.
+      if jax.default_backend() == 'cpu' and jax.device_count() != cpu_devices:
+        raise
+
+
+def start(
+  cpu_devices: int = 1,
+  coordinator_address: str = '',
+  num_processes: int = 0,
+  process_id: int = -1,
+  automatic: bool = False,
+) -> None:
+  """Starts this process.
+
+  Args:
+    cpu_devices: simulated devices over all processes, on CPU alone.
+    coordinator_address: host:port of process 0; '' for a single process.
+    num_processes, process_id: of the job; both with an address.
+    automatic: let `jax.distributed` find all three (TPU pods, Slurm).
+
+  Raises:
+    ValueError: some of the three but not all, a process id out of range, or
+      devices that do not divide over the processes.
+  """
+  manual = bool(coordinator_address)
+  if manual != (num_processes > 0) or manual != (process_id >= 0):
+    raise ValueError(
+      'coordinator_address, num_processes and process_id go together: got '
+      f'{coordinator_address!r}, {num_processes}, {process_id}'
+    )
+  if manual and process_id >= num_processes:
+    raise ValueError(
+      f'process_id={process_id}; valid: 0 to {num_processes - 1}'
+    )
+  if manual and cpu_devices % num_processes:
+    raise ValueError(
+      f'cpu_devices={cpu_devices} is not divisible by the {num_processes} '
+      'processes'
+    )
+  simulate(cpu_devices // max(num_processes, 1))
+  if manual:
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+  elif automatic:
+    jax.distributed.initialize()

@@ -1,0 +1,1 @@
+"""Parameters, FLOPs, buffers and bytes before a run; needs no JAX."""

@@ -1,0 +1,148 @@
+"""Reads the records of a training run: config, metrics and summary."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_DOMAIN = re.compile(r'eval/(.+)/bits_per_byte')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The records of one run.
+
+  Attributes:
+    workdir: where they were read.
+    name: what figures and tables call the run.
+    config: nested, as in `config.json`.
+    rows: one dict a log step, in order, each with an integer `step`.
+    summary: flat, as in `summary.json`; empty while the run goes on.
+  """
+
+  workdir: str
+  name: str
+  config: dict[str, Any]
+  rows: list[dict[str, Any]]
+  summary: dict[str, Any]
+
+  @property
+  def last_step(self) -> int:
+    return self.rows[-1]['step']
+
+  def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [S] and values [S] (f64) of the log steps that have `key`.
+
+    What is no finite number is nan.
+    """
+    rows = [r for r in self.rows if key in r]
+    values = np.array([number(r, key) for r in rows], np.float64)
+    values[~np.isfinite(values)] = np.nan
+    return np.array([r['step'] for r in rows]), values
+
+  def keys(self, pattern: str) -> list[str]:
+    """The keys of the metrics that match all of a regular expression."""
+    found = dict.fromkeys(k for r in self.rows for k in r)
+    return [k for k in found if re.fullmatch(pattern, k)]
+
+  def loads(self) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Steps [S], and of each MoE layer the load [S, E] over the mean load.
+
+    1 is balanced, E is one expert doing everything. No layers in a dense run.
+    """
+    rows = [r for r in self.rows if r.get('moe/load')]
+    if not rows:
+      return np.zeros(0, int), {}
+    sizes = lambda row: [len(load_E) for load_E in row['moe/load']]
+    rows = [r for r in rows if sizes(r) == sizes(rows[-1])]
+    layers = rows[-1].get('moe/layers') or range(len(rows[-1]['moe/load']))
+    loads = {}
+    for i, layer in enumerate(layers):
+      load_SE = np.array([r['moe/load'][i] for r in rows], np.float64)
+      loads[int(layer)] = load_SE * load_SE.shape[1]
+    return np.array([r['step'] for r in rows]), loads
+
+
+def read(workdir: str) -> Run:
+  """Reads a workdir; one without a summary is a run that has not ended.
+
+  Raises:
+    FileNotFoundError: no such directory, no `config.json`, no `metrics.jsonl`.
+    ValueError: a file that is not what it should be; names the line.
+  """
+  root = pathlib.Path(workdir)
+  if not root.is_dir():
+    raise FileNotFoundError(f'{workdir}: no such directory')
+  for name in ('config.json', 'metrics.jsonl'):
+    if not (root / name).is_file():
+      raise FileNotFoundError(
+        f'{root / name}: no such file; is {workdir} the workdir of a run?'
+      )
+  path = root / 'metrics.jsonl'
+  rows = []
+  for i, line in enumerate(_text(path).splitlines(), 1):
+    row = _object(line, f'{path}, line {i}')
+    if not isinstance(row.get('step'), int):
+      raise ValueError(f"{path}, line {i}: 'step' is no integer")
+    rows.append(row)
+  if not rows:
+    raise ValueError(f'{path}: empty, no step was logged')
+  path = root / 'config.json'
+  config = _object(_text(path), str(path))
+  path = root / 'summary.json'
+  summary = _object(_text(path), str(path)) if path.is_file() else {}
+  name = str(summary.get('name') or root.resolve().name)
+  return Run(str(workdir), name, config, rows, summary)
+
+
+def read_all(workdirs: Sequence[str]) -> list[Run]:
+  """Reads several runs; those that share a name are called by their workdir."""
+  runs = [read(w) for w in workdirs]
+  names = [r.name for r in runs]
+  return [
+    dataclasses.replace(r, name=r.workdir) if names.count(r.name) > 1 else r
+    for r in runs
+  ]
+
+
+def number(summary: Mapping[str, Any], key: str) -> float:
+  """The number under `key`; nan where there is none."""
+  value = summary.get(key)
+  return float(value) if isinstance(value, int | float) else math.nan
+
+
+def domains(summary: Mapping[str, Any]) -> list[str]:
+  """The domains that an evaluation's summary speaks of, in its order."""
+  return [m[1] for m in map(_DOMAIN.fullmatch, summary) if m]
+
+
+def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """`{'train': {'steps': 3}}` -> `{'train.steps': 3}`."""
+  flat = {}
+  for k, v in config.items():
+    if isinstance(v, dict):
+      flat.update(flatten(v, f'{prefix}{k}.'))
+    else:
+      flat[f'{prefix}{k}'] = v
+  return flat
+
+
+def _text(path: pathlib.Path) -> str:
+  # Bytes that are no UTF-8 become marks, which fail as JSON with a line number.
+  return path.read_text(encoding='utf-8', errors='replace')
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+  try:
+    value = json.loads(text)
+  except json.JSONDecodeError as e:
+    at = f', line {e.lineno}' if ', line ' not in where else ''
+    raise ValueError(f'{where}{at}: broken JSON: {e.msg}') from None
+  if not isinstance(value, dict):
+    raise ValueError(f'{where}: expected a JSON object, found {text[:40]!r}')
+  return value

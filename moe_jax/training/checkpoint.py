@@ -1,0 +1,310 @@
+"""Checkpoints: asynchronous, verified, restored onto any mesh.
+
+Orbax moves the arrays; this module adds what it lacks. Orbax notices neither
+flipped bits nor an empty directory with a step's name, so every step carries a
+SHA-256 manifest, and restoring skips a step that does not match it. A step is
+written under `_tmp/` and renamed into place after its manifest, so a directory
+`<step>/` is whole or was damaged later; old steps leave by the same door.
+
+    DIRECTORY/<step>/{state/, meta.json, MANIFEST.json}
+    DIRECTORY/_quarantine/   damaged steps, moved aside
+    DIRECTORY/_tmp/          being written or deleted; never read
+
+The directory is on a file system that renames atomically (no object store), and
+is shared by all processes.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+
+_MANIFEST, _META, _STATE = 'MANIFEST.json', 'meta.json', 'state'
+_TMP, _QUARANTINE = '_tmp', '_quarantine'
+
+
+class Checkpointer:
+  """Saves and restores one run's train state; a context manager.
+
+  Close it: a save that is running when the interpreter exits is lost.
+
+  Attributes:
+    directory: pathlib.Path, created by the first save.
+    keep: how many newest steps stay on disk.
+  """
+
+  def __init__(self, directory: str | os.PathLike, keep: int):
+    if keep < 1:
+      raise ValueError(f'keep is {keep}; at least 1 checkpoint must stay')
+    self.directory = pathlib.Path(directory).absolute()
+    self.keep = keep
+    self._orbax = ocp.StandardCheckpointer()
+    self._pool = futures.ThreadPoolExecutor(1, 'checkpoint')
+    self._pending: futures.Future | None = None
+    self._saves = 0
+
+  def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+    """Starts saving; every process calls it, with the same arguments.
+
+    Waits for the save before it, then returns as soon as `state` is copied to
+    host memory: its buffers may be donated or deleted at once.
+
+    Args:
+      step: number of the directory; not on disk yet.
+      state: pytree of jax arrays.
+      data: small JSON dict (data step, fingerprint, config).
+
+    Raises:
+      ValueError: the step exists, or `data` is not JSON.
+      RuntimeError: the save before this one failed.
+    """
+    self.wait()
+    if (self.directory / str(step)).exists():
+      raise ValueError(f'step {step} is already saved in {self.directory}')
+    leaves = _named(state)
+    meta = {'step': step, 'data': data, 'leaves': _specs(leaves)}
+    meta = json.dumps(meta, sort_keys=True, allow_nan=False)
+    # A name of its own: threads of a save that failed may still be writing.
+    self._saves += 1
+    tmp = self.directory / _TMP / f'{step}_{self._saves}'
+    if jax.process_index() == 0:
+      shutil.rmtree(tmp.parent, ignore_errors=True)
+      tmp.mkdir(parents=True)
+    # Orbax refuses arrays without elements; they hold nothing to save.
+    leaves = {k: v for k, v in leaves.items() if v.size}
+    self._orbax.save(tmp / _STATE, leaves)
+    self._pending = self._pool.submit(self._commit, step, tmp, meta)
+
+  def latest(self) -> int | None:
+    """The newest step on disk, not yet verified; None where there is none."""
+    return max(self._steps(), default=None)
+
+  def restore(
+    self, abstract_state: Any, step: int | None = None
+  ) -> tuple[Any, dict[str, Any]]:
+    """Reads the newest step that is whole, or the step asked for.
+
+    A damaged newest step is moved to `_quarantine/` with a line in the log, and
+    the one before it is tried. A step asked for by number is never moved.
+
+    Args:
+      abstract_state: pytree of jax.ShapeDtypeStruct with shardings (any mesh),
+        or of arrays.
+      step: a step on disk; None is the newest.
+
+    Returns:
+      (state placed as `abstract_state` says, the `data` of that step)
+
+    Raises:
+      ValueError: no usable step; or leaves that are missing, not asked for, or
+        of another shape or dtype, by name.
+    """
+    self.wait()
+    path = self.directory / str(self._choose(step))
+    meta = json.loads((path / _META).read_text())
+    wanted = _named(abstract_state)
+    _check(meta['leaves'], wanted, path)
+    stored = {k: v for k, v in wanted.items() if v.size}
+    state = self._orbax.restore(path / _STATE, stored) if stored else {}
+    for k, v in wanted.items():
+      if k not in stored:
+        state[k] = jax.device_put(jnp.zeros(v.shape, v.dtype), v.sharding)
+    treedef = jax.tree.structure(abstract_state)
+    return treedef.unflatten(state[k] for k in wanted), meta['data']
+
+  def wait(self) -> None:
+    """Blocks until the running save is on disk, for every process.
+
+    Raises:
+      RuntimeError: the save failed; steps saved before it are intact, and the
+        next save works again.
+    """
+    self._join()
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('checkpoint')
+
+  def close(self) -> None:
+    """Finishes the running save. Waits for no other process, which may be dead.
+
+    Raises:
+      RuntimeError: the save failed.
+    """
+    try:
+      self._join()
+    finally:
+      self._orbax.close()
+      self._pool.shutdown()
+
+  def __enter__(self) -> 'Checkpointer':
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self.close()
+
+  def _join(self) -> None:
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      pending.result()
+
+  def _steps(self) -> list[int]:
+    if not self.directory.is_dir():
+      return []
+    names = (p.name for p in self.directory.iterdir() if p.is_dir())
+    return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+
+  def _commit(self, step: int, tmp: pathlib.Path, meta: str) -> None:
+    """In the background: manifest, rename, prune; all by process 0."""
+    try:
+      # In Orbax this includes a barrier: after it all processes have written.
+      self._orbax.wait_until_finished()
+      if jax.process_index() != 0:
+        return
+      (tmp / _META).write_text(meta)
+      _write_manifest(tmp)
+      os.rename(tmp, self.directory / str(step))
+      for old in self._steps()[: -self.keep]:
+        # A kill during deletion must not leave half a step in sight.
+        trash = tmp.with_name(f'{old}_old')
+        os.rename(self.directory / str(old), trash)
+        shutil.rmtree(trash)
+    except Exception as e:
+      raise RuntimeError(
+        f'checkpoint of step {step} in {self.directory} was not saved: {e}'
+      ) from e
+
+  def _choose(self, step: int | None) -> int:
+    """The step to read: process 0 verifies, all processes agree."""
+    choice, error = -1, 'process 0 found no usable checkpoint; see its error'
+    if jax.process_index() == 0:
+      choice, error = self._verified(step)
+    if jax.process_count() > 1:
+      choice = int(multihost_utils.broadcast_one_to_all(np.int32(choice)))
+    if choice < 0:
+      raise ValueError(error)
+    return choice
+
+  def _verified(self, step: int | None) -> tuple[int, str]:
+    """(a step that is whole, '') or (-1, what to tell the user)."""
+    steps = self._steps()
+    if step is not None:
+      if step not in steps:
+        have = ', '.join(map(str, steps)) or 'none'
+        return -1, f'no step {step} in {self.directory}; there are: {have}'
+      fault = _fault(self.directory / str(step))
+      if fault:
+        return -1, f'{self.directory / str(step)} is damaged: {fault}'
+      return step, ''
+    for s in reversed(steps):
+      fault = _fault(self.directory / str(s))
+      if not fault:
+        return s, ''
+      self._quarantine(s, fault)
+    if not steps:
+      return -1, f'{self.directory} holds no checkpoint'
+    return -1, (
+      f'{self.directory} holds no usable checkpoint: all {len(steps)} were'
+      f' damaged and are in {_QUARANTINE}/'
+    )
+
+  def _quarantine(self, step: int, fault: str) -> None:
+    aside = self.directory / _QUARANTINE / str(step)
+    n = 0
+    while aside.exists():
+      n += 1
+      aside = aside.with_name(f'{step}_{n}')
+    try:
+      aside.parent.mkdir(exist_ok=True)
+      os.rename(self.directory / str(step), aside)
+      where = f'moved to {_QUARANTINE}/{aside.name}'
+    except OSError as e:
+      # Someone else's directory, or the run that owns it pruned the step.
+      where = f'not moved: {e.strerror}'
+    logging.warning(
+      'checkpoint %s of %s is damaged: %s; %s',
+      step,
+      self.directory,
+      fault,
+      where,
+    )
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  """{'params/decoder/w': leaf}: what is on disk knows no Python class."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  named = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in flat
+  }
+  if len(named) != len(flat):
+    raise ValueError("two leaves of the state share a name; no '/' in keys")
+  return named
+
+
+def _specs(leaves: dict[str, Any]) -> dict[str, list]:
+  return {k: [list(v.shape), str(v.dtype)] for k, v in leaves.items()}
+
+
+def _check(stored: dict[str, list], wanted: dict, path: pathlib.Path) -> None:
+  """Raises ValueError that names the leaves in which the two differ."""
+  asked = _specs(wanted)
+  faults = [f'{k} is not in it' for k in asked if k not in stored]
+  faults += [f'{k} is in it only' for k in stored if k not in asked]
+  for k in asked:
+    if k in stored and stored[k] != asked[k]:
+      there, here = (f'{tuple(s)} {d}' for s, d in (stored[k], asked[k]))
+      faults.append(f'{k} is {there} in it, {here} here')
+  faults += [
+    f'{k} has no sharding here'
+    for k, v in wanted.items()
+    if getattr(v, 'sharding', None) is None
+  ]
+  if faults:
+    more = f'; and {len(faults) - 8} more' if len(faults) > 8 else ''
+    raise ValueError(
+      f'checkpoint {path} does not fit the state: {"; ".join(faults[:8])}{more}'
+    )
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open('rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _write_manifest(step: pathlib.Path) -> None:
+  files = {
+    p.relative_to(step).as_posix(): [p.stat().st_size, _digest(p)]
+    for p in sorted(step.rglob('*'))
+    if p.is_file()
+  }
+  # Without white space there is no byte in it that may change unnoticed.
+  text = json.dumps({'files': files}, separators=(',', ':'))
+  (step / _MANIFEST).write_text(text)
+
+
+def _fault(step: pathlib.Path) -> str:
+  """What is wrong with a step's directory; '' where nothing is."""
+  try:
+    files = json.loads((step / _MANIFEST).read_bytes())['files']
+    files = [(name, size, digest) for name, (size, digest) in files.items()]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    return f'no readable {_MANIFEST} ({type(e).__name__})'
+  for name, size, digest in files:
+    path = step / name
+    try:
+      if path.stat().st_size != size:
+        return f'{name} has {path.stat().st_size} bytes, not {size}'
+      if _digest(path) != digest:
+        return f'{name} does not match its SHA-256'
+    except OSError as e:
+      return f'{name}: {e.strerror}'
+  return ''

@@ -1,0 +1,99 @@
+"""A run's config after the flags: checked, written to JSON, read back.
+
+Values are numbers, strings and tuples. What a model can do with them (sizes
+that must divide others) is checked where the model is built.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_POSITIVE = frozenset(
+  """model.num_layers model.d_model model.num_heads model.d_head model.d_ff
+  moe.num_experts moe.d_ff moe.group_size data.seq_len train.steps
+  train.batch_size train.log_every train.keep train.accumulate
+  eval.batch_size""".split()
+)
+_NOT_NEGATIVE = frozenset(
+  """seed cpu_devices train.eval_every train.checkpoint_every train.clip
+  train.z_loss eval.max_bytes""".split()
+)
+# 0 is dropless.
+_FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
+_WHOLE = (_POSITIVE | _NOT_NEGATIVE) - {'train.clip', 'train.z_loss'}
+_TUPLES = frozenset({'data.domains', 'data.weights'})
+
+
+def validate(config: Mapping[str, Any]) -> None:
+  """Checks every value of a config (a ConfigDict, or a nested dict).
+
+  Raises:
+    ValueError: a number that is not finite, a size that is not positive, or a
+      value of the wrong type; the message gives its dotted name.
+  """
+  for name, value in flatten(config).items():
+    for v in value if isinstance(value, tuple) else (value,):
+      if not (v is None or isinstance(v, bool | int | float | str)):
+        raise ValueError(
+          f'config.{name} is {value!r}; a number, a string or a tuple of them'
+          ' is wanted'
+        )
+      if isinstance(v, float) and not math.isfinite(v):
+        raise ValueError(f'config.{name} is {v}; a finite number is wanted')
+    wanted = _wanted(name, value)
+    if wanted:
+      raise ValueError(f'config.{name} is {value!r}; {wanted} is wanted')
+
+
+def to_dict(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dict of JSON's types; tuples become lists."""
+
+  def plain(x):
+    if hasattr(x, 'items'):
+      return {k: plain(v) for k, v in x.items()}
+    return [plain(v) for v in x] if isinstance(x, tuple) else x
+
+  return plain(config)
+
+
+def from_dict(d: Mapping[str, Any]) -> Any:
+  """A locked ConfigDict, equal to the one that `to_dict` was given."""
+  from ml_collections import config_dict
+
+  def tuples(x):
+    if hasattr(x, 'items'):
+      return {k: tuples(v) for k, v in x.items()}
+    return tuple(map(tuples, x)) if isinstance(x, list) else x
+
+  config = config_dict.ConfigDict(tuples(d))
+  config.lock()
+  return config
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+  """{'train.steps': 10}: the leaves by dotted name."""
+  return dict(_leaves(config, ''))
+
+
+def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+  for k, v in config.items():
+    if hasattr(v, 'items'):
+      yield from _leaves(v, f'{prefix}{k}.')
+    else:
+      yield f'{prefix}{k}', v
+
+
+def _wanted(name: str, value: Any) -> str:
+  """What a named field lacks; '' where nothing is wrong."""
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if name in _TUPLES and not isinstance(value, tuple):
+    return 'a tuple'
+  if name in _WHOLE and not (number and isinstance(value, int)):
+    return 'a whole number'
+  if name in _POSITIVE and value < 1:
+    return 'a number above 0'
+  if name in _NOT_NEGATIVE and not (number and value >= 0):
+    return 'a number, 0 or above,'
+  if name in _FACTORS and not (number and value >= 0):
+    return 'a number above 0, or 0 for no capacity,'
+  return ''

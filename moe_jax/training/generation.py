@@ -1,0 +1,156 @@
+"""Continues prompts from a run's checkpoint, with a key-value cache."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_jax.data import tokenizers
+from moe_jax.models import factory
+from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.training import checkpoint, configs, optimizers
+from moe_jax.training import session as session_lib
+from moe_jax.training import state as state_lib
+from moe_jax.training import workdir as workdir_lib
+
+
+class Generator:
+  """A model restored for decoding; needs no data.
+
+  Decoding is dropless and each call's groups are its own, so a token's
+  continuation depends on nothing else in the batch.
+  """
+
+  def __init__(
+    self, workdir: str, *, mesh_spec: str = 'auto()', step: int | None = None
+  ):
+    """Restores.
+
+    Args:
+      workdir: of the training run.
+      mesh_spec: mesh to decode on; batches must divide over its batch axes.
+      step: checkpoint; None is the newest.
+
+    Raises:
+      ValueError: no run or no usable checkpoint there.
+    """
+    self.config = configs.from_dict(workdir_lib.read_config(workdir))
+    self.tokenizer = tokenizers.build(self.config.data.tokenizer)
+    shape = mesh_lib.shape(
+      mesh_spec, jax.device_count(), session_lib.num_experts(self.config)
+    )
+    self._mesh = mesh_lib.make(shape)
+    model = self._model(0)
+    lay = state_lib.layout(model, session_lib.dummy(self.config))
+    tx, _ = optimizers.make(
+      self.config.train.optimizer,
+      self.config.train.schedule,
+      steps=self.config.train.steps,
+      clip=self.config.train.clip,
+      batch_dims=lay.batch_dims(),
+    )
+    path = os.path.join(workdir, 'checkpoints')
+    with checkpoint.Checkpointer(path, self.config.train.keep) as checkpoints:
+      state, _ = checkpoints.restore(
+        state_lib.abstract(tx, lay, self._mesh), step
+      )
+    self._variables = {'params': state.params}
+    if state.balance:
+      self._variables['balance'] = state.balance
+
+  def __call__(
+    self,
+    prompt: bytes,
+    *,
+    length: int,
+    samples: int = 1,
+    temperature: float = 0.8,
+    seed: int = 0,
+  ) -> list[bytes]:
+    """Samples continuations.
+
+    Args:
+      prompt: what to continue; for an encoder-decoder, the encoder's input.
+      length: tokens to add, at most; a sample ends at the end of a document.
+      samples: continuations of the one prompt.
+      temperature: 0 takes the likeliest token.
+      seed: of the draws.
+
+    Returns:
+      The continuations without the prompt.
+    """
+    if length < 1 or samples < 1 or temperature < 0:
+      raise ValueError(
+        f'length={length} and samples={samples} must be at least 1, '
+        f'temperature={temperature} at least 0'
+      )
+    ids = self.tokenizer.encode(prompt)
+    encoded, first = None, np.append(self.tokenizer.pad_id, ids)
+    if self.config.model.kind == 'encoder_decoder':
+      first = first[:1]
+      source = np.append(ids, self.tokenizer.eos_id)
+      encoded = _batch(source, 0, samples, 'encoder_')
+    model = self._model(len(first) + length)
+
+    run = jax.jit(functools.partial(_decode, model, length, temperature))
+    out_BL = run(
+      self._variables, _batch(first, 0, samples), encoded, jax.random.key(seed)
+    )
+    return [self._text(row) for row in np.asarray(out_BL)]
+
+  def _text(self, ids) -> bytes:
+    ends = np.flatnonzero(ids == self.tokenizer.eos_id)
+    return self.tokenizer.decode(ids[: ends[0]] if ends.size else ids)
+
+  def _model(self, cache_length: int):
+    model_axis = self._mesh.shape['model']
+    vocab = -(-self.tokenizer.vocab_size // model_axis) * model_axis
+    return factory.make(self.config, vocab, self._mesh, cache_length)
+
+
+def _batch(ids, start: int, samples: int, prefix: str = ''):
+  """int32 [samples, length] arrays of one segment."""
+  tile = lambda v: jnp.tile(jnp.asarray(v, jnp.int32), (samples, 1))
+  return {
+    f'{prefix}inputs': tile(ids),
+    f'{prefix}positions': tile(start + np.arange(len(ids))),
+    f'{prefix}segments': tile(np.ones(len(ids))),
+  }
+
+
+def _decode(model, length, temperature, variables, batch, encoded, key):
+  """Prompt in one call, then a token at a time: int32 [B, length]."""
+  B, P = batch['inputs'].shape
+  decode = functools.partial(model.apply, train=False)
+  if encoded is not None:
+    out, _ = model.apply(variables, encoded, train=False, method='encode')
+    decode = lambda v, b, **rest: model.apply(
+      v, out, b | encoded, train=False, method='decode', **rest
+    )
+
+  def draw(logits_BV, i):
+    if temperature == 0:
+      return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    return jax.random.categorical(
+      jax.random.fold_in(key, i), logits_BV / temperature
+    ).astype(jnp.int32)
+
+  (logits, _), made = decode(variables, batch, mutable=['cache'])
+  token_B = draw(logits[:, -1], 0)
+
+  def step(carry, i):
+    cache, token_B = carry
+    one = {
+      'inputs': token_B[:, None],
+      'positions': jnp.full((B, 1), P, jnp.int32) + i - 1,
+      'segments': jnp.ones((B, 1), jnp.int32),
+    }
+    (logits, _), made = decode(variables | cache, one, mutable=['cache'])
+    return (made, draw(logits[:, -1], i)), token_B
+
+  (_, last_B), tokens_LB = jax.lax.scan(
+    step, (made, token_B), jnp.arange(1, length)
+  )
+  return jnp.concatenate([tokens_LB, last_B[None]]).T

@@ -1,0 +1,35 @@
+"""Cross-entropy over tokens, with a z-loss on the output logits."""
+
+import jax
+import jax.numpy as jnp
+
+
+def token_nll(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
+  """f32 [B, L], negative log-likelihood of each target in nats."""
+  logits_BLV = logits_BLV.astype(jnp.float32)
+  right_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
+  return jax.nn.logsumexp(logits_BLV, axis=-1) - right_BL
+
+
+def cross_entropy(
+  logits_BLV: jax.Array,
+  targets_BL: jax.Array,
+  real_BL: jax.Array,
+  z_loss: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Sums over the real tokens.
+
+  Args:
+    logits_BLV: of any float dtype; computed in float32.
+    targets_BL: int32.
+    real_BL: bool, False on padding.
+    z_loss: factor of the squared log-partition (T5X and PaLM, arXiv:2204.02311,
+      section 5: 1e-4), which keeps the output logits near 0.
+
+  Returns:
+    The negative log-likelihood, and the z-loss times its factor.
+  """
+  nll_BL = token_nll(logits_BLV, targets_BL)
+  log_z_BL = jax.nn.logsumexp(logits_BLV.astype(jnp.float32), axis=-1)
+  total = lambda v: jnp.where(real_BL, v, 0.0).sum()
+  return total(nll_BL), z_loss * total(log_z_BL**2)

@@ -1,0 +1,188 @@
+"""Config -> data, mesh, model, optimizer: what train and evaluate share."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from moe_jax import registry
+from moe_jax.data import pipeline
+from moe_jax.layers import moe
+from moe_jax.models import factory, pattern
+from moe_jax.parallel import axes as axes_lib
+from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.parallel import rules
+from moe_jax.planning import counts
+from moe_jax.training import configs, optimizers, state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """One config made real on the devices found.
+
+  Attributes:
+    config: validated.
+    mesh, data, model: as built.
+    tx, schedule: optimizer and learning rate by step.
+    layout: shapes and logical axes of the parameters.
+    batch_sharding: of a batch's arrays.
+  """
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  data: pipeline.Data
+  model: Any
+  tx: Any
+  schedule: Any
+  layout: state_lib.Layout
+  batch_sharding: NamedSharding
+
+  @property
+  def abstract_state(self) -> state_lib.TrainState:
+    """Shapes and shardings of the train state on this mesh."""
+    return state_lib.abstract(self.tx, self.layout, self.mesh)
+
+  def put(self, batch) -> dict[str, jax.Array]:
+    """This process's rows of a global batch -> arrays on the mesh."""
+    return {
+      k: jax.make_array_from_process_local_data(self.batch_sharding, v)
+      for k, v in batch.items()
+    }
+
+  def leaves(self) -> list[counts.Leaf]:
+    return self.layout.leaves()
+
+  def expert_share(self) -> float:
+    """K / E: the part of the experts that a token is sent to."""
+    moe = next(iter(self.model.stacks.values())).moe
+    if moe is None:
+      return 1.0
+    made = moe(parent=None)
+    return made.router.experts_per_token(made.num_experts) / made.num_experts
+
+  def flops_per_token(self) -> float:
+    """Model FLOPs of a target token in a training step."""
+    m, attention = self.config.model, []
+    for stack in self.model.stacks.values():
+      kinds = 2 if stack.cross else 1
+      keys = self.config.data.seq_len
+      attention.append((kinds * m.num_layers, m.num_heads * m.d_head, keys))
+    return counts.flops_per_token(
+      self.leaves(), self.expert_share(), m.tied_head, attention
+    )
+
+
+def num_experts(config) -> int:
+  """Experts that the mesh must fit: 1 for a dense model."""
+  sparse = pattern.sparse_layers(config.moe.layers, config.model.num_layers)
+  return config.moe.num_experts if any(sparse) else 1
+
+
+def check(config, shape: dict[str, int]) -> None:
+  """Raises ValueError where batches or groups do not fit the mesh."""
+  axes = axes_lib.make(shape)
+  devices, c = axes.size(axes.batch), config
+  valid = lambda n: [k * n for k in (1, 2, 4, 8)]
+  for name, size, parts in (
+    (
+      'train.batch_size',
+      c.train.batch_size,
+      devices * c.train.accumulate,
+    ),
+    ('eval.batch_size', c.eval.batch_size, devices),
+  ):
+    if size % parts:
+      raise ValueError(
+        f'{name}={size} is not divisible by {parts} ({devices} devices on the '
+        f'batch axes {axes.batch}, {parts // devices} micro-batches); sizes '
+        f'that are: {", ".join(map(str, valid(parts)))}, ...'
+      )
+  if num_experts(config) > 1:
+    rows = c.train.batch_size // (devices * c.train.accumulate)
+    moe.group_size(
+      c.moe.group_size, rows * c.data.seq_len, c.moe.capacity_factor or None
+    )
+    moe.group_size(
+      c.moe.group_size,
+      c.eval.batch_size // devices * c.data.seq_len,
+      c.moe.eval_capacity_factor or None,
+    )
+
+
+def make(
+  config,
+  workdir: str | pathlib.Path,
+  *,
+  mesh_spec: str = '',
+  allow_download: bool = False,
+) -> Session:
+  """Builds everything but the state; reads or builds the data.
+
+  Args:
+    config: a ConfigDict.
+    workdir: built data goes to its `data/` unless `data.cache` says where.
+    mesh_spec: in place of the config's mesh.
+    allow_download: lets TFDS download.
+
+  Raises:
+    ValueError: a field that does not fit, with its value and what would.
+  """
+  configs.validate(config)
+  choose_kind(config)
+  shape = mesh_lib.shape(
+    mesh_spec or config.mesh, jax.device_count(), num_experts(config)
+  )
+  check(config, shape)
+  mesh = mesh_lib.make(shape)
+  # Built before the data, which may take long: a wrong method fails at once.
+  factory.make(config, vocab_size=1, mesh=mesh)
+  data = pipeline.load(
+    config.data,
+    cache_dir=config.data.cache or str(pathlib.Path(workdir) / 'data'),
+    allow_download=allow_download,
+    validation_max_bytes=config.eval.max_bytes,
+  )
+  vocab = math.ceil(data.tokenizer.vocab_size / shape['model']) * shape['model']
+  model = factory.make(config, vocab, mesh)
+  sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
+  lay = state_lib.layout(model, dummy(config))
+  tx, schedule = optimizers.make(
+    config.train.optimizer,
+    config.train.schedule,
+    steps=config.train.steps,
+    clip=config.train.clip,
+    batch_dims=lay.batch_dims(),
+  )
+  return Session(config, mesh, data, model, tx, schedule, lay, sharding)
+
+
+def dummy(config) -> dict[str, Any]:
+  """The batch that initialisers are traced with."""
+  return factory.dummy_batch(
+    config, config.eval.batch_size, config.data.seq_len
+  )
+
+
+def layer_numbers(model) -> list[int]:
+  """MoE layers by number; an encoder's come first, the decoder's go on."""
+  numbers, first = [], 0
+  for stack in model.stacks.values():
+    numbers += [first + i for i, sparse in enumerate(stack.sparse) if sparse]
+    first += stack.num_layers
+  return numbers
+
+
+def choose_kind(config) -> str:
+  """'decoder' or 'encoder_decoder'; checks that the objective goes with it."""
+  name, _ = registry.parse(config.data.objective)
+  wanted = {'decoder': 'causal_lm', 'encoder_decoder': 'span_corruption'}
+  kind = factory.choose('model.kind', config.model.kind, factory.KINDS)
+  if name != wanted[kind]:
+    raise ValueError(
+      f'data.objective={config.data.objective!r} does not go with model.kind='
+      f"'{kind}', which wants {wanted[kind]!r}"
+    )
+  return kind

@@ -1,0 +1,192 @@
+"""One optimizer step, and one evaluation step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moe_jax import types
+from moe_jax.balancing import base as balancing
+from moe_jax.models import stack
+from moe_jax.training import losses
+from moe_jax.training.state import TrainState
+
+OVER_LAYERS = ('sum', 'mean')
+
+
+def moe_aux(model, aux) -> list[tuple[str, Any]]:
+  """('decoder/1', MoEAux) of every MoE layer, encoder first."""
+  return [
+    (f'{name}/{layer}', a)
+    for name, config in model.stacks.items()
+    for layer, a in stack.aux_by_layer(aux[name], config.sparse)
+  ]
+
+
+def make_train_step(
+  model,
+  tx: optax.GradientTransformation,
+  balance_rules: Sequence[balancing.Balance] = (),
+  *,
+  seed: int,
+  accumulate: int = 1,
+  z_loss: float = 0.0,
+  over_layers: str = 'sum',
+) -> Callable:
+  """The step function, to be jitted with pinned shardings.
+
+  Args:
+    model: from models.factory.
+    tx: the optimizer.
+    balance_rules: of the model, whose states are updated.
+    seed: of dropout and router noise; a step's keys follow from it and the
+      step, so that a resumed run draws the same.
+    accumulate: micro-batches of a step; the gradient is that of the whole
+      batch's mean over real tokens, balancing losses are the micro-batches'
+      mean.
+    z_loss: factor of the output z-loss.
+    over_layers: 'sum' of the MoE layers' losses (Switch Transformer) or their
+      'mean' (T5X).
+
+  Returns:
+    (state, batch) -> (state, metrics); metrics are arrays.
+  """
+  if over_layers not in OVER_LAYERS:
+    raise ValueError(
+      f'balance_over_layers={over_layers!r}; valid: {", ".join(OVER_LAYERS)}'
+    )
+
+  def loss_fn(params, balance, batch, tokens, key):
+    variables = {'params': params}
+    if balance:
+      variables['balance'] = balance
+    keys = dict(zip(('dropout', 'router'), jax.random.split(key)))
+    logits, aux = model.apply(variables, batch, train=True, rngs=keys)
+    nll, z = losses.cross_entropy(
+      logits, batch['targets'], batch['segments'] > 0, z_loss
+    )
+    layers = [a for _, a in moe_aux(model, aux)]
+    balancing_loss = sum((a.loss for a in layers), jnp.float32(0))
+    if over_layers == 'mean' and layers:
+      balancing_loss /= len(layers)
+    loss = (nll + z) / tokens + balancing_loss / accumulate
+    return loss, (nll, aux)
+
+  def step_fn(state: TrainState, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    tokens = jnp.maximum((batch['segments'] > 0).sum(), 1).astype(jnp.float32)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def micro(carry, at):
+      index, rows = at
+      (loss, (nll, aux)), grads = gradient(
+        state.params, state.balance, rows, tokens, jax.random.fold_in(key, index)
+      )
+      sums = (loss, nll, aux, grads)
+      return jax.tree.map(jnp.add, carry, sums), None
+
+    # Micro-batch a holds rows a, a + A, ...: each device keeps its own rows.
+    rows = jax.tree.map(
+      lambda v: v.reshape(-1, accumulate, *v.shape[1:]).swapaxes(0, 1), batch
+    )
+    first = jax.tree.map(lambda v: v[0], rows)
+    if accumulate == 1:
+      (loss, (nll, aux)), grads = gradient(
+        state.params, state.balance, first, tokens, jax.random.fold_in(key, 0)
+      )
+    else:
+      shapes = jax.eval_shape(
+        lambda: gradient(state.params, state.balance, first, tokens, key)
+      )
+      (loss, (nll, aux)), grads = shapes
+      zero = jax.tree.map(
+        lambda v: jnp.zeros(v.shape, v.dtype), (loss, nll, aux, grads)
+      )
+      (loss, nll, aux, grads), _ = jax.lax.scan(
+        micro, zero, (jnp.arange(accumulate), rows)
+      )
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    balance = _update_balance(balance_rules, state.balance, aux)
+    metrics = {
+      'loss': nll / tokens,
+      'total_loss': loss,
+      'grad_norm': optax.global_norm(grads),
+      'tokens': tokens,
+    }
+    metrics |= moe_metrics(moe_aux(model, aux), accumulate)
+    return TrainState(state.step + 1, params, opt_state, balance), metrics
+
+  return step_fn
+
+
+def moe_metrics(layers: list[tuple[str, Any]], parts: int) -> dict[str, Any]:
+  """Arrays of all MoE layers; {} for a dense model.
+
+  Args:
+    layers: from `moe_aux`, summed over micro-batches.
+    parts: micro-batches.
+  """
+  if not layers:
+    return {}
+  stacked = jax.tree.map(lambda *v: jnp.stack(v), *(a for _, a in layers))
+  return {
+    'load': stacked.load_E,
+    'cause': stacked.cause,
+    'entropy': stacked.entropy / parts,
+    'balance': {k: v / parts for k, v in stacked.losses.items()},
+  }
+
+
+def _update_balance(rules, balance, aux):
+  """New state of every MoE layer, wherever its module put it."""
+  if not balance:
+    return balance
+
+  def walk(state, aux):
+    if isinstance(aux, types.MoEAux):
+      return {
+        'moe': {
+          'state': balancing.update_states(
+            rules, state['moe']['state'], aux.stats
+          )
+        }
+      }
+    return {k: walk(v, aux[k]) for k, v in state.items()}
+
+  return walk(balance, aux)
+
+
+def make_eval_step(model, num_documents: int) -> Callable:
+  """(params, balance, batch) -> sums of an evaluation batch.
+
+  Args:
+    model: from models.factory.
+    num_documents: of the validation set; 'document' in a batch indexes them.
+
+  Returns:
+    A function to jit: {'nats': f32 [documents], 'tokens', 'load', 'cause'};
+    replicated sums, the same for every process.
+  """
+
+  def eval_fn(params, balance, batch):
+    variables = {'params': params}
+    if balance:
+      variables['balance'] = balance
+    logits, aux = model.apply(variables, batch, train=False)
+    nll_BL = losses.token_nll(logits, batch['targets'])
+    # Padding has document -1: it goes to a row of its own, past the end.
+    document_BL = jnp.where(
+      batch['segments'] > 0, batch['document'], num_documents
+    )
+    nats = jnp.zeros(num_documents + 1, jnp.float32)
+    nats = nats.at[document_BL.reshape(-1)].add(nll_BL.reshape(-1))
+    tokens = (batch['segments'] > 0).sum(dtype=jnp.int32)
+    return {'nats': nats[:-1], 'tokens': tokens} | moe_metrics(
+      moe_aux(model, aux), 1
+    )
+
+  return eval_fn

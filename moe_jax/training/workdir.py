@@ -1,0 +1,211 @@
+"""A run's directory: one config, one writer at a time, nothing ever deleted.
+
+WORKDIR/config.json    the config of the run, for evaluate and generate
+WORKDIR/config_<n>.json   what it was before fields were allowed to change
+WORKDIR/lock           host and process id of the run that writes here
+WORKDIR/previous_<n>/  an older run, moved aside by a restart
+WORKDIR/data/          built data; survives a restart
+"""
+
+import atexit
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+from typing import Any
+
+from absl import logging
+
+from moe_jax.training import configs, writers
+
+_CONFIG, _LOCK, _DATA = 'config.json', 'lock', 'data'
+# Any of these says that a run has been here.
+_RUN_FILES = (_CONFIG, writers.METRICS, 'checkpoints')
+
+
+def prepare(
+  workdir: str | os.PathLike,
+  config: dict[str, Any],
+  *,
+  restart: bool,
+  allow: tuple[str, ...],
+) -> bool:
+  """Makes or reopens a run's directory and locks it; process 0 calls it.
+
+  The lock is released by `release`, or when the process exits; that of a dead
+  process of this host is taken over.
+
+  Args:
+    workdir: a directory, made if absent; not an object store.
+    config: nested dict of JSON's types (`configs.to_dict`).
+    restart: move the run that is there to `previous_<n>/` and start anew.
+    allow: fields (`train.steps`) or groups of fields (`eval`) in which the
+      config may differ from that of the run that is there.
+
+  Returns:
+    True where a run with this config was there and goes on.
+
+  Raises:
+    ValueError: the directory cannot be written, is in use, holds another
+      config's run (all fields that differ are named), or a config that cannot
+      be read.
+  """
+  if '://' in str(workdir):
+    raise ValueError(
+      f'workdir {workdir} is no local path; a mounted directory is wanted'
+    )
+  path = pathlib.Path(workdir).absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    _lock(path)
+  except OSError as e:
+    raise ValueError(f'workdir {workdir} cannot be written: {e}') from None
+  try:
+    return _open(path, config, restart, allow)
+  except OSError as e:
+    release(path)
+    raise ValueError(f'workdir {workdir} cannot be written: {e}') from None
+  except ValueError:
+    release(path)
+    raise
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The config of a run, as `prepare` was given it.
+
+  Raises:
+    ValueError: no config.json, or one that is not a JSON object.
+  """
+  path = pathlib.Path(workdir) / _CONFIG
+  try:
+    config = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise ValueError(f'{workdir} holds no run: no {_CONFIG}') from None
+  except (OSError, ValueError) as e:
+    raise ValueError(f'cannot read {path}: {e}') from None
+  if not isinstance(config, dict):
+    raise ValueError(f'cannot read {path}: no JSON object')
+  return config
+
+
+def release(workdir: str | os.PathLike) -> None:
+  """Gives up the lock, if this process has it."""
+  path = pathlib.Path(workdir).absolute() / _LOCK
+  try:
+    if path.read_text() == _me():
+      path.write_text('')
+  except OSError:
+    return  # The directory is gone, or never was ours.
+
+
+def _open(
+  path: pathlib.Path, config: dict, restart: bool, allow: tuple[str, ...]
+) -> bool:
+  there = [name for name in _RUN_FILES if (path / name).exists()]
+  if restart and there:
+    _move_aside(path)
+    there = []
+  if not there:
+    writers.write_json(path / _CONFIG, config)
+    return False
+  if _CONFIG not in there:
+    raise ValueError(
+      f'{path} has {there[0]} but no {_CONFIG}; restart moves it aside'
+    )
+  old = read_config(path)
+  changes = _differences(old, config)
+  refused = [
+    text
+    for name, text in changes.items()
+    if not any(name == a or name.startswith(f'{a}.') for a in allow)
+  ]
+  if refused:
+    raise ValueError(
+      f'{path} holds a run with another config: {"; ".join(refused)}. Choose'
+      ' another workdir, allow these fields, or restart'
+    )
+  if changes:
+    logging.info('%s goes on with %s', path, '; '.join(changes.values()))
+    before = path / f'config_{_next(path, "config")}.json'
+    shutil.copy2(path / _CONFIG, before)
+    writers.write_json(path / _CONFIG, config)
+  return True
+
+
+def _differences(old: dict, new: dict) -> dict[str, str]:
+  """{dotted name: 'name is 1 there, 2 here'} of the leaves that differ."""
+  old, new = configs.flatten(old), configs.flatten(new)
+  out = {}
+  for name in sorted(old.keys() | new.keys()):
+    there, here = (
+      json.dumps(d[name]) if name in d else 'absent' for d in (old, new)
+    )
+    # As text: in JSON 1, 1.0 and true differ, in Python they are equal.
+    if there != here:
+      out[name] = f'{name} is {there} there, {here} here'
+  return out
+
+
+def _next(path: pathlib.Path, prefix: str) -> int:
+  """1 above the largest n of `<prefix>_<n>` in a directory."""
+  found = (
+    re.fullmatch(rf'{prefix}_(\d+)(\.json)?', n) for n in os.listdir(path)
+  )
+  return max((int(m[1]) for m in found if m), default=0) + 1
+
+
+def _move_aside(path: pathlib.Path) -> None:
+  aside = path / f'previous_{_next(path, "previous")}'
+  aside.mkdir()
+  # The config goes last: a move cut short is still seen as a run.
+  for name in sorted(os.listdir(path), key=lambda n: n == _CONFIG):
+    if name not in (_DATA, _LOCK) and not name.startswith('previous_'):
+      os.rename(path / name, aside / name)
+  logging.info('%s: the run that was here is now in %s', path, aside.name)
+
+
+def _me() -> str:
+  return json.dumps({'host': socket.gethostname(), 'pid': os.getpid()})
+
+
+def _lock(path: pathlib.Path) -> None:
+  """Writes host and pid into the lock; ValueError where another run lives."""
+  with open(path / _LOCK, 'a+') as f:
+    # Two runs that start at once must not both see the lock free.
+    fcntl.flock(f, fcntl.LOCK_EX)
+    f.seek(0)
+    text = f.read()
+    try:
+      owner = json.loads(text) if text.strip() else None
+      alive = owner is not None and _alive(owner['host'], int(owner['pid']))
+    except (ValueError, KeyError, TypeError):
+      raise ValueError(
+        f'{path / _LOCK} cannot be read; delete it if no run writes here'
+      ) from None
+    if alive:
+      raise ValueError(
+        f'{path} is in use by process {owner["pid"]} on {owner["host"]}; if'
+        f' that run is dead, delete {path / _LOCK}'
+      )
+    f.truncate(0)
+    f.write(_me())
+  atexit.register(release, path)
+
+
+def _alive(host: str, pid: int) -> bool:
+  """Whether a lock's owner may still write. Another host's always may."""
+  if host != socket.gethostname():
+    return True
+  # An earlier run of this process; or, in a container that was started again,
+  # of a dead one with the same number.
+  if pid == os.getpid():
+    return False
+  try:
+    os.kill(pid, 0)
+  except OSError as e:
+    return e.errno == errno.EPERM
+  return True

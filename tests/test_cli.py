@@ -1,0 +1,172 @@
+"""What a program says and returns when its user, or its code, is wrong."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config(arg=''):
+  if arg == 'large':
+    raise ValueError("unknown size 'large'; valid: tiny, small")
+  if arg == 'bug':
+    return {}['bug']
+  if arg == 'type':
+    return len(3)
+  config = config_dict.ConfigDict({'train': {'steps': 3}, 'seed': 0})
+  config.lock()
+  return config
+"""
+PROGRAM = '''
+"""Says hello to a config.
+
+Costs 100% of a second.
+"""
+from absl import flags
+from ml_collections import config_flags
+from experiments import cli
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.')
+_DO = flags.DEFINE_string('do', None, 'What to do.', required=True)
+
+def fail():
+  raise ValueError('a bad value:\\n  3')
+
+def main(argv):
+  print(_CONFIG.value.train.steps, argv[1:])
+  match _DO.value:
+    case 'ours':
+      fail()
+    case 'traced':
+      import jax
+      jax.eval_shape(fail)
+    case 'library':
+      import numpy as np
+      np.zeros(3).reshape(2)
+    case 'jax':
+      import jax.numpy as jnp
+      jnp.concatenate([])
+    case 'builtin':
+      int('x')
+    case 'disk':
+      raise OSError(28, 'No space left on device')
+    case 'missing':
+      open('nowhere/x')
+    case 'three':
+      return 3
+
+if __name__ == '__main__':
+  cli.run(main)
+'''
+
+
+@pytest.fixture(scope='module')
+def program(tmp_path_factory):
+  """Runs the program with flags, in a directory that holds `cfg.py`."""
+  folder = tmp_path_factory.mktemp('program')
+  (folder / 'cfg.py').write_text(CONFIG)
+  (folder / 'program.py').write_text(PROGRAM)
+
+  def call(*flags):
+    code = (
+      f'import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); '
+      "sys.argv[0] = 'program.py'; "
+      "runpy.run_path('program.py', run_name='__main__')"
+    )
+    return subprocess.run(
+      [sys.executable, '-c', code, *flags],
+      cwd=folder,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+
+  return call
+
+
+@pytest.mark.parametrize(
+  ('flags', 'line'),
+  [
+    (
+      ['--config.trian.steps=3'],
+      "--config.trian.steps=3: the config has no field 'trian'; did you mean "
+      "'train'?",
+    ),
+    (
+      ['--config.train.stps=3'],
+      "--config.train.stps=3: the config has no field 'stps'; did you mean "
+      "'steps'?",
+    ),
+    (['--config.zzz=3'], "--config.zzz=3: the config has no field 'zzz'"),
+    (
+      ['--config.seed.x=3'],
+      "--config.seed.x=3: the config has no field 'seed.x'",
+    ),
+    (
+      ['--config.train.steps=abc'],
+      'flag --config.train.steps=abc: invalid literal for int() with base 10: '
+      "'abc'; --help lists the flags",
+    ),
+    (
+      ['--config=cfg.py:large'],
+      "flag --config=cfg.py:large: unknown size 'large'; valid: tiny, small",
+    ),
+    (['--config=no.py'], "No such file or directory: 'no.py'"),
+    (
+      ['--config=no.py', '--config.seed=1'],
+      "No such file or directory: 'no.py'",
+    ),
+    (
+      ['--doo=ok'],
+      "Unknown command line flag 'doo'. Did you mean: do ?; --help lists the "
+      'flags',
+    ),
+    (['more'], "unexpected argument 'more'; options are --name=value"),
+    (['--do=ours'], 'a bad value: 3'),
+    (['--do=traced'], 'a bad value: 3'),
+    (['--do=missing'], "No such file or directory: 'nowhere/x'"),
+  ],
+)
+def test_the_users_mistakes_are_one_line(program, flags, line):
+  done = program('--config=cfg.py', '--do=ok', *flags)
+  assert (done.returncode, done.stderr) == (1, f'error: {line}\n')
+
+
+def test_a_required_flag_is_named(program):
+  done = program('--config=cfg.py')
+  line = 'error: --do is required; --help lists the flags\n'
+  assert (done.returncode, done.stderr) == (1, line)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'kind'),
+  [
+    ('--do=library', 'ValueError: cannot reshape'),
+    ('--do=jax', 'ValueError: Need at least one array'),
+    ('--do=builtin', 'ValueError: invalid literal'),
+    ('--do=disk', 'OSError: [Errno 28] No space left'),
+    ('--config=cfg.py:bug', "KeyError: 'bug'"),
+    ('--config=cfg.py:type', 'TypeError: object of type'),
+  ],
+)
+def test_defects_keep_their_traceback(program, flag, kind):
+  done = program('--config=cfg.py', '--do=ok', flag)
+  assert done.returncode == 1 and 'Traceback' in done.stderr
+  assert kind in done.stderr
+
+
+def test_exit_codes_and_help(program):
+  done = program('--config=cfg.py', '--do=ok', '--config.train.steps=7')
+  assert (done.returncode, done.stdout) == (0, '7 []\n')
+  assert program('--config=cfg.py', '--do=three').returncode == 3
+  for flag in ('--help', '-h'):
+    done = program(flag)
+    assert done.returncode == 0 and not done.stderr
+    assert 'Says hello to a config.' in done.stdout
+    assert '--do: What to do.' in done.stdout
+    assert '--config: The config file.' in done.stdout
