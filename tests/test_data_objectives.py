@@ -59,7 +59,7 @@ def test_t5s_own_lengths():
 
 
 @pytest.mark.parametrize('seq_len', [3, 16, 100, 512])
-@pytest.mark.parametrize('density, mean', [(0.15, 3.0), (0.5, 1.0), (0.3, 8.0)])
+@pytest.mark.parametrize('density, mean', [(0.15, 3.0), (0.5, 2.0), (0.3, 8.0)])
 def test_span_corruption_is_undone(seq_len, density, mean):
   spec = f'span_corruption(noise_density={density}, mean_span={mean})'
   o = objectives.build(spec)
@@ -136,10 +136,11 @@ def test_short_windows_are_padded():
 
 def test_a_targets_document_is_its_tokens():
   window = _window([9, 9, 9])
+  window = window._replace(tokens_N=np.arange(50, 77, dtype=np.int32))
   spec = 'span_corruption(noise_density=0.5)'
   row = _example(spec, window, 30)
   of = dict(zip(window.tokens_N.tolist(), window.document_N.tolist()))
-  assert len(of) == 27  # no token twice
+  assert len(of) == 27
   for i, token in enumerate(row['targets'].tolist()):
     if token in of:
       assert row['document'][i] == of[token]

@@ -2,7 +2,7 @@
 
 import ast
 import hashlib
-import os
+import pathlib
 import re
 import textwrap
 import tokenize
@@ -21,9 +21,14 @@ from moe_jax.data import (
 
 
 @pytest.fixture(scope='module')
-def library(tmp_path_factory):
+def built(tmp_path_factory):
+  return builders.python_stdlib(str(tmp_path_factory.mktemp('library')))
+
+
+@pytest.fixture(scope='module')
+def library(built):
   """The corpus as TFDS stores it: {split: [(domain, name, text)]}."""
-  name, root = builders.python_stdlib(str(tmp_path_factory.mktemp('library')))
+  name, root = built
   found = {}
   for split in ('train', 'validation'):
     source = sources.read(name, root, split, 'text')
@@ -67,6 +72,7 @@ def test_library_is_large_enough_to_measure_with(library):
 
 def test_a_files_code_and_docstrings_fall_in_one_split(library):
   names = {s: {n for d, n, _ in library[s] if d != 'c'} for s in library}
+  assert all(n.endswith('.py') or 'pydoc_data/' in n for n in names['train'])
   assert not names['train'] & names['validation']
 
 
@@ -88,29 +94,19 @@ def test_library_has_no_docstrings_tests_tables_or_licences(library):
   assert not [t for t in of_train if b'# Copyright' in t]
 
 
-def test_built_twice_the_files_are_the_same_bytes(library, tmp_path):
-  del library  # built once already, elsewhere: the digest of it is below
+def test_built_twice_the_files_are_the_same_bytes(built, tmp_path):
+  places = [built, builders.python_stdlib(str(tmp_path))]
+  assert places[0][0] == places[1][0] and places[0][1] != places[1][1]
   digests = []
-  for i in range(2):
-    folder = tmp_path / 'in'
-    folder.mkdir(exist_ok=True)
-    (folder / 'a.txt').write_bytes(b'one\n\ntwo\n\nthree\n\nfour\n')
-    name, root = builders.from_text_files(str(folder), str(tmp_path / f'{i}'))
-    path = os.path.join(root, name.replace(':', '/'))
-    files = sorted(os.listdir(path))
-    assert len(files) == 5
+  for name, root in places:
+    folder = pathlib.Path(root) / name.replace(':', '/')
     digests.append(
-      [
-        (f, hashlib.sha256(open_bytes(os.path.join(path, f))).hexdigest())
-        for f in files
-      ]
+      {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+      }
     )
-  assert digests[0] == digests[1]
-
-
-def open_bytes(path):
-  with open(path, 'rb') as f:
-    return f.read()
+  assert len(digests[0]) == 5 and digests[0] == digests[1]
 
 
 SOURCE = b'''#!/usr/bin/env python
@@ -126,7 +122,7 @@ def g(): "one line"; return 1
 class A(Exception):
 \t"""only \xe2\x82\xac"""
 class B:
-    \'\'\'docs\'\'\'
+    \'\'\'docs\'\'\' # why
     "a second string"
     y = 1
     async def h(self):
@@ -148,6 +144,7 @@ def g(): pass; return 1
 class A(Exception):
 \tpass
 class B:
+    # why
     y = 1
     async def h(self):
         "not" + "docs"\r
@@ -189,9 +186,9 @@ def test_the_whole_library_less_its_docstrings_is_the_same_program():
         if not node.body and not isinstance(node, ast.Module):
           node.body = [ast.Pass()]
     assert ast.dump(tree) == ast.dump(ast.parse(code)), name
-    assert set(code.splitlines()) <= set(source.splitlines()) | {
-      line for line in code.splitlines() if b'pass' in line
-    }
+    lines = source.splitlines()
+    for line in set(code.splitlines()) - set(lines):  # changed ones are few
+      assert b'pass' in line or any(x.endswith(line) for x in lines)
 
 
 def test_licences_go_and_other_comments_stay():
@@ -224,6 +221,8 @@ def test_only_the_blocks_with_a_shared_run_are_dropped(monkeypatch):
   kept = splitting.drop_shared(train, documents)
   assert kept == [blocks[0] + blocks[2], b'', b'short', b'']
   assert splitting.drop_shared(train, []) == []
+  two = [text(9) + secret[:30], secret[30:] + text(9)]  # each has but a part
+  assert splitting.drop_shared(train, two) == two
 
 
 def test_runs_that_a_cut_makes_are_found_too():
@@ -270,9 +269,7 @@ def test_a_domain_without_validation_is_told():
 
 def test_text_files_are_cut_at_blank_lines_or_line_ends():
   text = b'\n\none\ntwo\n\n \t\nthree\r\n\r\nfour \xff'
-  assert text_files.cut(text) == [b'\n\none\ntwo', b'three', b'four \xff'] or (
-    text_files.cut(text) == [b'one\ntwo', b'three', b'four \xff']
-  )
+  assert text_files.cut(text) == [b'one\ntwo', b'three', b'four \xff']
   lines = [b'%03d ' % i + b'x' * 90 + b'\n' for i in range(100)]
   chunks = text_files.cut(b''.join(lines) + b'\n')
   assert b''.join(chunks) == b''.join(lines) + b'\n'

@@ -69,7 +69,7 @@ def test_vocabulary_files(tmp_path, monkeypatch, spec, module, attribute):
   assert t.decode([0, *ids, 32, 1]) == b'a b c'
   key = t.key
   path.write_bytes(b'another')
-  assert tokenizers.build(f'{spec}(path={str(path)!r})').key != key
+  assert tokenizers.build(f'{spec}(path={str(path)!r}, sentinels=3)').key != key
 
 
 def test_missing_packages_files_and_tokens(tmp_path, monkeypatch):

@@ -47,9 +47,7 @@ SUMMARY = {
   'tokens_per_second': 41234.4,
   'mfu': 0.3125,
   'parameters': 28_412_928,
-  'active_parameters': 12_884_224,
   'steps': 2000,
-  'seconds': 702.4,
   'mesh': 'data=1,fsdp=2,expert=4,model=1',
 }
 
@@ -129,7 +127,7 @@ class Page(html.parser.HTMLParser):
 
 
 def check_page(path) -> Page:
-  """A page that stands alone: nothing fetched, every reference resolved."""
+  """Stands alone: nothing is fetched, every reference is resolved."""
   found = Page(path)
   assert (
     'http' not in found.source
@@ -150,7 +148,7 @@ def test_report_of_an_moe_run(tmp_path):
     'english 12 34,567 1.500 1.450 to 1.550 3.250 -1.750',
     'python 8 1,000 2.000 1.875 to 2.125 1.900 +0.100',
     'overall 20 35,567 1.750 1.700 to 1.800 3.500 -1.750',
-    'parameters 28.4M active parameters 12.9M',
+    'parameters 28.4M',
     'mesh data=1,fsdp=2,expert=4,model=1',
     'MFU, of the measured matmul 31.25 %',
     'dropped in training 1.25 %',
@@ -206,8 +204,9 @@ def test_report_of_one_log_line(tmp_path):
   workdir = write_run(tmp_path / 'run', logs=1, experts=4)
   found = check_page(report.write(workdir))
   assert 'finished at step 10;' in found.text and 'Layer 1' in found.text
-  png = report.readme_png(workdir, str(tmp_path / 'readme.png'))
-  assert pathlib.Path(png).read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
+  png = tmp_path / 'readme.png'
+  report.readme_png(workdir, str(png))
+  assert png.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
 
 
 def test_report_of_numbers_that_are_none(tmp_path):
@@ -235,14 +234,16 @@ def test_idle_experts_and_names_that_are_markup(tmp_path):
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   for row in rows:
     row['moe/load'] = [[1.0, 0.0], [0.0, 1.0]]
-    row['eval/$a_<i>/bits_per_byte'] = 2.0
+    row['eval/_$a_<i>/bits_per_byte'] = 2.0
   path.write_text('\n'.join(json.dumps(r) for r in rows))
   found = check_page(report.write(workdir))
   assert name in found.text and 'busiest 2.00x' in found.text
-  assert '$a_<i>' in found.text and 'i' not in found.tags
+  assert '_$a_<i>' in found.text and 'i' not in found.tags
   other = write_run(tmp_path / 'other')
   found = check_page(report.compare([workdir, other], str(tmp_path)))
-  assert name in found.text and 'b' not in found.tags
+  assert 'b' not in found.tags
+  # The head of the table, and the legends of five figures.
+  assert [w.strip() for w in found.words].count(name) == 6
 
 
 def test_the_same_records_give_the_same_page(tmp_path):
@@ -378,12 +379,11 @@ def test_program_writes_pages(tmp_path):
   one, two = write_run(tmp_path / 'one', name='x'), write_run(tmp_path / 'two')
   done = run_report(f'--workdirs={one}')
   assert done.returncode == 0 and not done.stderr, done.stderr
-  assert 'english         12' in done.stdout
   assert f'report  {one}/report.html' in done.stdout
   check_page(tmp_path / 'one' / 'report.html')
   done = run_report(f'--workdirs={one},{two}', f'--workdir={tmp_path}/out')
   assert done.returncode == 0 and not done.stderr, done.stderr
-  assert 'bits/byte, english       1.5000  1.5000' in done.stdout
+  assert 'bits/byte, english  1.5000  1.5000' in done.stdout
   check_page(tmp_path / 'out' / 'compare.html')
 
 

@@ -49,9 +49,11 @@ class SwitchLoss(base.Balance):
     return {
       'load': sums.load(first_choice=self.count == 'first').astype(jnp.float32),
       'prob': sums.tokens(sums.routing.probs_TE),
+      'tokens': sums.count(),
     }
 
   def loss(self, stats):
-    share = lambda v: v / jnp.maximum(v.sum(-1, keepdims=True), 1e-9)
-    f_SE, P_SE = share(stats['load']), share(stats['prob'])
+    load_SE = stats['load']
+    f_SE = load_SE / jnp.maximum(load_SE.sum(-1, keepdims=True), 1)
+    P_SE = stats['prob'] / jnp.maximum(stats['tokens'][:, None], 1)
     return f_SE.shape[-1] * (f_SE * P_SE).sum(-1)

@@ -51,7 +51,8 @@ class SpanCorruption:
 
   A window is ONE segment, in which documents follow one another with an EOS
   between them, as in T5. `encoder_inputs` are the kept tokens, a sentinel for
-  each span, and EOS: exactly seq_len for a full window. `targets` are each
+  each span, and EOS: exactly seq_len for a full window (one less may be left
+  where spans are of one token and half of all are noise). `targets` are each
   sentinel with its span, then EOS, `targets_length(seq_len)` long. Adds
   `encoder_inputs`, `encoder_positions` and `encoder_segments`.
 

@@ -34,6 +34,7 @@ _GENERATED = re.compile(
   rb'(?i)auto-?generated|automatically generated|is generated (?:by|from)'
   rb'|generated (?:from|on) |configuration generated'
 )
+_CODEC = re.compile(rb'(?m)^decoding_(?:table = \(|map\.update)')
 _LEGAL = re.compile(rb'(?i)copyright|licen[cs]e|all rights reserved')
 _COMMENT_LINES = re.compile(rb'(?m)(?:^[ \t]*#[^\n]*\n)+')
 _C_COMMENT = re.compile(rb'/\*.*?\*/[ \t]*\n?', re.DOTALL)
@@ -56,7 +57,7 @@ def _read(kind, root, pattern):
       continue
     text = path.read_bytes()
     # Tables written by a script say so at the top, but for some codecs.
-    table = _GENERATED.search(text[:400]) or b'decoding_map.update' in text
+    table = _GENERATED.search(text[:400]) or _CODEC.search(text)
     if len(text) >= MIN_BYTES and not table:
       found.append((kind, name.as_posix(), text))
   return sorted(found)
@@ -133,10 +134,11 @@ def split_docstrings(source: bytes) -> tuple[bytes, list[str]]:
     first, last = node.lineno - 1, node.end_lineno - 1
     before = lines[first][: node.col_offset]
     after = lines[last][node.end_col_offset :]
-    if before.strip() or after.strip() or only:
+    rest = after.strip()
+    if before.strip() or only or (rest and not rest.startswith(b'#')):
       lines[first : last + 1] = [before + b'pass' + after]
-    else:
-      lines[first : last + 1] = []
+    else:  # a comment stays
+      lines[first : last + 1] = [before + after.lstrip()] if rest else []
   dedented = [inspect.cleandoc(d) for _, d in sorted(docstrings)]
   # A docstring may hold escaped lone surrogates, which UTF-8 has not.
   dedented = [

@@ -69,7 +69,7 @@ def cut(text: bytes) -> list[bytes]:
     return blocks
   chunks = [b'']
   for line in text.splitlines(keepends=True):
-    if len(chunks[-1]) + len(line) > CHUNK and chunks[-1]:
+    if len(chunks[-1]) + len(line) > CHUNK:
       chunks.append(b'')
     chunks[-1] += line
   return [c for c in chunks if c.strip()]

@@ -36,7 +36,7 @@ class _Panel:
 
 
 _ROUTING = (
-  _Panel('moe/dropped', 'Dropped assignments', '% of assignments', 1.0),
+  _Panel('moe/dropped', 'Dropped assignments', '% of assignments', 100.0),
   _Panel(
     'moe/load_max',
     'Busiest expert',

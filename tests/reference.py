@@ -1,0 +1,124 @@
+"""Loop-written NumPy references, float64, from the papers' equations.
+
+One token, one expert, one seat at a time; nothing here imports moe_jax.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+def softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+@dataclasses.dataclass
+class Choice:
+  """expert_TK, weight_TK of a group (before drops), and its probabilities."""
+
+  expert: np.ndarray
+  weight: np.ndarray
+  probs: np.ndarray
+  logits: np.ndarray
+  renormalize_kept: bool = False
+
+
+def top_k(x_TD, kernel_DE, bias_E, *, k, renormalize):
+  """The k largest probabilities of each token, largest first."""
+  logits = x_TD.astype(np.float64) @ kernel_DE.astype(np.float64)
+  probs = softmax(logits)
+  T, E = probs.shape
+  expert, weight = np.zeros((T, k), int), np.zeros((T, k))
+  for t in range(T):
+    left = list(range(E))
+    for j in range(k):
+      best = max(left, key=lambda e: (probs[t, e] + bias_E[e], -e))
+      left.remove(best)
+      expert[t, j], weight[t, j] = best, probs[t, best]
+    if renormalize is True:
+      weight[t] /= weight[t].sum()
+  return Choice(expert, weight, probs, logits, renormalize == 'kept')
+
+
+def switch(x_TD, kernel_DE, bias_E):
+  return top_k(x_TD, kernel_DE, bias_E, k=1, renormalize=False)
+
+
+def seat(choice: Choice, mask_T, capacity):
+  """First come, first served: all first choices, then all second, ..."""
+  T, K = choice.expert.shape
+  taken, kept = {}, np.zeros((T, K), bool)
+  for j in range(K):
+    for t in range(T):
+      e = choice.expert[t, j]
+      if mask_T[t] and taken.get(e, 0) < capacity:
+        taken[e] = taken.get(e, 0) + 1
+        kept[t, j] = True
+  weight = choice.weight * kept
+  if choice.renormalize_kept:
+    for t in range(T):
+      if weight[t].sum() > 0:
+        weight[t] /= weight[t].sum()
+  return kept, weight
+
+
+ACTIVATIONS = {
+  'relu': lambda x: np.maximum(x, 0),
+  'silu': lambda x: x / (1 + np.exp(-x)),
+  'gelu': lambda x: (
+    0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+  ),
+  'gelu_exact': lambda x: (
+    0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+  ),
+}
+
+
+def mlp(params, e, x_D, activation, bias=False):
+  h = x_D @ params['wi'][e] + (params['bi'][e] if bias else 0)
+  y = ACTIVATIONS[activation](h) @ params['wo'][e]
+  return y + (params['bo'][e] if bias else 0)
+
+
+def glu(params, e, x_D, activation):
+  gate = ACTIVATIONS[activation](x_D @ params['wi_gate'][e])
+  return (gate * (x_D @ params['wi_up'][e])) @ params['wo'][e]
+
+
+def moe(x_GTD, kernel_DE, bias_E, route, expert, mask_GT, capacity):
+  """The whole layer, a group at a time: y_GTD, kept_GTK, choices by group."""
+  x_GTD = x_GTD.astype(np.float64)
+  y, kept_all, choices = np.zeros_like(x_GTD), [], []
+  for g in range(x_GTD.shape[0]):
+    choice = route(x_GTD[g], kernel_DE, bias_E)
+    kept, weight = seat(choice, mask_GT[g], capacity)
+    for t, j in zip(*np.nonzero(kept)):
+      y[g, t] += weight[t, j] * expert(choice.expert[t, j], x_GTD[g, t])
+    kept_all.append(kept)
+    choices.append(choice)
+  return y, np.array(kept_all), choices
+
+
+def switch_loss(choices, masks, count='first'):
+  """Switch Transformer, equations 4 to 6, over one segment of tokens."""
+  E = choices[0].probs.shape[-1]
+  f, P, tokens, edges = np.zeros(E), np.zeros(E), 0, 0
+  for choice, mask in zip(choices, masks):
+    for t in np.flatnonzero(mask):
+      for e in choice.expert[t][: 1 if count == 'first' else None]:
+        f[e] += 1
+        edges += 1
+      P += choice.probs[t]
+      tokens += 1
+  return E * sum(f[i] / edges * P[i] / tokens for i in range(E))
+
+
+def z_loss(choices, masks):
+  """ST-MoE, equation 5, over the real tokens."""
+  squares = []
+  for choice, mask in zip(choices, masks):
+    for t in np.flatnonzero(mask):
+      squares.append(math.log(sum(math.exp(v) for v in choice.logits[t])) ** 2)
+  return float(np.mean(squares))

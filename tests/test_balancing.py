@@ -1,0 +1,190 @@
+"""Contracts of every balancing row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import registry, types
+from moe_jax.balancing import base
+from tests import reference, rows
+
+G, T, E, K, B = 4, 6, 5, 2, 2  # two sequences of two groups each
+ids = lambda row: row.spec
+with_loss = pytest.mark.parametrize(
+  'row', [r for r in rows.BALANCING if r.oracle], ids=ids
+)
+
+
+def routings(seed=0, masked=5):
+  rng = np.random.default_rng(seed)
+  mask_GT = np.ones((G, T), bool)
+  mask_GT[-1, T - masked :] = False
+  choices = []
+  for _ in range(G):
+    logits = rng.normal(size=(T, E)) + np.linspace(0, 1, E)
+    expert = np.argsort(-logits, -1)[:, :K]
+    probs = reference.softmax(logits)
+    weight = np.take_along_axis(probs, expert, -1)
+    choices.append(reference.Choice(expert, weight, probs, logits))
+  stack = lambda f: jnp.asarray(np.stack([f(c, m) for c, m in zip(choices, mask_GT)]))
+  f32 = lambda v: v.astype(np.float32)
+  r = types.Routing(
+    token_N=jnp.tile(jnp.arange(T), (G, K)),
+    expert_N=stack(
+      lambda c, m: np.where(m[:, None], c.expert, E).T.reshape(-1)
+    ).astype(jnp.int32),
+    weight_N=stack(lambda c, m: f32(c.weight.T.reshape(-1))),
+    logits_TE=stack(lambda c, m: f32(c.logits)),
+    probs_TE=stack(lambda c, m: f32(c.probs)),
+    num_experts=E,
+    choices=K,
+  )
+  return r, choices, mask_GT
+
+
+@with_loss
+def test_equals_reference(row):
+  rule = registry.build('balancing', row.spec)
+  r, choices, mask_GT = routings()
+  total, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+  if rule.scope == 'global':
+    want = row.oracle(choices, mask_GT)
+  else:
+    size = 1 if rule.scope == 'group' else G // B
+    cut = lambda v: [v[i : i + size] for i in range(0, G, size)]
+    values = [row.oracle(c, m) for c, m in zip(cut(choices), cut(mask_GT))]
+    tokens = [np.sum(m) for m in cut(mask_GT)]
+    want = np.average(values, weights=tokens)
+  name = base.name(rule)
+  np.testing.assert_allclose(losses[name], want, rtol=1e-5)
+  np.testing.assert_allclose(total, rule.weight * want, rtol=1e-5)
+
+
+@with_loss
+def test_padding_changes_nothing(row):
+  rule = registry.build('balancing', row.spec)
+  r, _, mask_GT = routings()
+  mask = jnp.asarray(mask_GT)
+  other = jnp.where(mask[..., None], r.logits_TE, 50.0)
+  changed = r.replace(logits_TE=other, probs_TE=jax.nn.softmax(other * 2))
+  changed = changed.replace(
+    probs_TE=jnp.where(mask[..., None], r.probs_TE, changed.probs_TE)
+  )
+  a, b = (base.evaluate([rule], v, mask, B, ())[0] for v in (r, changed))
+  np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  'spec',
+  [r.spec for r in rows.BALANCING if r.spec.startswith('switch_loss')],
+)
+def test_balanced_routing_gives_one(spec):
+  rule = registry.build('balancing', spec)
+  expert = np.stack([np.arange(E), (np.arange(E) + 1) % E], 1)
+  r = types.Routing(
+    token_N=jnp.tile(jnp.arange(E), (1, 2)),
+    expert_N=jnp.asarray(expert.T.reshape(1, -1), jnp.int32),
+    weight_N=jnp.ones((1, 2 * E)),
+    logits_TE=jnp.zeros((1, E, E)),
+    probs_TE=jnp.full((1, E, E), 1 / E),
+    num_experts=E,
+    choices=2,
+  )
+  _, losses, _ = base.evaluate([rule], r, jnp.ones((1, E), bool), 1, ())
+  np.testing.assert_allclose(losses['switch_loss'], 1.0, rtol=1e-6)
+
+
+def test_switch_loss_of_hugging_face():
+  """The numbers embedded in transformers' test of its router loss."""
+  probs = np.array(
+    [
+      [0.35490513, 0.60419905],
+      [0.4275843, 0.23061597],
+      [0.32985854, 0.43953657],
+      [0.25099766, 0.27730572],
+      [0.7678207, 0.71474564],
+    ]
+  )
+  rule = registry.build('balancing', 'switch_loss()')
+  r = types.Routing(
+    token_N=jnp.arange(5)[None],
+    expert_N=jnp.asarray([[0, 1, 1, 0, 0]], jnp.int32),
+    weight_N=jnp.ones((1, 5)),
+    probs_TE=jnp.asarray(probs, jnp.float32)[None],
+    num_experts=2,
+    choices=1,
+  )
+  _, losses, _ = base.evaluate([rule], r, jnp.ones((1, 5), bool), 1, ())
+  np.testing.assert_allclose(losses['switch_loss'], 0.874104, atol=1e-6)
+
+
+def test_one_is_no_lower_bound():
+  """51 tokens of (.51, .49) and 49 of (0, 1): 0.9904, below balance."""
+  probs = np.array([[0.51, 0.49]] * 51 + [[0.0, 1.0]] * 49)
+  choice = reference.Choice(probs.argmax(-1)[:, None], None, probs, None)
+  want = reference.switch_loss([choice], [np.ones(100, bool)])
+  np.testing.assert_allclose(want, 0.990404, atol=1e-6)
+
+
+def test_z_loss_of_zero_logits():
+  rule = registry.build('balancing', 'z_loss()')
+  r, _, mask_GT = routings()
+  r = r.replace(logits_TE=jnp.zeros_like(r.logits_TE))
+  _, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+  np.testing.assert_allclose(losses['z_loss'], np.log(E) ** 2, rtol=1e-6)
+
+
+def test_gradients_are_the_analytic_ones():
+  """dL_B/dh = (alpha E / S) p (f - sum f p); dL_z/dh = 2 lse p / S."""
+  r, choices, _ = routings()
+  mask = jnp.ones((G, T), bool)
+  switch = registry.build('balancing', "switch_loss(scope='global', weight=1.0)")
+  z = registry.build('balancing', 'z_loss(weight=1.0)')
+
+  def loss(logits, rule):
+    routing = r.replace(logits_TE=logits, probs_TE=jax.nn.softmax(logits))
+    return base.evaluate([rule], routing, mask, B, ())[0]
+
+  p = np.stack([c.probs for c in choices])
+  S = G * T
+  first = np.concatenate([c.expert[:, 0] for c in choices])
+  # Padding routes to nobody in the fixture: its edges are no choices.
+  real = np.asarray(r.expert_N)[:, :T].reshape(-1) < E
+  f = np.bincount(first[real], minlength=E) / real.sum()
+  want = E / S * p * (f - (p * f).sum(-1, keepdims=True))
+  got = jax.grad(loss)(r.logits_TE, switch)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  lse = np.log(np.exp(np.stack([c.logits for c in choices])).sum(-1))
+  got = jax.grad(loss)(r.logits_TE, z)
+  np.testing.assert_allclose(got, 2 / S * lse[..., None] * p, atol=1e-6)
+
+
+def test_loss_free_bias_follows_the_load():
+  rule = registry.build('balancing', 'loss_free_bias(rate=0.5)')
+  r, choices, mask_GT = routings()
+  _, losses, stats = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+  assert losses == {}
+  load = np.zeros(E, int)
+  for c, m in zip(choices, mask_GT):
+    np.add.at(load, c.expert[m].reshape(-1), 1)
+  np.testing.assert_array_equal(stats['loss_free_bias']['load'], load)
+  assert stats['loss_free_bias']['load'].dtype == jnp.int32
+  states = base.init_states([rule], E)
+  new = base.update_states([rule], states, stats)
+  want = 0.5 * np.sign(load.mean() - load)
+  np.testing.assert_array_equal(new['loss_free_bias'], want)
+  np.testing.assert_array_equal(base.selection_bias([rule], new, E), want)
+  # A stack of layers updates each on its own.
+  stack = lambda v: jnp.stack([v, v[::-1]])
+  both = base.update_states(
+    [rule], jax.tree.map(stack, states), jax.tree.map(stack, stats)
+  )
+  np.testing.assert_array_equal(both['loss_free_bias'][1], want[::-1])
+
+
+def test_unknown_scope_and_count_list_the_valid_ones():
+  with pytest.raises(ValueError, match="scope='batch'; valid: global, group"):
+    registry.build('balancing', "switch_loss(scope='batch')")
+  with pytest.raises(ValueError, match="count='top'; valid: first, all"):
+    registry.build('balancing', "switch_loss(count='top')")

@@ -1,0 +1,77 @@
+"""Contracts of every expert row, on buffers and as a dense FFN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import registry
+from moe_jax.dispatch import base as dispatching
+from moe_jax.experts import base
+from moe_jax.layers import mlp
+from tests import rows
+
+E, R, D = 3, 5, 8
+ids = lambda row: row.spec
+each_kind = pytest.mark.parametrize('row', rows.EXPERTS, ids=ids)
+
+
+def build(spec):
+  kind = registry.build('experts', spec)
+  params = kind.init(jax.random.key(0), E, D)
+  keys = jax.random.split(jax.random.key(1), len(params))
+  noise = {
+    k: v + 0.1 * jax.random.normal(key, v.shape)
+    for key, (k, v) in zip(keys, params.items())
+  }
+  return kind, noise
+
+
+@each_kind
+def test_equals_reference(row):
+  kind, params = build(row.spec)
+  x_ERD = jax.random.normal(jax.random.key(2), (E, R, D))
+  got = kind(params, x_ERD, dispatching.buffer_ops(()))
+  plain = {k: np.asarray(v, np.float64) for k, v in params.items()}
+  for e in range(E):
+    for r in range(R):
+      want = row.oracle(plain, e, np.asarray(x_ERD[e, r], np.float64))
+      np.testing.assert_allclose(got[e, r], want, atol=2e-5)
+
+
+@each_kind
+def test_one_expert_is_the_dense_ffn(row):
+  kind, params = build(row.spec)
+  x_BLD = jax.random.normal(jax.random.key(3), (2, R, D))
+  one = {k: v[:1] for k, v in params.items()}
+  want = kind(one, x_BLD.reshape(1, -1, D), dispatching.buffer_ops(()))
+  ffn = mlp.FFN(kind)
+  got = ffn.apply({'params': {'ffn': {k: v[0] for k, v in one.items()}}}, x_BLD)
+  np.testing.assert_allclose(got.reshape(1, -1, D), want, atol=1e-6)
+
+
+@each_kind
+def test_axes_and_fan_in(row):
+  kind = registry.build('experts', row.spec.replace('d_ff=12', 'd_ff=4096'))
+  params = kind.init(jax.random.key(0), E, 16)
+  assert set(params) == set(kind.axes)
+  for k, v in params.items():
+    assert v.dtype == jnp.float32 and v.shape[0] == E
+    assert len(kind.axes[k]) == v.ndim and kind.axes[k][0] == 'expert'
+    if v.ndim == 3:
+      # Fan-in of one expert; over the stack it would be E times smaller.
+      np.testing.assert_allclose(v.var() * v.shape[1], 1.0, rtol=0.05)
+
+
+@each_kind
+def test_bfloat16_stays(row):
+  kind, params = build(row.spec)
+  half = {k: v.astype(jnp.bfloat16) for k, v in params.items()}
+  x = jnp.ones((E, R, D), jnp.bfloat16)
+  assert kind(half, x, dispatching.buffer_ops(())).dtype == jnp.bfloat16
+
+
+def test_unknown_activation_lists_the_valid_ones():
+  with pytest.raises(ValueError, match="'swish'; valid: gelu, gelu_exact"):
+    registry.build('experts', "mlp(activation='swish')", d_ff=4)
+  assert set(base.ACTIVATIONS) == {'gelu', 'gelu_exact', 'relu', 'silu'}

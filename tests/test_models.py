@@ -1,0 +1,323 @@
+"""Models: causality, padding, scan and remat, cache, positions, NNX."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import types
+from moe_jax.layers import embeddings
+from moe_jax.models import factory, pattern, stack
+from moe_jax.planning import counts
+from moe_jax.training import state as state_lib
+from tests import tiny
+
+B, L, V = 4, 16, 32
+DROPLESS = {'moe.capacity_factor': 0.0, 'moe.eval_capacity_factor': 0.0}
+T5 = {
+  'model.kind': 'encoder_decoder',
+  'model.positions': 'relative',
+  'data.objective': 'span_corruption()',
+}
+
+
+def batch(kind='decoder', seed=0):
+  rng = np.random.default_rng(seed)
+  out = {}
+  for prefix in ('', 'encoder_') if kind == 'encoder_decoder' else ('',):
+    out[f'{prefix}inputs'] = rng.integers(3, V, (B, L)).astype(np.int32)
+    # Two segments and a padded tail.
+    segment = np.repeat([1, 2, 0], [7, 6, 3])
+    position = np.concatenate([np.arange(7), np.arange(6), np.zeros(3)])
+    out[f'{prefix}segments'] = np.tile(segment, (B, 1)).astype(np.int32)
+    out[f'{prefix}positions'] = np.tile(position, (B, 1)).astype(np.int32)
+  return out
+
+
+def build(cache_length=0, **overrides):
+  config = tiny.config(**overrides)
+  return config, factory.make(config, V, cache_length=cache_length)
+
+
+@functools.cache
+def params(seed=0, **overrides):
+  config, model = build(**overrides)
+  b = factory.dummy_batch(config, B, L)
+  init = jax.jit(lambda key: nn.unbox(model.init(key, b, train=False)))
+  return jax.device_get(init(jax.random.key(seed)))
+
+
+def logits_and_grads(model, variables, b, train=True):
+  def loss(p):
+    logits, aux = model.apply({**variables, 'params': p}, b, train=train)
+    layers = stack.aux_by_layer(aux['decoder'], model.stacks['decoder'].sparse)
+    total = sum(a.loss for _, a in layers)
+    weight = jnp.cos(jnp.arange(logits.size)).reshape(logits.shape)
+    real = (b['segments'] > 0)[..., None]
+    return (logits * weight * real).sum() + total, logits
+
+  return jax.device_get(
+    jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+  )
+
+
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    {'model.qk_norm': True, 'model.tied_head': False},
+    {'moe.extra_ffn': 'after'},
+    T5,
+  ],
+  ids=['rope', 'extra', 't5'],
+)
+def test_segments_and_future_stay_apart(overrides):
+  """A token sees its own segment's past, and padding touches nothing."""
+  overrides = DROPLESS | overrides
+  config, model = build(**overrides)
+  kind = config.model.kind
+  v = params(**overrides)
+  apply = jax.jit(lambda b: model.apply(v, b, train=False)[0])
+  b = batch(kind)
+  base = np.asarray(apply(b))
+  b['inputs'][:, 10:13] += 1  # the end of the second segment
+  b['inputs'][:, 13:] += 1  # padding
+  changed = np.asarray(apply(b))
+  np.testing.assert_array_equal(changed[:, :10], base[:, :10])
+  assert np.abs(changed[:, 10:13] - base[:, 10:13]).max() > 1e-3
+  if kind == 'encoder_decoder':
+    b = batch(kind)
+    b['encoder_inputs'][:, 0] += 1  # first encoder segment
+    changed = np.asarray(apply(b))
+    np.testing.assert_allclose(changed[:, 7:13], base[:, 7:13], atol=1e-6)
+    # The encoder looks both ways: its first token moves all that follow.
+    assert np.abs(changed[:, :7] - base[:, :7]).max() > 1e-4
+
+
+def test_packing_does_not_change_a_document():
+  """The same tokens alone and behind another document: equal logits."""
+  _, model = build(**DROPLESS)
+  v = params(**DROPLESS)
+  apply = jax.jit(lambda b: model.apply(v, b, train=False)[0])
+  b = batch()
+  packed = np.asarray(apply(b))[:, 7:13]
+  alone = {k: np.roll(x, -7, 1) for k, x in b.items()}
+  alone['segments'] = np.where(alone['segments'] == 2, 1, 0)
+  np.testing.assert_allclose(np.asarray(apply(alone))[:, :6], packed, atol=1e-5)
+
+
+FOUR = {'model.num_layers': 4}
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'model.scan': False},
+    {'model.remat': 'full'},
+    {'model.remat': 'dispatch'},
+    {'model.remat': 'dots', 'model.scan': False},
+  ],
+  ids=str,
+)
+def test_scan_and_remat_change_nothing(change):
+  """The same parameters, logits, gradients and losses, with drops."""
+  v, b = params(**FOUR), batch()
+  want = logits_and_grads(build(**FOUR)[1], v, b)
+  other = params(**(FOUR | change))
+  jax.tree.map(np.testing.assert_array_equal, v, other)
+  got = logits_and_grads(build(**(FOUR | change))[1], v, b)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
+    got,
+    want,
+  )
+
+
+def test_remat_dispatch_runs_no_all_to_all_again():
+  """Saved by name, the exchanges of forward serve backward too."""
+  from moe_jax.parallel import hlo
+  from moe_jax.parallel import mesh as mesh_lib
+
+  found = {}
+  for remat in ('none', 'full', 'dispatch'):
+    config = tiny.config(**{'model.remat': remat})
+    mesh = mesh_lib.make(mesh_lib.exact(data=2, expert=4))
+    model = factory.make(config, V, mesh)
+    v = params()
+
+    def loss(p, model=model):
+      logits, _ = model.apply({'params': p}, wide, train=True)
+      return (logits**2).sum()
+
+    wide = {k: jnp.tile(x, (2, 1)) for k, x in batch().items()}
+    text = jax.jit(jax.grad(loss)).lower(v['params']).compile().as_text()
+    found[remat] = hlo.count_collectives(text)['all-to-all']
+  assert found == {'none': 4, 'full': 6, 'dispatch': 4}
+
+
+@pytest.mark.parametrize('overrides', [{}, T5], ids=['rope', 't5'])
+def test_cache_decodes_what_the_whole_sequence_gives(overrides):
+  overrides = DROPLESS | overrides
+  config, model = build(**overrides)
+  _, cached = build(cache_length=L, **overrides)
+  v = params(**overrides)
+  b = batch(config.model.kind)
+  ones = np.ones((B, L), np.int32)
+  places = np.tile(np.arange(L, dtype=np.int32), (B, 1))
+  for prefix in ('', 'encoder_') if 'encoder_inputs' in b else ('',):
+    b |= {f'{prefix}segments': ones, f'{prefix}positions': places}
+  want = np.asarray(jax.jit(lambda: model.apply(v, b, train=False)[0])())
+
+  @jax.jit
+  def call(cache, part):
+    (logits, _), made = cached.apply(
+      v | cache, part, train=False, mutable=['cache']
+    )
+    return made, logits
+
+  decoder = ('inputs', 'positions', 'segments')
+  cut = lambda a, z: {k: x[:, a:z] if k in decoder else x for k, x in b.items()}
+  cache, got = call({}, cut(0, 9))  # a prompt, then one token at a time
+  parts = [got]
+  for t in range(9, L):
+    cache, got = call(cache, cut(t, t + 1))
+    parts.append(got)
+  np.testing.assert_allclose(np.concatenate(parts, 1), want, atol=2e-5)
+
+
+def test_rotation_depends_on_distance_alone():
+  q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+  product = lambda a, b: float(
+    (
+      embeddings.rotate(q, jnp.full((1, 1), a))
+      * embeddings.rotate(k, jnp.full((1, 1), b))
+    ).sum()
+  )
+  np.testing.assert_allclose(product(9, 4), product(105, 100), rtol=1e-4)
+  assert abs(product(9, 4) - product(9, 5)) > 1e-3
+  np.testing.assert_allclose(product(3, 3), (q * k).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_relative_buckets(bidirectional):
+  """T5's buckets: exact when near, logarithmic to 128, then one for all."""
+  bias = embeddings.RelativeBias(2, bidirectional)
+  bucket = lambda d: int(bias._bucket(jnp.asarray(d)))
+  half = 16 if bidirectional else 32
+  exact = half // 2
+  for d in range(exact):  # `d` back
+    assert bucket(-d) == d
+  assert bucket(-127) == bucket(-4000) == half - 1
+  past = [bucket(-d) for d in range(200)]
+  assert past == sorted(past) and set(past) == set(range(half))
+  if bidirectional:
+    assert [bucket(d) for d in (1, 5, 4000)] == [17, 21, 31]
+  else:
+    assert bucket(3) == 0
+
+
+@pytest.mark.parametrize(
+  ('spec', 'n', 'layers'),
+  [
+    ('every_2', 6, (1, 3, 5)),
+    ('every_4', 12, (3, 7, 11)),
+    ('all', 3, (0, 1, 2)),
+    ('none', 3, ()),
+    ((0, 4), 5, (0, 4)),
+  ],
+)
+def test_pattern(spec, n, layers):
+  sparse = pattern.sparse_layers(spec, n)
+  assert tuple(np.flatnonzero(sparse)) == layers
+  s = pattern.split(sparse)
+  assert s.prefix + s.period * s.repeats + s.suffix == sparse
+  assert len(pattern.layer_names(sparse)) == n
+
+
+def test_pattern_finds_the_longest_repetition():
+  s = pattern.split((False, False, True, False, True, False, True, True))
+  assert s.prefix == (False,)
+  assert (s.period, s.repeats, s.suffix) == ((False, True), 3, (True,))
+  assert pattern.split((False,) * 5) == pattern.Split((), (False,), 5, ())
+
+
+@pytest.mark.parametrize('spec', ['every_0', 'some', 'every_9', (0, 3), (-1,)])
+def test_pattern_errors(spec):
+  with pytest.raises(ValueError, match=r'moe\.layers'):
+    pattern.sparse_layers(spec, 3)
+
+
+def test_aux_is_in_layer_order():
+  overrides = {'model.num_layers': 5, 'moe.layers': (0, 2, 4)}
+  config, model = build(**overrides)
+  _, aux = jax.jit(
+    lambda b: model.apply(params(**overrides), b, train=True)
+  )(batch())
+  layers = stack.aux_by_layer(
+    aux['decoder'], pattern.sparse_layers(config.moe.layers, 5)
+  )
+  assert [i for i, _ in layers] == [0, 2, 4]
+  real = int((batch()['segments'] > 0).sum())
+  for _, a in layers:
+    assert isinstance(a, types.MoEAux)
+    assert int(a.load_E.sum()) == real
+    assert int(a.cause[types.PADDING]) == B * L - real
+
+
+def test_dense_twin_has_the_same_active_flops():
+  moe_config, model = build()
+  dense_config, dense = build(**{'moe.layers': 'none'})
+  flops = []
+  for config, m in ((moe_config, model), (dense_config, dense)):
+    lay = state_lib.layout(m, factory.dummy_batch(config, B, L))
+    leaves = [w for w in lay.leaves() if 'router' not in w.path]
+    share = 1 / config.moe.num_experts
+    flops.append(counts.flops_per_token(leaves, share, True, [(2, 16, L)]))
+  assert flops[0] == flops[1]
+
+
+def test_flops_by_hand():
+  """Per layer 4 D H J + 2 D F, a tied head D V, attention 12 H J L."""
+  config, model = build(**{'moe.layers': 'none'})
+  lay = state_lib.layout(model, factory.dummy_batch(config, B, L))
+  D, HJ, F, n = 16, 16, 32, 2
+  want = 6 * (n * (4 * D * HJ + 2 * D * F) + D * V) + 12 * n * HJ * L
+  got = counts.flops_per_token(lay.leaves(), 1.0, True, [(n, HJ, L)])
+  assert got == want
+
+
+def test_dropout_only_in_training():
+  overrides = {'model.dropout': 0.5} | DROPLESS
+  _, model = build(**overrides)
+  v, b = params(**overrides), batch()
+  keys = {'dropout': jax.random.key(0)}
+  run = jax.jit(
+    lambda train: model.apply(v, b, train=train, rngs=keys)[0],
+    static_argnums=0,
+  )
+  plain = jax.jit(lambda: build(**DROPLESS)[1].apply(v, b, train=False)[0])()
+  np.testing.assert_array_equal(run(False), plain)
+  assert np.abs(run(True) - plain).max() > 0.1
+
+
+def test_nnx_bridge():
+  """`flax.nnx.bridge.ToNNX` over a model gives the same logits."""
+  from flax import nnx
+
+  _, model = build()
+  b = {k: jnp.asarray(v) for k, v in batch().items()}
+  bridged = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0))
+
+  @nnx.jit
+  def forward(m, b):
+    return m(b, train=False)[0]
+
+  bridged = nnx.bridge.lazy_init(bridged, b, train=False)
+  got = forward(bridged, b)
+  assert got.shape == (B, L, V) and np.isfinite(got).all()
+  variables = nnx.bridge.nnx_attrs_to_linen_vars(
+    nnx.to_pure_dict(nnx.state(bridged, nnx.Param))
+  )
+  del variables

@@ -1,0 +1,377 @@
+"""The layer: every dispatch on every mesh against loops in NumPy."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from moe_jax import registry, types
+from moe_jax.balancing import base as balancing
+from moe_jax.layers import moe
+from moe_jax.parallel import hlo
+from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.routers import base as routers
+from tests import reference, rows
+
+B, L, D, E, F, T = 8, 8, 8, 4, 12, 8
+MESHES = (
+  dict(),
+  dict(data=2, expert=4),
+  dict(expert=2, fsdp=2, model=2),
+  dict(data=8),
+)
+RULES = ('switch_loss()', 'z_loss()', 'loss_free_bias()')
+
+
+def make_mesh(sizes):
+  sizes = mesh_lib.exact(**sizes)
+  n = int(np.prod(list(sizes.values())))
+  return mesh_lib.make(sizes, jax.devices()[:n])
+
+
+def layer(dispatch='scatter()', router='top_k()', sizes=None, **fields):
+  experts = fields.pop('experts', "mlp(activation='gelu', bias=True)")
+  fields = {'capacity_factor': 1.0, 'group_size': T} | fields
+  return moe.MoE(
+    num_experts=E,
+    router=registry.build('routers', router),
+    experts=registry.build('experts', experts, d_ff=F),
+    dispatch=registry.build('dispatch', dispatch),
+    balance=tuple(registry.build('balancing', s) for s in RULES),
+    mesh=make_mesh(sizes or {}),
+    **fields,
+  )
+
+
+@functools.cache
+def variables(router='top_k()', **fields):
+  """Parameters with a decided router and non-zero biases, on the host."""
+  m = layer(router=router, **fields)
+  v = jax.jit(lambda k: nn.unbox(m.init(k, jnp.zeros((B, L, D)), train=True)))(
+    jax.random.key(0)
+  )
+  v['params']['router']['kernel'] *= 5
+  for name in ('bi', 'bo'):
+    if name in v['params']['experts']:
+      v['params']['experts'][name] += 0.1
+  v['balance']['state']['loss_free_bias'] += jnp.linspace(-0.1, 0.1, E)
+  return jax.device_get(v)
+
+
+X = np.asarray(jax.random.normal(jax.random.key(7), (B, L, D)))
+MASK = np.arange(L) < np.array([8, 8, 5, 8, 8, 0, 8, 7])[:, None]
+OUT = np.asarray(jax.random.normal(jax.random.key(8), (B, L, D)))
+
+
+def run(m, v, x=X, mask=MASK, train=True):
+  """Loss, output, aux and gradients, on the host."""
+
+  def loss(params, x):
+    y, _, aux = m.apply(
+      {**v, 'params': params}, x, jnp.asarray(mask), train=train
+    )
+    return (y * OUT).sum() + 10 * aux.loss, (y, aux)
+
+  f = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+  return jax.device_get(f(v['params'], x))
+
+
+def close(got, want, tolerance=2e-5):
+  """Every leaf, relative to the largest entry of the wanted one."""
+
+  def one(path, a, b):
+    scale = max(np.abs(b).max(), 1.0)
+    error = np.abs(np.asarray(a, np.float64) - b).max() / scale
+    assert error < tolerance, (jax.tree_util.keystr(path), error)
+
+  jax.tree_util.tree_map_with_path(one, got, want)
+
+
+@functools.cache
+def want(router, capacity_factor, kind):
+  """What dense computes on one device: the oracle of values and gradients."""
+  fields = {} if kind is None else {'experts': kind}
+  m = layer('dense()', router, capacity_factor=capacity_factor, **fields)
+  return run(m, variables(router, **fields))
+
+
+@pytest.mark.parametrize('capacity_factor', [None, 1.0, 0.5])
+@pytest.mark.parametrize('router', [r.spec for r in rows.ROUTERS])
+def test_dense_equals_loops(router, capacity_factor):
+  """Outputs, kept set, losses and loads against the NumPy reference."""
+  v = variables(router)
+  (_, (y, aux)), _ = want(router, capacity_factor, None)
+  p = v['params']
+  oracle = next(r.oracle for r in rows.ROUTERS if r.spec == router)
+  K = oracle(X[0], p['router']['kernel'], np.zeros(E)).expert.shape[1]
+  C = T if capacity_factor is None else int(np.ceil(capacity_factor * T * K / E))
+  expert = functools.partial(
+    reference.mlp,
+    {k: np.asarray(w, np.float64) for k, w in p['experts'].items()},
+    activation='gelu',
+    bias=True,
+  )
+  y_ref, kept, choices = reference.moe(
+    X.reshape(-1, T, D),
+    p['router']['kernel'],
+    v['balance']['state']['loss_free_bias'],
+    oracle,
+    lambda e, x: expert(e, x),
+    MASK.reshape(-1, T),
+    C,
+  )
+  np.testing.assert_allclose(y.reshape(-1, T, D), y_ref, atol=2e-5)
+  masks = MASK.reshape(-1, T)
+  real = K * int(MASK.sum())
+  assert list(aux.cause) == [kept.sum(), real - kept.sum(), 0, K * (~MASK).sum()]
+  by_group = [
+    reference.switch_loss([c], [m]) if m.any() else 0.0
+    for c, m in zip(choices, masks)
+  ]
+  tokens = masks.sum(-1)
+  np.testing.assert_allclose(
+    aux.losses['switch_loss'], np.average(by_group, weights=tokens), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    aux.losses['z_loss'], reference.z_loss(choices, masks), rtol=1e-5
+  )
+  load = np.zeros(E, int)
+  for c, m in zip(choices, masks):
+    np.add.at(load, c.expert[m].reshape(-1), 1)
+  np.testing.assert_array_equal(aux.load_E, load)
+  np.testing.assert_array_equal(aux.stats['loss_free_bias']['load'], load)
+
+
+# All pairs of dispatch and mesh, and each router, expert kind and capacity on
+# some of them; the full product would compile for an hour.
+CELLS = [
+  ('scatter()', MESHES[0], 'top_k()', 1.0, None),
+  ('scatter()', MESHES[1], 'top_k()', 0.5, None),
+  ('scatter()', MESHES[2], 'top_k()', 1.0, None),
+  ('scatter()', MESHES[3], 'top_k()', None, None),
+  ('einsum()', MESHES[0], "top_k(k=2, renormalize='kept')", 0.5, None),
+  ('einsum()', MESHES[1], 'top_k()', 1.0, None),
+  ('einsum()', MESHES[2], 'top_k()', None, None),
+  ('einsum()', MESHES[3], 'switch()', 1.0, None),
+  ('dense()', MESHES[1], 'switch()', 0.5, None),
+  ('dense()', MESHES[2], 'top_k()', 1.0, 'glu()'),
+  ('dense()', MESHES[3], 'top_k()', 0.5, None),
+  ('scatter()', MESHES[1], 'switch()', 1.0, 'glu()'),
+  ('scatter()', MESHES[2], "top_k(k=2, renormalize='kept')", 0.5, None),
+  ('scatter()', MESHES[1], 'top_k(k=3, renormalize=False)', 1.0, None),
+  ('scatter()', dict(model=8), 'top_k()', 1.0, 'mlp(d_ff=16, bias=True)'),
+]
+
+
+@pytest.mark.parametrize(('dispatch', 'sizes', 'router', 'cf', 'kind'), CELLS)
+def test_equals_dense_on_any_mesh(dispatch, sizes, router, cf, kind):
+  fields = {} if kind is None else {'experts': kind}
+  m = layer(dispatch, router, sizes, capacity_factor=cf, **fields)
+  got = run(m, variables(router, **fields))
+  expected = want(router, cf, kind)
+  close(got, expected)
+  got_aux, want_aux = got[0][1][1], expected[0][1][1]
+  for name in ('load_E', 'cause'):  # integers exactly
+    np.testing.assert_array_equal(
+      getattr(got_aux, name), getattr(want_aux, name)
+    )
+
+
+def test_gradients_do_not_need_the_type_checker(monkeypatch):
+  """The same gradients with check_vma off: transposes without the types."""
+  m = layer('scatter()', sizes=dict(expert=2, fsdp=2, model=2))
+  checked = run(m, variables())
+  shard_map = jax.shard_map
+  unchecked = functools.partial(shard_map, check_vma=False)
+  monkeypatch.setattr(jax, 'shard_map', unchecked)
+  close(run(m, variables()), checked)
+
+
+@pytest.mark.parametrize('dispatch', [r.spec for r in rows.DISPATCH])
+@pytest.mark.parametrize('order', ['by_expert', 'reversed'])
+def test_edges_in_any_order_and_weights_on_the_input(dispatch, order):
+  """No `choices` hint (expert choice stores so), and Llama 4's side."""
+  base_router = registry.build('routers', 'top_k()')
+  m = layer(dispatch, sizes=dict(data=2, expert=4), experts='mlp()')
+  v = variables(experts='mlp()')
+
+  @struct.dataclass
+  class Reordered(routers.Router):
+    weight_on: str = struct.field(pytree_node=False, default='output')
+
+    def init(self, key, E, D):
+      return base_router.init(key, E, D)
+
+    def experts_per_token(self, E):
+      return 2.0
+
+    def __call__(self, params, x_TD, ctx):
+      r = base_router(params, x_TD, ctx)
+      place = jnp.arange(r.expert_N.shape[0], dtype=jnp.int32)
+      at = jnp.argsort(r.expert_N) if order == 'by_expert' else place[::-1]
+      return r.replace(
+        token_N=r.token_N[at],
+        expert_N=r.expert_N[at],
+        weight_N=r.weight_N[at],
+        priority_N=place[at],  # seated as before
+        choices=None,
+        weight_on=self.weight_on,
+      )
+
+  # First choices are not known without the hint.
+  rule = registry.build('balancing', "switch_loss(count='all')")
+  m = m.clone(router=Reordered(), balance=(rule, *m.balance[1:]))
+  ordered = m.clone(router=base_router)
+  close(run(m, v), run(ordered, v))
+  on_input = m.clone(router=Reordered(weight_on='input'))
+  if dispatch != 'dense()':
+    dense = on_input.clone(dispatch=registry.build('dispatch', 'dense()'))
+    close(run(on_input, v), run(dense, v))
+  # A ReLU expert without biases is homogeneous: the side does not matter.
+  close(run(on_input, v), run(ordered, v))
+
+
+def test_forward_has_two_all_to_alls_and_one_sum():
+  m = layer('scatter()', sizes=dict(data=2, expert=4))
+  forward = jax.jit(lambda v, x: m.apply(v, x, train=True))
+  text = forward.lower(variables(), X).compile().as_text()
+  counts = hlo.count_collectives(text)
+  assert counts.pop('all-to-all') == 2
+  # What is left are the sums of losses and counts.
+  assert set(counts) == {'all-reduce'}
+
+
+def test_one_device_has_no_collective():
+  m = layer('scatter()')
+  forward = jax.jit(lambda v, x: m.apply(v, x, train=True))
+  text = forward.lower(variables(), X).compile().as_text()
+  assert hlo.count_collectives(text) == {}
+
+
+def test_hlo_counter_sees_tuples_and_asynchronous_pairs():
+  text = """
+  %a = f32[2]{0} all-to-all(f32[2]{0} %x), replica_groups={}
+  %b = (f32[2]{0}, f32[4]{0}) all-reduce(%x, %y), to_apply=%add
+  %c = (f32[2], f32[4]) all-gather-start(%x), dimensions={0}
+  %d = f32[4] all-gather-done(%c)
+  %e = f32[4] ragged-all-to-all(%x, %y)
+  %f = f32[4] fusion(%a), calls=%all-to-all.1
+  """
+  assert hlo.count_collectives(text) == {
+    'all-to-all': 1,
+    'all-reduce': 1,
+    'all-gather': 1,
+    'ragged-all-to-all': 1,
+  }
+
+
+def test_noise_follows_the_group_not_the_device():
+  ys = []
+  for sizes in (dict(), dict(data=2, expert=4)):
+    m = layer(router='switch(jitter=0.5)', sizes=sizes)
+    apply = jax.jit(
+      lambda v, x, m=m: m.apply(
+        v, x, train=True, rngs={'router': jax.random.key(3)}
+      )[0]
+    )
+    ys.append(np.asarray(apply(variables('switch()'), X)))
+  np.testing.assert_allclose(ys[0], ys[1], atol=1e-6)
+  m = layer(router='switch()')
+  clean = jax.jit(lambda v, x: m.apply(v, x, train=True)[0])
+  assert np.abs(ys[0] - np.asarray(clean(variables('switch()'), X))).max() > 0.01
+
+
+def test_bfloat16_keeps_the_router_in_float32():
+  m = layer(dtype=jnp.bfloat16, capacity_factor=None)
+  (_, (y, aux)), _ = run(m, variables())
+  (_, (y_f32, aux_f32)), _ = want('top_k()', None, None)
+  assert y.dtype == jnp.bfloat16
+  assert aux.loss.dtype == jnp.float32
+  np.testing.assert_array_equal(
+    aux.cause, aux_f32.cause
+  )  # nothing dropped either way
+  np.testing.assert_allclose(y.astype(np.float32), y_f32, atol=0.05)
+
+
+@pytest.mark.parametrize('branch', ['shared', 'gated'])
+def test_dense_branch(branch):
+  """The branch adds an FFN that every token takes, gated or not."""
+  kind = registry.build('experts', 'glu()', d_ff=6)
+  m = layer(dense_branch=branch, dense=kind)
+  v = jax.jit(lambda k: nn.unbox(m.init(k, X, train=True)))(jax.random.key(0))
+  y, _, _ = jax.jit(lambda v: m.apply(v, X, train=True))(v)
+  plain, _, _ = jax.jit(
+    lambda v: layer().apply(
+      {
+        'params': {k: v['params'][k] for k in ('router', 'experts')},
+        'balance': v['balance'],
+      },
+      X,
+      train=True,
+    )
+  )(v)
+  ffn = {k: np.asarray(w)[None] for k, w in v['params']['dense']['ffn'].items()}
+  extra = np.array(
+    [[reference.glu(ffn, 0, x, 'silu') for x in row] for row in X]
+  )
+  if branch == 'gated':
+    gate = X @ np.asarray(v['params']['dense_gate'])
+    extra = extra / (1 + np.exp(-gate))
+  np.testing.assert_allclose(y - plain, extra, atol=1e-4)
+
+
+def test_carry_reaches_the_next_layer():
+  """MoE++'s seam: what a router leaves, the next one finds, in its place."""
+
+  @struct.dataclass
+  class Counting(routers.Router):
+    def init(self, key, E, D):
+      return routers.init_linear(key, E, D)
+
+    def experts_per_token(self, E):
+      return 1.0
+
+    def init_carry(self, T, E):
+      return jnp.zeros(T)
+
+    def __call__(self, params, x_TD, ctx):
+      r = registry.build('routers', 'switch()')(params, x_TD, ctx)
+      return r.replace(carry=ctx.carry + x_TD[:, 0])
+
+  m = layer(sizes=dict(data=2, expert=4)).clone(router=Counting())
+  carry = jnp.ones((B, L))
+  _, out, _ = jax.jit(lambda v, c: m.apply(v, X, None, c, train=True))(
+    variables('switch()'), carry
+  )
+  np.testing.assert_allclose(out, 1 + X[..., 0], rtol=1e-6)
+
+
+def test_errors_name_value_and_choices():
+  def trace(m, x=X, method='apply'):
+    first = variables() if method == 'apply' else jax.random.key(0)
+    jax.eval_shape(lambda: getattr(m, method)(first, x, train=True))
+
+  with pytest.raises(ValueError, match='group_size=12 .* 64 tokens .*: 8, 16, 4'):
+    trace(layer(group_size=12))
+  with pytest.raises(ValueError, match=r'batch 4 is not divisible by the 8'):
+    trace(layer(sizes=dict(data=8)), X[:4])
+  with pytest.raises(ValueError, match="'both'; valid: none, shared, gated"):
+    trace(layer(dense_branch='both'))
+  with pytest.raises(ValueError, match='k=5 exceeds num_experts=4'):
+    trace(layer(router='top_k(k=5)'), method='init')
+
+
+def test_rules_with_a_state_are_declared():
+  for row in rows.BALANCING:
+    rule = registry.build('balancing', row.spec)
+    assert (rule.init(E) is not None) == row.state
+    assert not row.state or rule.scope == 'global'
+  assert balancing.init_states((), E) == {}
+
+
+def test_causes_are_complete():
+  assert len(types.CAUSES) == 4

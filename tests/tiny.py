@@ -1,0 +1,39 @@
+"""A config small enough that a test compiles it in seconds."""
+
+from configs import quickstart
+
+
+def config(**overrides):
+  """The quickstart's structure at toy sizes; overrides by dotted name."""
+  c = quickstart.get_config()
+  c.unlock()
+  small = {
+    'mesh': 'auto(expert=4)',
+    'model.num_layers': 2,
+    'model.d_model': 16,
+    'model.num_heads': 2,
+    'model.d_head': 8,
+    'model.d_ff': 32,
+    'moe.layers': 'every_2',
+    'moe.num_experts': 4,
+    'moe.d_ff': 32,
+    'moe.group_size': 16,
+    'moe.capacity_factor': 1.0,
+    'data.seq_len': 16,
+    'train.batch_size': 8,
+    'train.steps': 4,
+    'train.log_every': 1,
+    'train.eval_every': 0,
+    'train.checkpoint_every': 2,
+    'train.schedule': 'constant(value=0.1)',
+    'train.optimizer': 'sgd()',
+    'eval.batch_size': 8,
+    'eval.max_bytes': 512,
+  }
+  for name, value in (small | overrides).items():
+    group, _, field = name.rpartition('.')
+    target = c[group] if group else c
+    assert field in target, name
+    target[field] = value
+  c.lock()
+  return c
