@@ -191,6 +191,16 @@ def test_the_whole_library_less_its_docstrings_is_the_same_program():
       assert b'pass' in line or any(x.endswith(line) for x in lines)
 
 
+def test_headers_are_numpys_where_the_interpreters_are_missing(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    stdlib.sysconfig, 'get_path', lambda name: str(tmp_path / name)
+  )
+  names = {name for kind, name, _ in stdlib.files() if kind == 'c'}
+  assert 'numpy/ndarraytypes.h' in names
+
+
 def test_licences_go_and_other_comments_stay():
   code = b'# Copyright me.\n# More.\n\n# Reason.\nx = 1  # licensed\n'
   assert stdlib.strip_legal(code) == b'\n# Reason.\nx = 1  # licensed\n'

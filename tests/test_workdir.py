@@ -282,7 +282,7 @@ def test_a_good_config_passes():
   configs.validate(config)
   configs.validate(configs.to_dict(config) | {'data': {}})
   with config.unlocked():
-    config.moe.capacity_factor = None
+    config.moe.capacity_factor = 0.0  # Dropless.
   configs.validate(config)
 
 
@@ -294,7 +294,8 @@ def test_a_good_config_passes():
     ('train.clip', 'x', "config.train.clip is 'x'; a number, 0 or above"),
     ('train.z_loss', float('inf'), 'config.train.z_loss is inf'),
     ('moe.capacity_factor', float('-inf'), 'capacity_factor is -inf'),
-    ('moe.capacity_factor', 0.0, 'capacity_factor is 0.0; a number above 0'),
+    ('moe.capacity_factor', -1.0, 'capacity_factor is -1.0; a number above 0'),
+    ('moe.capacity_factor', None, 'capacity_factor is None; a number above 0'),
     ('moe.capacity_factor', '1', "capacity_factor is '1'; a number above 0"),
     ('data.weights', (1.0, float('nan')), 'config.data.weights is nan'),
     ('data.weights', 1.0, 'config.data.weights is 1.0; a tuple is wanted'),

@@ -3,7 +3,8 @@
 One pass over a split finds every document's domain, bytes, tokens and a content
 hash. The result is cached, so that a window of any epoch is found by a search,
 with no further pass. A small split's tokens are kept too, memory-mapped; those
-of a large one are made again from its text, read by index, when asked for.
+of a large one are made again from its text, read by index, when asked for. The
+pass reads all of a split: name a slice, such as 'train[:1%]', of a huge one.
 """
 
 import functools

@@ -35,7 +35,7 @@ class Embedding(nn.Module):
 
   def __call__(self, ids_BL):
     """int32 ids [B, L] -> embeddings [B, L, D]."""
-    return self.table.astype(self.dtype)[ids_BL]
+    return jnp.asarray(self.table, self.dtype)[ids_BL]
 
   def logits(self, x_BLD):
     """[B, L, D] -> float32 [B, L, V]; products in `dtype`, sums in float32."""
@@ -87,7 +87,7 @@ class RelativeBias(nn.Module):
       (self.num_buckets, self.num_heads),
     )
     distance_BLS = key_BS[:, None] - query_BL[:, :, None]
-    bias_BLSH = table_NH[self._bucket(distance_BLS)]
+    bias_BLSH = jnp.asarray(table_NH)[self._bucket(distance_BLS)]
     return jnp.moveaxis(bias_BLSH, -1, 1)
 
   def _bucket(self, distance):

@@ -132,7 +132,8 @@ class MoE(nn.Module):
     return self.experts.axes
 
   def _init_router(self, key, D):
-    return self.router.init(key, self.num_experts, D)
+    replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
+    return jax.tree.map(replicated, self.router.init(key, self.num_experts, D))
 
   def _init_experts(self, key, D):
     params = self.experts.init(key, self.num_experts, D)
@@ -215,7 +216,10 @@ class MoE(nn.Module):
       )
     y_BLD = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')(x_BLD)
     if self.dense_branch == 'gated':
-      init = nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+      init = nn.with_logical_partitioning(
+        nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal'),
+        (None, None),
+      )
       w_D1 = self.param('dense_gate', init, (x_BLD.shape[-1], 1), jnp.float32)
       gate = jax.nn.sigmoid(x_BLD.astype(jnp.float32) @ w_D1)
       y_BLD *= gate.astype(self.dtype)

@@ -19,7 +19,8 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     """Normalises the last axis; returns `dtype`."""
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:], jnp.float32)
+    init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+    scale = self.param('scale', init, x.shape[-1:], jnp.float32)
     x = x.astype(jnp.float32)
     rms = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
     return (x * rms * scale).astype(self.dtype)

@@ -12,14 +12,16 @@ def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
   Args:
     spec: 'none'; 'all'; 'every_n', the last of each n layers (0-based index l
       with l mod n = n - 1, as flaxformer's MIXED layout; Hugging Face's
-      Switch takes l mod n = 1, the same for n = 2 alone); or a tuple of 0-based
-      layer indices.
+      Switch takes l mod n = 1, the same for n = 2 alone); or 0-based layer
+      indices, '1,3,5' or a tuple.
     num_layers: layers of the stack.
 
   Raises:
     ValueError: another form, an index out of range, or no sparse layer at all
       from a spec that promises some.
   """
+  if re.fullmatch(r'-?\d+(,-?\d+)*', str(spec)):
+    spec = tuple(int(i) for i in str(spec).split(','))
   if isinstance(spec, tuple | list):
     bad = [i for i in spec if not isinstance(i, int) or not 0 <= i < num_layers]
     if bad:
@@ -33,7 +35,7 @@ def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
   match = re.fullmatch(r'every_([1-9]\d*)', str(spec))
   if not match:
     raise registry.unknown(
-      'moe.layers', str(spec), ['none', 'all', 'every_2', 'every_4', '(1, 3)']
+      'moe.layers', str(spec), ['none', 'all', 'every_2', 'every_4', '1,3,5']
     )
   n = int(match[1])
   if n > num_layers:

@@ -53,12 +53,22 @@ def is_box(x: Any) -> bool:
 
 
 def logical_axes(boxed) -> Any:
-  """Tree of logical axis tuples (Nones for unboxed leaves)."""
-  return jax.tree.map(
-    lambda b: tuple(b.names) if is_box(b) else (None,) * b.ndim,
-    boxed,
-    is_leaf=is_box,
-  )
+  """Tree of logical axis tuples.
+
+  Raises:
+    ValueError: a parameter without its axes. Scanning would stack it unseen,
+      and its layer axis be taken for one of its own.
+  """
+
+  def one(path, leaf):
+    if not is_box(leaf):
+      raise ValueError(
+        f'parameter {jax.tree_util.keystr(path)} has no logical axes; give its '
+        'initialiser nn.with_logical_partitioning'
+      )
+    return tuple(leaf.names)
+
+  return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
 
 
 def is_axes(x: Any) -> bool:
