@@ -1,74 +1,106 @@
-"""A byte-level Switch language model on the standard library's own text."""
+"""A byte-level Switch language model on the standard library's own text.
+
+  python -m experiments.train --config=configs/quickstart.py \\
+      --workdir=/tmp/moe_jax/quickstart
+  python -m experiments.train --config=configs/quickstart.py:dense \\
+      --workdir=/tmp/moe_jax/dense
+
+Switch layers (Fedus et al. 2021, arXiv:2101.03961) in every other block, eight
+experts, top-1, capacity factor 1.25 in training and 2.0 in evaluation. On CPU
+it simulates 8 devices (data=2, expert=4); on a GPU or TPU the same config runs
+on the devices found. `:dense` is the twin with the same FLOPs a token (less the
+router's): a top-1 expert is as wide as the dense FFN.
+
+About 2 minutes of training on 2 CPU cores. Expected, seed 0, Python 3.11: see
+the README, whose table has the bits per byte of both by domain.
+"""
 
 import ml_collections
 
+VARIANTS = ('moe', 'dense')
 
-def get_config(arg=''):
+
+def get_config(arg='moe'):
+  """The config; `arg` is 'moe' or 'dense'."""
+  variant = arg or 'moe'
+  if variant not in VARIANTS:
+    raise ValueError(
+      f'quickstart has no variant {variant!r}; valid: {", ".join(VARIANTS)}'
+    )
   config = ml_collections.ConfigDict()
   config.seed = 0
+  # Simulated devices, where the platform is CPU; elsewhere without effect.
   config.cpu_devices = 8
+  # Wishes: each axis is cut down to what divides the devices found.
   config.mesh = 'auto(expert=4)'
 
-  config.model = ml_collections.ConfigDict()
-  config.model.kind = 'decoder'
-  config.model.num_layers = 4
-  config.model.d_model = 128
-  config.model.num_heads = 4
-  config.model.d_head = 32
-  config.model.d_ff = 512
-  config.model.ffn = "mlp(activation='gelu')"
-  config.model.positions = 'rope'
-  config.model.qk_norm = True
-  config.model.tied_head = True
-  config.model.dropout = 0.0
-  config.model.init_scale = 1.0
-  config.model.dtype = 'float32'
-  config.model.scan = True
-  config.model.remat = 'none'
+  config.model = model = ml_collections.ConfigDict()
+  model.kind = 'decoder'  # or 'encoder_decoder'
+  model.num_layers = 4
+  model.d_model = 128
+  model.num_heads = 2
+  model.d_head = 64
+  model.d_ff = 512
+  model.ffn = "mlp(activation='relu')"
+  model.positions = 'rope'  # or 'relative'
+  model.qk_norm = True
+  model.tied_head = True
+  model.dropout = 0.0
+  model.init_scale = 1.0
+  model.dtype = 'float32'  # or 'bfloat16': activations; parameters stay float32
+  model.scan = True
+  model.remat = 'none'  # 'full', 'dots', 'dispatch'
 
-  config.moe = ml_collections.ConfigDict()
-  config.moe.layers = 'every_2'
-  config.moe.num_experts = 8
-  config.moe.d_ff = 512
-  config.moe.experts = "mlp(activation='gelu')"
-  config.moe.router = 'switch()'
-  config.moe.balance = ('switch_loss(weight=0.01)', 'z_loss(weight=0.001)')
-  config.moe.dispatch = 'scatter()'
-  config.moe.group_size = 512
-  config.moe.capacity_factor = 1.25
-  config.moe.eval_capacity_factor = 2.0
-  config.moe.extra_ffn = 'none'
-  config.moe.dense_branch = 'none'
-  config.moe.dense_branch_d_ff = 512
+  config.moe = moe = ml_collections.ConfigDict()
+  # Which layers: 'every_2', 'every_4', 'all', 'none', or a list: '1,3'.
+  moe.layers = 'every_2' if variant == 'moe' else 'none'
+  moe.num_experts = 8
+  moe.d_ff = 512
+  moe.experts = "mlp(activation='relu')"
+  moe.router = 'switch()'
+  moe.balance = ('switch_loss(weight=0.01)', 'z_loss(weight=0.001)')
+  moe.dispatch = 'scatter()'
+  moe.group_size = 256
+  # Rows of an expert in units of tokens x K / E; 0 is dropless.
+  moe.capacity_factor = 1.25
+  moe.eval_capacity_factor = 2.0
+  # A dense FFN in every sparse layer: 'before', 'after', 'parallel'.
+  moe.extra_ffn = 'none'
+  # An FFN inside the layer that every token takes: 'shared', 'gated'.
+  moe.dense_branch = 'none'
+  moe.dense_branch_d_ff = 512
 
-  config.data = ml_collections.ConfigDict()
-  config.data.name = 'python_stdlib'
-  config.data.dir = ''
-  config.data.cache = ''
-  config.data.domains = ()
-  config.data.weights = ()
-  config.data.seq_len = 256
-  config.data.tokenizer = 'bytes()'
-  config.data.objective = 'causal_lm()'
-  config.data.text_field = 'text'
-  config.data.train_split = 'train'
-  config.data.validation_split = 'validation'
+  config.data = data = ml_collections.ConfigDict()
+  # 'python_stdlib', 'text_files' (with data.dir), or a TFDS name such as
+  # 'c4/en:3.1.0' (prepared in data.dir).
+  data.name = 'python_stdlib'
+  data.dir = ''
+  data.cache = ''  # for built data; '' is WORKDIR/data
+  data.domains = ()
+  # Shares of the training rows; () is in proportion to tokens.
+  data.weights = (0.4, 0.3, 0.3)
+  data.seq_len = 256
+  data.tokenizer = 'bytes()'
+  data.objective = 'causal_lm()'
+  data.text_field = 'text'
+  data.train_split = 'train'
+  data.validation_split = 'validation'
 
-  config.train = ml_collections.ConfigDict()
-  config.train.steps = 400
-  config.train.batch_size = 16
-  config.train.accumulate = 1
-  config.train.clip = 1.0
-  config.train.z_loss = 1e-4
-  config.train.balance_over_layers = 'sum'
-  config.train.optimizer = 'adamw(b1=0.9, b2=0.95, weight_decay=0.1)'
-  config.train.schedule = 'cosine(peak=4e-3, warmup=40, final=4e-4)'
-  config.train.log_every = 10
-  config.train.eval_every = 0
-  config.train.checkpoint_every = 200
-  config.train.keep = 2
+  config.train = train = ml_collections.ConfigDict()
+  train.steps = 500
+  train.batch_size = 8
+  train.accumulate = 1
+  train.clip = 1.0
+  train.z_loss = 1e-4
+  train.balance_over_layers = 'sum'  # or 'mean'
+  train.optimizer = 'adamw(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1)'
+  train.schedule = 'cosine(peak=4e-3, warmup=50, final=2e-4)'
+  train.log_every = 10
+  train.eval_every = 0
+  train.checkpoint_every = 250
+  train.keep = 2
 
   config.eval = ml_collections.ConfigDict()
-  config.eval.batch_size = 16
-  config.eval.max_bytes = 65536
+  config.eval.batch_size = 32
+  config.eval.max_bytes = 0  # of each domain's validation text; 0 is all
   return config.lock()

@@ -404,13 +404,14 @@ pathlib.Path(f'{directory}.{rank}').write_text(json.dumps(lines))
 
 
 def test_two_processes_agree(tmp_path):
+  directory = tmp_path / 'c'
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   runs = [
     subprocess.Popen(
-      [sys.executable, '-c', PROCESS, str(tmp_path), str(port), str(rank)],
+      [sys.executable, '-c', PROCESS, str(directory), str(port), str(rank)],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -426,8 +427,8 @@ def test_two_processes_agree(tmp_path):
   want = [3, [True, {'s': 3}], [True, {'s': 2}], 'refused']
   for rank, (r, (_, err)) in enumerate(zip(runs, outs)):
     assert r.returncode == 0, err
-    assert json.loads(tmp_path.with_suffix(f'.{rank}').read_text()) == want
-  assert sorted(os.listdir(tmp_path)) == ['2', '_quarantine', '_tmp']
+    assert json.loads((tmp_path / f'c.{rank}').read_text()) == want
+  assert sorted(os.listdir(directory)) == ['2', '_quarantine', '_tmp']
 
 
 def test_manifest_lists_every_file(tmp_path):

@@ -300,6 +300,7 @@ def test_a_good_config_passes():
     ('data.weights', (1.0, float('nan')), 'config.data.weights is nan'),
     ('data.weights', 1.0, 'config.data.weights is 1.0; a tuple is wanted'),
     ('data.domains', 'a', "config.data.domains is 'a'; a tuple is wanted"),
+    ('moe.balance', 'none', "config.moe.balance is 'none'; a tuple is wanted"),
     ('data.domains', ['a'], r"domains is \['a'\]; a number, a string or a"),
     ('train.steps', 0, 'config.train.steps is 0; a number above 0'),
     ('train.steps', 1.5, 'config.train.steps is 1.5; a whole number'),

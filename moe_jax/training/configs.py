@@ -10,8 +10,8 @@ from typing import Any
 
 _POSITIVE = frozenset(
   """model.num_layers model.d_model model.num_heads model.d_head model.d_ff
-  moe.num_experts moe.d_ff moe.group_size data.seq_len train.steps
-  train.batch_size train.log_every train.keep train.accumulate
+  moe.num_experts moe.d_ff moe.dense_branch_d_ff moe.group_size data.seq_len
+  train.steps train.batch_size train.log_every train.keep train.accumulate
   eval.batch_size""".split()
 )
 _NOT_NEGATIVE = frozenset(
@@ -21,7 +21,7 @@ _NOT_NEGATIVE = frozenset(
 # 0 is dropless.
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
 _WHOLE = (_POSITIVE | _NOT_NEGATIVE) - {'train.clip', 'train.z_loss'}
-_TUPLES = frozenset({'data.domains', 'data.weights'})
+_TUPLES = frozenset({'moe.balance', 'data.domains', 'data.weights'})
 
 
 def validate(config: Mapping[str, Any]) -> None:
