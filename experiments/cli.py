@@ -30,6 +30,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
     try:
       return main(argv)
+    except FloatingPointError as e:
+      if not _raised_by_us(e):
+        raise
+      _fail(str(e))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
       _fail(_last_line(e))
     except ValueError as e:

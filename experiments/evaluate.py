@@ -32,17 +32,19 @@ def main(_: list[str]) -> None:
   """Evaluates and shows the table."""
   processes.start(_CPU_DEVICES.value)
   from moe_jax.plots import tables
-  from moe_jax.training import checkpoint, configs, evaluation
-  from moe_jax.training import session as session_lib
-  from moe_jax.training import workdir as workdir_lib
-  from moe_jax.training import writers
+  from moe_jax.training import (
+    checkpoint,
+    configs,
+    evaluation,
+    session as session_lib,
+    workdir as workdir_lib,
+    writers,
+  )
 
   config = configs.from_dict(workdir_lib.read_config(_WORKDIR.value))
   if _CAPACITY.value is not None:
     config.moe.eval_capacity_factor = _CAPACITY.value
-  session = session_lib.make(
-    config, _WORKDIR.value, mesh_spec=_MESH.value
-  )
+  session = session_lib.make(config, _WORKDIR.value, mesh_spec=_MESH.value)
   path = os.path.join(_WORKDIR.value, 'checkpoints')
   with checkpoint.Checkpointer(path, config.train.keep) as checkpoints:
     state, data = checkpoints.restore(session.abstract_state, _STEP.value)

@@ -1,7 +1,7 @@
 """Continues a prompt with a run's checkpoint: bytes in, bytes out.
 
   python -m experiments.generate --workdir=/tmp/run --prompt='def main('
-  echo 'import os' | python -m experiments.generate --workdir=/tmp/run --prompt=-
+  echo 'import' | python -m experiments.generate --workdir=/tmp/run --prompt=-
 
 Decodes with a key-value cache, dropless: what a token gets does not depend on
 the others of its batch. Writes the samples to stdout (with --out also to a
@@ -17,7 +17,9 @@ from experiments import cli, processes
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
 )
-_PROMPT = flags.DEFINE_string('prompt', '', "Text to continue; '-' reads stdin.")
+_PROMPT = flags.DEFINE_string(
+  'prompt', '', "Text to continue; '-' reads stdin."
+)
 _LENGTH = flags.DEFINE_integer('length', 256, 'Tokens to add, at most.')
 _SAMPLES = flags.DEFINE_integer('samples', 1, 'Continuations to draw.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 takes the likeliest.')

@@ -76,7 +76,9 @@ def unknown(what: str, given: str, valid) -> ValueError:
   valid = sorted(valid)
   near = difflib.get_close_matches(given, valid, n=1)
   hint = f'; did you mean {near[0]!r}?' if near else ''
-  return ValueError(f'unknown {what} {given!r}; valid: {", ".join(valid)}{hint}')
+  return ValueError(
+    f'unknown {what} {given!r}; valid: {", ".join(valid)}{hint}'
+  )
 
 
 def call(spec: str, table: Mapping[str, Callable], what: str) -> Any:

@@ -27,7 +27,9 @@ def routings(seed=0, masked=5):
     probs = reference.softmax(logits)
     weight = np.take_along_axis(probs, expert, -1)
     choices.append(reference.Choice(expert, weight, probs, logits))
-  stack = lambda f: jnp.asarray(np.stack([f(c, m) for c, m in zip(choices, mask_GT)]))
+  stack = lambda f: jnp.asarray(
+    np.stack([f(c, m) for c, m in zip(choices, mask_GT)])
+  )
   f32 = lambda v: v.astype(np.float32)
   r = types.Routing(
     token_N=jnp.tile(jnp.arange(T), (G, K)),
@@ -139,7 +141,9 @@ def test_gradients_are_the_analytic_ones():
   """dL_B/dh = (alpha E / S) p (f - sum f p); dL_z/dh = 2 lse p / S."""
   r, choices, _ = routings()
   mask = jnp.ones((G, T), bool)
-  switch = registry.build('balancing', "switch_loss(scope='global', weight=1.0)")
+  switch = registry.build(
+    'balancing', "switch_loss(scope='global', weight=1.0)"
+  )
   z = registry.build('balancing', 'z_loss(weight=1.0)')
 
   def loss(logits, rule):

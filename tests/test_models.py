@@ -138,10 +138,10 @@ def test_scan_and_remat_change_nothing(change):
 
 def test_remat_dispatch_runs_no_all_to_all_again():
   """Saved by name, the exchanges of forward serve backward too."""
-  from moe_jax.parallel import hlo
-  from moe_jax.parallel import mesh as mesh_lib
+  from moe_jax.parallel import hlo, mesh as mesh_lib
 
   found = {}
+  wide = {k: jnp.tile(x, (2, 1)) for k, x in batch().items()}
   for remat in ('none', 'full', 'dispatch'):
     config = tiny.config(**{'model.remat': remat})
     mesh = mesh_lib.make(mesh_lib.exact(data=2, expert=4))
@@ -152,7 +152,6 @@ def test_remat_dispatch_runs_no_all_to_all_again():
       logits, _ = model.apply({'params': p}, wide, train=True)
       return (logits**2).sum()
 
-    wide = {k: jnp.tile(x, (2, 1)) for k, x in batch().items()}
     text = jax.jit(jax.grad(loss)).lower(v['params']).compile().as_text()
     found[remat] = hlo.count_collectives(text)['all-to-all']
   assert found == {'none': 4, 'full': 6, 'dispatch': 4}
@@ -246,7 +245,9 @@ def test_pattern_finds_the_longest_repetition():
   assert pattern.split((False,) * 5) == pattern.Split((), (False,), 5, ())
 
 
-@pytest.mark.parametrize('spec', ['every_0', 'some', 'every_9', (0, 3), '0,3', '-1'])
+@pytest.mark.parametrize(
+  'spec', ['every_0', 'some', 'every_9', (0, 3), '0,3', '-1']
+)
 def test_pattern_errors(spec):
   with pytest.raises(ValueError, match=r'moe\.layers'):
     pattern.sparse_layers(spec, 3)
@@ -255,9 +256,9 @@ def test_pattern_errors(spec):
 def test_aux_is_in_layer_order():
   overrides = {'model.num_layers': 5, 'moe.layers': '0,2,4'}
   config, model = build(**overrides)
-  _, aux = jax.jit(
-    lambda b: model.apply(params(**overrides), b, train=True)
-  )(batch())
+  _, aux = jax.jit(lambda b: model.apply(params(**overrides), b, train=True))(
+    batch()
+  )
   layers = stack.aux_by_layer(
     aux['decoder'], pattern.sparse_layers(config.moe.layers, 5)
   )
@@ -318,7 +319,7 @@ def test_nnx_bridge():
     bridged = nnx.bridge.lazy_init(bridged, b, train=False)
     got, _ = nnx.jit(lambda m, b: m(b, train=False))(bridged, b)
   params_ = nnx.to_pure_dict(nnx.state(bridged, nnx.Param))
-  want, _ = jax.jit(
-    lambda p, b: model.apply({'params': p}, b, train=False)
-  )(params_, b)
+  want, _ = jax.jit(lambda p, b: model.apply({'params': p}, b, train=False))(
+    params_, b
+  )
   np.testing.assert_allclose(got, want, atol=1e-6)

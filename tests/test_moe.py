@@ -12,8 +12,7 @@ from flax import struct
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
 from moe_jax.layers import moe
-from moe_jax.parallel import hlo
-from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.routers import base as routers
 from tests import reference, rows
 
@@ -108,7 +107,9 @@ def test_dense_equals_loops(router, capacity_factor):
   p = v['params']
   oracle = next(r.oracle for r in rows.ROUTERS if r.spec == router)
   K = oracle(X[0], p['router']['kernel'], np.zeros(E)).expert.shape[1]
-  C = T if capacity_factor is None else int(np.ceil(capacity_factor * T * K / E))
+  C = (
+    T if capacity_factor is None else int(np.ceil(capacity_factor * T * K / E))
+  )
   expert = functools.partial(
     reference.mlp,
     {k: np.asarray(w, np.float64) for k, w in p['experts'].items()},
@@ -127,7 +128,12 @@ def test_dense_equals_loops(router, capacity_factor):
   np.testing.assert_allclose(y.reshape(-1, T, D), y_ref, atol=2e-5)
   masks = MASK.reshape(-1, T)
   real = K * int(MASK.sum())
-  assert list(aux.cause) == [kept.sum(), real - kept.sum(), 0, K * (~MASK).sum()]
+  assert list(aux.cause) == [
+    kept.sum(),
+    real - kept.sum(),
+    0,
+    K * (~MASK).sum(),
+  ]
   by_group = [
     reference.switch_loss([c], [m]) if m.any() else 0.0
     for c, m in zip(choices, masks)
@@ -282,7 +288,9 @@ def test_noise_follows_the_group_not_the_device():
   np.testing.assert_allclose(ys[0], ys[1], atol=1e-6)
   m = layer(router='switch()')
   clean = jax.jit(lambda v, x: m.apply(v, x, train=True)[0])
-  assert np.abs(ys[0] - np.asarray(clean(variables('switch()'), X))).max() > 0.01
+  assert (
+    np.abs(ys[0] - np.asarray(clean(variables('switch()'), X))).max() > 0.01
+  )
 
 
 def test_bfloat16_keeps_the_router_in_float32():
@@ -355,7 +363,9 @@ def test_errors_name_value_and_choices():
     first = variables() if method == 'apply' else jax.random.key(0)
     jax.eval_shape(lambda: getattr(m, method)(first, x, train=True))
 
-  with pytest.raises(ValueError, match='group_size=12 .* 64 tokens .*: 8, 16, 4'):
+  with pytest.raises(
+    ValueError, match=r'group_size=12 .* 64 tokens .*: 8, 16, 4'
+  ):
     trace(layer(group_size=12))
   with pytest.raises(ValueError, match=r'batch 4 is not divisible by the 8'):
     trace(layer(sizes=dict(data=8)), X[:4])

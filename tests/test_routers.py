@@ -101,7 +101,9 @@ def test_same_key_same_routing_and_eval_needs_none(row):
 def test_gradient_reaches_every_parameter(row):
   _, params, route = build(row.spec)
   x_TD, ctx = group()
-  y_N = jax.random.normal(jax.random.key(3), route(params, x_TD, ctx).weight_N.shape)
+  y_N = jax.random.normal(
+    jax.random.key(3), route(params, x_TD, ctx).weight_N.shape
+  )
   loss = lambda p: (route(p, x_TD, ctx).weight_N * y_N).sum()
   for leaf in jax.tree.leaves(jax.grad(loss)(params)):
     assert np.isfinite(leaf).all() and (np.abs(leaf).max(axis=0) > 1e-6).all()

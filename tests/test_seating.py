@@ -1,5 +1,7 @@
 """Capacity and seating: first come, first served, in groups."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,10 @@ def routing(seed, T=14, E=5, K=2, masked=3, **rest):
   rng = np.random.default_rng(seed)
   # Skewed, so that seats are short.
   expert_TK = np.array(
-    [rng.choice(E, K, replace=False, p=np.arange(1, E + 1) / 15) for _ in range(T)]
+    [
+      rng.choice(E, K, replace=False, p=np.arange(1, E + 1) / 15)
+      for _ in range(T)
+    ]
   )
   weight_TK = rng.uniform(0.1, 1, (T, K))
   mask_T = np.arange(T) < T - masked
@@ -50,7 +55,10 @@ def test_every_edge_has_one_cause_and_kept_edges_one_row():
   cause = np.asarray(seated.cause_N)
   assert ((cause == types.PADDING) == ~np.tile(mask_T, 2)).all()
   places = list(
-    zip(np.asarray(r.expert_N)[cause == types.KEPT], np.asarray(seated.slot_N)[cause == types.KEPT])
+    zip(
+      np.asarray(r.expert_N)[cause == types.KEPT],
+      np.asarray(seated.slot_N)[cause == types.KEPT],
+    )
   )
   assert len(set(places)) == len(places)
   capacity = (2, 3, 1, 2, 4)
@@ -79,7 +87,7 @@ def test_priority_decides_and_ties_keep_storage_order():
 def test_more_capacity_never_loses_an_edge():
   r, _, _ = routing(3)
   kept = [np.asarray(base.seat(r, (c,) * 5).kept_N) for c in (1, 2, 4, 8)]
-  for small, large in zip(kept, kept[1:]):
+  for small, large in itertools.pairwise(kept):
     assert (large >= small).all() and large.sum() >= small.sum()
 
 

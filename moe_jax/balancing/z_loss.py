@@ -20,7 +20,7 @@ from moe_jax.balancing import base
 @registry.register
 @dataclasses.dataclass(frozen=True)
 class ZLoss(base.Balance):
-  """weight: the paper's c_z. scope: without effect, a mean of means by tokens."""
+  """weight: the paper's c_z. scope: without effect on a mean by tokens."""
 
   weight: float = 0.001
   scope: str = 'global'

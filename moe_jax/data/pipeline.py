@@ -19,8 +19,13 @@ import numpy as np
 from absl import logging
 
 from moe_jax import registry
-from moe_jax.data import documents as documents_lib
-from moe_jax.data import objectives, sources, streams, tokenizers
+from moe_jax.data import (
+  documents as documents_lib,
+  objectives,
+  sources,
+  streams,
+  tokenizers,
+)
 
 DEFAULTS = {
   'name': 'python_stdlib',

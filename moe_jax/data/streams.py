@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_jax.data import documents as documents_lib
-from moe_jax.data import objectives
+from moe_jax.data import documents as documents_lib, objectives
 
 
 class Stream:

@@ -80,9 +80,10 @@ def buffer_edges(seated: types.Seated) -> jax.Array:
   C, N = seated.rows, seated.order_N.shape[0]
   slot_C = jnp.arange(C, dtype=jnp.int32)
   place_EC = seated.start_E[:, None] + slot_C
-  next_E = jnp.append(seated.start_E[1:], (seated.routing.expert_N < len(
-    seated.capacity_E
-  )).sum(dtype=jnp.int32))
+  next_E = jnp.append(
+    seated.start_E[1:],
+    (seated.routing.expert_N < len(seated.capacity_E)).sum(dtype=jnp.int32),
+  )
   full_E1 = jnp.asarray(seated.capacity_E, jnp.int32)[:, None]
   real_EC = (place_EC < next_E[:, None]) & (slot_C < full_E1)
   edge_EC = seated.order_N.at[place_EC].get(mode='clip')
@@ -136,4 +137,3 @@ class Dispatch(abc.ABC):
       y_GTD in the dtype of x, and int32 cause_GN: the seating's causes, with
       what a receive buffer clipped as RECEIVER.
     """
-

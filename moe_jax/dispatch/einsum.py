@@ -1,9 +1,10 @@
-"""One-hot dispatch and combine masks [G, T, E, C]: paper-faithful, for the record.
+"""One-hot dispatch and combine masks [G, T, E, C], for the record.
 
-Mesh-TensorFlow's and GShard's form (Lepikhin et al. 2020, arXiv:2006.16668,
-algorithm 2; Fedus et al. 2021, arXiv:2101.03961, appendix F). Its two products
-cost 2 T / F of a ReLU expert's FLOPs beside the experts: with groups of
-4,096 tokens and F = 2,048 twice as much. Use `scatter`.
+The papers' own form: GShard (Lepikhin et al. 2020, arXiv:2006.16668, algorithm
+2), Mesh-TensorFlow, Switch Transformer (Fedus et al. 2021, arXiv:2101.03961,
+appendix F). Its two products cost T / F times the FLOPs of ReLU experts on top
+of theirs: with groups of 4,096 tokens and F = 2,048 twice as much. Use
+`scatter`.
 
 Forward compiles to two all-to-alls where the expert axis exceeds 1.
 """
@@ -54,7 +55,5 @@ class Einsum(base.Dispatch):
     rows = collectives.all_to_all(
       rows, axes.expert, split=1, concat=0, name=collectives.RETURNED
     )
-    y_GTD = jnp.einsum(
-      'gtec,egcd->gtd', combine_GTEC, rows.reshape(E, G, C, D)
-    )
+    y_GTD = jnp.einsum('gtec,egcd->gtd', combine_GTEC, rows.reshape(E, G, C, D))
     return y_GTD.astype(x_GTD.dtype), seated.cause_N

@@ -79,8 +79,13 @@ class Scatter(base.Dispatch):
         G * T,
       )
     else:
-      edge_R = _edge_by_choice(to_EGC(edge_GR), to_EGC(
-        jnp.broadcast_to(group_G, edge_GR.shape)), G, T, N)
+      edge_R = _edge_by_choice(
+        to_EGC(edge_GR),
+        to_EGC(jnp.broadcast_to(group_G, edge_GR.shape)),
+        G,
+        T,
+        N,
+      )
       weight_KT = by_choice(weight_GN)
       weight_KT = compat.device_varying(weight_KT, compat.varying(y_RD))
       y_TD = permute.from_rows(y_RD, weight_KT, token_R, edge_R, row_KT)

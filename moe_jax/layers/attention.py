@@ -36,9 +36,7 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x_BLD, y_BSD, mask_BLS, position_BL=None, bias_BHLS=None
-  ):
+  def __call__(self, x_BLD, y_BSD, mask_BLS, position_BL=None, bias_BHLS=None):
     """Attends from `x` to `y` (the same array for self-attention).
 
     Args:

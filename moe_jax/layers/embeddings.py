@@ -83,7 +83,9 @@ class RelativeBias(nn.Module):
     """Positions [B, L] and [B, S] -> float32 bias [B, H, L, S]."""
     table_NH = self.param(
       'table',
-      nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, 'heads')),
+      nn.with_logical_partitioning(
+        nn.initializers.normal(1.0), (None, 'heads')
+      ),
       (self.num_buckets, self.num_heads),
     )
     distance_BLS = key_BS[:, None] - query_BL[:, :, None]

@@ -40,6 +40,8 @@ class FFN(nn.Module):
         k: nn.LogicallyPartitioned(params[k][0], axes[k][1:]) for k in names
       }
 
-    params = {k: v.astype(self.dtype) for k, v in self.param('ffn', init).items()}
+    params = {
+      k: v.astype(self.dtype) for k, v in self.param('ffn', init).items()
+    }
     y_BLD = self.kind(params, x_BLD.astype(self.dtype), OPS)
     return rules.constrain(y_BLD, ('batch', None, None), self.mesh)

@@ -27,8 +27,13 @@ from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
 from moe_jax.experts import base as experts_base
 from moe_jax.layers import mlp
-from moe_jax.parallel import axes as axes_lib
-from moe_jax.parallel import collectives, compat, mesh as mesh_lib, rules
+from moe_jax.parallel import (
+  axes as axes_lib,
+  collectives,
+  compat,
+  mesh as mesh_lib,
+  rules,
+)
 from moe_jax.routers import base as routers
 
 BRANCHES = ('none', 'shared', 'gated')
@@ -122,7 +127,9 @@ class MoE(nn.Module):
       mesh=mesh,
       in_specs=(tokens, tokens, tokens, P(), weights, P(), P()),
       out_specs=(tokens, tokens, P()),
-    )(x_BLD.astype(self.dtype), mask_BL, carry, w_router, w_experts, bias_E, key)
+    )(
+      x_BLD.astype(self.dtype), mask_BL, carry, w_router, w_experts, bias_E, key
+    )
 
     if self.dense_branch != 'none':
       y_BLD += self._dense_branch(x_BLD)
@@ -200,7 +207,9 @@ class MoE(nn.Module):
         p = r.probs_TE
         entropy_GT = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
         real = sums.count()[0], sums.tokens(entropy_GT)[0]
-      cause = jnp.stack([(cause_GN == c).sum() for c in range(len(types.CAUSES))])
+      cause = jnp.stack(
+        [(cause_GN == c).sum() for c in range(len(types.CAUSES))]
+      )
       load_E, cause, real = collectives.psum(
         (sums.load()[0], cause.astype(jnp.int32), real), batch, name='moe_stats'
       )

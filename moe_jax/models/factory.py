@@ -106,9 +106,7 @@ def make(
     num_heads=m.num_heads,
     d_head=m.d_head,
     sparse=sparse,
-    ffn=registry.build(
-      'experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale
-    ),
+    ffn=registry.build('experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale),
     moe=moe,
     extra_ffn=config.moe.extra_ffn,
     positions=m.positions,

@@ -116,7 +116,9 @@ class Block(nn.Module):
     if c.extra_ffn == 'before':
       x += drop(ffn('extra')(norm('extra_norm')))
     moe = c.moe(mesh=c.mesh, dtype=c.dtype, name='moe')
-    y, carry, aux = moe(norm('moe_norm'), shared['real'], carry, train=self.train)
+    y, carry, aux = moe(
+      norm('moe_norm'), shared['real'], carry, train=self.train
+    )
     y = drop(y)
     if c.extra_ffn == 'parallel':
       y += drop(ffn('extra')(norm('extra_norm')))
@@ -235,9 +237,7 @@ class Stack(nn.Module):
         unroll=1 if c.scan else parts.repeats,
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )
-      period = scanned(
-        c, parts.period, train, self.cache_length, name='period'
-      )
+      period = scanned(c, parts.period, train, self.cache_length, name='period')
       state, aux['period'] = period(state, shared)
     state = run('suffix', parts.suffix, state)
     return norms.RMSNorm(c.dtype, name='final_norm')(state[0]), aux

@@ -60,8 +60,9 @@ def flops_per_token(
     tied_head: the embedding table is also the head.
     attention: (layers, heads x width, keys) of each kind of attention.
   """
-  is_lookup = lambda leaf: leaf.path.rstrip("']").endswith('table') and (
-    not tied_head or 'relative' in leaf.path
+  is_lookup = lambda leaf: (
+    leaf.path.rstrip("']").endswith('table')
+    and (not tied_head or 'relative' in leaf.path)
   )
   matrices = [w for w in leaves if w.is_matrix and not is_lookup(w)]
   products = 6 * active_parameters(matrices, share)

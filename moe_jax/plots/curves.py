@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
-from matplotlib import ticker
+from matplotlib import axes as mpl_axes, figure as mpl_figure, ticker
 
 from moe_jax.plots import records, style
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
+from matplotlib import axes as mpl_axes, figure as mpl_figure
 
 from moe_jax.plots import records, style
 

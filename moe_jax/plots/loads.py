@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import axes as mpl_axes
-from matplotlib import colors as mpl_colors
-from matplotlib import figure as mpl_figure
-from matplotlib import ticker
+from matplotlib import (
+  axes as mpl_axes,
+  colors as mpl_colors,
+  figure as mpl_figure,
+  ticker,
+)
 
 from moe_jax.plots import records, style
 

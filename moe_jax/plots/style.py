@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib import axes as mpl_axes
-from matplotlib import figure as mpl_figure
-from matplotlib import lines as mpl_lines
-from matplotlib import ticker
+from matplotlib import (
+  axes as mpl_axes,
+  figure as mpl_figure,
+  lines as mpl_lines,
+  ticker,
+)
 
 INK = '#1f2328'  # text and axes; becomes the page's own text colour in SVG
 GRID = '#d8dee4'

@@ -81,7 +81,9 @@ def jitter(x_TD: jax.Array, eps: float, ctx: types.Context) -> jax.Array:
   if ctx.key is None:
     raise ValueError(f"router jitter={eps} needs the 'router' random stream")
   x_TD = x_TD.astype(jnp.float32)
-  noise = jax.random.uniform(ctx.key, x_TD.shape, minval=1 - eps, maxval=1 + eps)
+  noise = jax.random.uniform(
+    ctx.key, x_TD.shape, minval=1 - eps, maxval=1 + eps
+  )
   return x_TD * noise
 
 

@@ -7,12 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from moe_jax.data import bigram, intervals
-from moe_jax.training import session as session_lib
-from moe_jax.training import step as step_lib
+from moe_jax.training import session as session_lib, step as step_lib
 
 
 class Evaluator:

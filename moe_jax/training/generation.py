@@ -9,11 +9,13 @@ import numpy as np
 
 from moe_jax.data import tokenizers
 from moe_jax.models import factory
-from moe_jax.parallel import mesh as mesh_lib
-from moe_jax.training import checkpoint, configs, optimizers
-from moe_jax.training import session as session_lib
-from moe_jax.training import state as state_lib
-from moe_jax.training import workdir as workdir_lib
+from moe_jax.training import (
+  checkpoint,
+  configs,
+  session as session_lib,
+  state as state_lib,
+  workdir as workdir_lib,
+)
 
 
 class Generator:
@@ -38,19 +40,10 @@ class Generator:
     """
     self.config = configs.from_dict(workdir_lib.read_config(workdir))
     self.tokenizer = tokenizers.build(self.config.data.tokenizer)
-    shape = mesh_lib.shape(
-      mesh_spec, jax.device_count(), session_lib.num_experts(self.config)
-    )
-    self._mesh = mesh_lib.make(shape)
+    self._mesh = session_lib.plan(self.config, mesh_spec)
     model = self._model(0)
     lay = state_lib.layout(model, session_lib.dummy(self.config))
-    tx, _ = optimizers.make(
-      self.config.train.optimizer,
-      self.config.train.schedule,
-      steps=self.config.train.steps,
-      clip=self.config.train.clip,
-      batch_dims=lay.batch_dims(),
-    )
+    tx, _ = session_lib.make_optimizer(self.config, lay.batch_dims())
     path = os.path.join(workdir, 'checkpoints')
     with checkpoint.Checkpointer(path, self.config.train.keep) as checkpoints:
       state, _ = checkpoints.restore(
@@ -105,8 +98,7 @@ class Generator:
     return self.tokenizer.decode(ids[: ends[0]] if ends.size else ids)
 
   def _model(self, cache_length: int):
-    model_axis = self._mesh.shape['model']
-    vocab = -(-self.tokenizer.vocab_size // model_axis) * model_axis
+    vocab = session_lib.vocab_size(self.tokenizer, self._mesh)
     return factory.make(self.config, vocab, self._mesh, cache_length)
 
 

@@ -1,5 +1,6 @@
 """The training run, from config to report; it reads from top to bottom."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -8,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 
 from moe_jax.models import factory
@@ -53,27 +53,41 @@ def train(
     FloatingPointError: the loss is not finite; names step and checkpoint.
   """
   lead = jax.process_index() == 0
-  session = session_lib.make(
-    config, workdir, allow_download=allow_download
-  )
   config_dict = configs.to_dict(config)
-  if lead:
-    workdir_lib.prepare(workdir, config_dict, restart=restart, allow=allow)
-  multihost_utils.sync_global_devices('workdir')
+  session_lib.plan(config)  # a wrong field costs no data, and no workdir
+  fresh = lead and not workdir_lib.prepare(
+    workdir, config_dict, restart=restart, allow=allow
+  )
+  try:
+    session = session_lib.make(config, workdir, allow_download=allow_download)
+  except Exception:
+    if fresh:
+      workdir_lib.withdraw(workdir)
+    raise
+  multihost_utils.sync_global_devices('data')
 
   summary_path = pathlib.Path(workdir) / 'summary.json'
   if summary_path.exists():
     done = json.loads(summary_path.read_text())
     if done['steps'] == config.train.steps:
-      logging.info('%s is finished; --restart begins anew', workdir)
+      print(f'{workdir} is finished; --restart begins anew')
       return done
 
+  with checkpoint.Checkpointer(
+    pathlib.Path(workdir) / 'checkpoints', config.train.keep
+  ) as checkpoints:
+    summary = _train(session, workdir, config_dict, checkpoints, lead)
+  if lead:
+    writers.write_json(summary_path, summary)
+  return summary
+
+
+def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
+  """From the first or the restored step to the last; returns the summary."""
+  config = session.config
   # Shapes first, then where they live, then the numbers.
   abstract = session.abstract_state
   shardings = jax.tree.map(lambda v: v.sharding, abstract)
-  checkpoints = checkpoint.Checkpointer(
-    pathlib.Path(workdir) / 'checkpoints', config.train.keep
-  )
   if checkpoints.latest() is not None:
     state, kept = checkpoints.restore(abstract)
     if kept['fingerprint'] != session.data.fingerprint:
@@ -82,7 +96,8 @@ def train(
         f'{session.data.fingerprint[:12]}); --restart begins anew'
       )
     start = kept['data_step']
-    logging.info('resumed at step %d', start)
+    if lead:
+      print(f'resumes {workdir} at step {start}')
   else:
     state = state_lib.init(
       session.model,
@@ -122,53 +137,51 @@ def train(
     process_count=jax.process_count(),
   )
   rate = rates.matmul_flops_per_second(factory.DTYPES[config.model.dtype])
-  writer = writers.Writer(workdir, start_step=start, active=lead)
-  bar = progress.Progress(c.steps, start, active=lead)
-  clock = _Clock(start)
+  clock = _Clock()
   pending = None  # metrics of the step before: fetched while this one runs
   last_row: dict[str, Any] = {}
 
-  def finish(done):
-    """Fetches a step's metrics, checks them, and logs at log steps."""
-    step, arrays = done
+  def fetch(step, arrays):
+    """Waits for a step's metrics and checks them; a row at log steps."""
     metrics = jax.device_get(arrays)
-    clock.tick(step, float(metrics['tokens']))
+    clock.tick(float(metrics['tokens']))
     _check_finite(step, metrics, checkpoints)
-    if step == start + 1 or step % c.log_every == 0 or step == c.steps:
-      row = _row(metrics, session) | clock.rates()
-      row['learning_rate'] = float(session.schedule(step - 1))
-      last_row.update(row)
-      if step % c.log_every == 0 or step == c.steps:
-        return row
-      bar.update(step, row)
-    else:
-      bar.update(step)
-    return None
+    if step > 1 and step % c.log_every and step < c.steps:
+      return {}
+    row = _row(metrics, session) | clock.rates()
+    row['learning_rate'] = float(session.schedule(step - 1))
+    last_row.update(row)
+    return row
 
-  for step in range(start + 1, c.steps + 1):
-    batch = session.put(next(batches))
-    state, metrics = train_step(state, batch)
-    if pending is not None:
-      row = finish(pending)
-      if row is not None:
-        writer.write(pending[0], row)
-        bar.update(pending[0], row)
-    pending = step, metrics
-    saves = step % c.checkpoint_every == 0 or step == c.steps
-    evaluates = step == c.steps or (c.eval_every and step % c.eval_every == 0)
-    if saves or evaluates:
-      # A state is saved or judged only once its own loss is known to be good.
-      row = finish(pending)
-      pending = None
+  with (
+    writers.Writer(workdir, start_step=start, active=lead) as writer,
+    contextlib.closing(progress.Progress(c.steps, start, active=lead)) as bar,
+  ):
+
+    def report(step, row):
+      bar.update(step, row)
+      if row:
+        writer.write(step, row)
+
+    for step in range(start + 1, c.steps + 1):
+      batch = session.put(next(batches))
+      state, metrics = train_step(state, batch)
+      if pending is not None:
+        report(pending[0], fetch(*pending))
+      pending = step, metrics
+      saves = step % c.checkpoint_every == 0 or step == c.steps
+      judges = step == c.steps or (c.eval_every and step % c.eval_every == 0)
+      if not (saves or judges):
+        continue
+      # A state is saved or judged only once its own loss is known to be good,
+      # and a step's line is written before its checkpoint.
+      row, pending = fetch(*pending), None
       with clock.paused():
-        if evaluates:
+        if judges:
           scores = evaluate(state.params, state.balance)
-          row = (row or {}) | {
-            k: v for k, v in scores.items() if not k.endswith(('_low', '_high'))
-          }
-        if row is not None:
-          writer.write(step, row)
-          bar.update(step, row)
+          bounds = ('_low', '_high')
+          row |= {k: v for k, v in scores.items() if not k.endswith(bounds)}
+        report(step, row)
         if saves:
           checkpoints.save(
             step,
@@ -181,34 +194,26 @@ def train(
           )
   if start >= c.steps:  # killed after the last checkpoint
     scores = evaluate(state.params, state.balance)
-  bar.close()
-  writer.close()
-  checkpoints.close()
-
-  summary = scores | evaluate.floor() | _facts(session, rate, clock)
-  summary |= _last(last_row)
-  if lead:
-    writers.write_json(summary_path, summary)
-  return summary
+  facts = _facts(session, rate, clock) | _last(last_row)
+  return scores | evaluate.floor() | facts
 
 
 class _Clock:
   """Tokens per second of the steps after the first, without evaluations."""
 
-  def __init__(self, start: int):
-    self._start, self._began = start, time.monotonic()
-    self._since, self._tokens, self._steps = None, 0.0, 0
+  def __init__(self):
+    self._began = time.monotonic()
+    self._since, self._tokens = None, 0.0
     self._recent: tuple[float, float] = (0.0, 0.0)
     self.tokens_per_second = 0.0
 
-  def tick(self, step: int, tokens: float) -> None:
+  def tick(self, tokens: float) -> None:
     now = time.monotonic()
     if self._since is None:  # the first step compiled
       self._since = now
       self._recent = now, 0.0
       return
     self._tokens += tokens
-    self._steps += 1
     self.tokens_per_second = self._tokens / max(now - self._since, 1e-9)
 
   def rates(self) -> dict[str, float]:
@@ -221,21 +226,15 @@ class _Clock:
       self._recent = now, self._tokens
     return out
 
+  @contextlib.contextmanager
   def paused(self):
-    """A context whose time counts as no step's."""
-    clock = self
-
-    class Pause:
-      def __enter__(self):
-        self.began = time.monotonic()
-
-      def __exit__(self, *_):
-        spent = time.monotonic() - self.began
-        if clock._since is not None:
-          clock._since += spent
-          clock._recent = clock._recent[0] + spent, clock._recent[1]
-
-    return Pause()
+    """The time inside counts as no step's."""
+    began = time.monotonic()
+    yield
+    spent = time.monotonic() - began
+    if self._since is not None:
+      self._since += spent
+      self._recent = self._recent[0] + spent, self._recent[1]
 
   @property
   def seconds(self) -> float:

@@ -9,12 +9,10 @@ import jax
 from jax.sharding import NamedSharding
 
 from moe_jax import registry
-from moe_jax.data import pipeline
+from moe_jax.data import pipeline, tokenizers
 from moe_jax.layers import moe
 from moe_jax.models import factory, pattern
-from moe_jax.parallel import axes as axes_lib
-from moe_jax.parallel import mesh as mesh_lib
-from moe_jax.parallel import rules
+from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import counts
 from moe_jax.training import configs, optimizers, state as state_lib
 
@@ -112,6 +110,39 @@ def check(config, shape: dict[str, int]) -> None:
     )
 
 
+def plan(config, mesh_spec: str = '') -> jax.sharding.Mesh:
+  """Checks all of a config that needs no data; the mesh it runs on.
+
+  Raises:
+    ValueError: a field that does not fit, with its value and what would.
+  """
+  configs.validate(config)
+  choose_kind(config)
+  shape = mesh_lib.shape(
+    mesh_spec or config.mesh, jax.device_count(), num_experts(config)
+  )
+  check(config, shape)
+  mesh = mesh_lib.make(shape)
+  factory.make(config, vocab_size=1, mesh=mesh)
+  tokenizers.build(config.data.tokenizer)
+  make_optimizer(config, batch_dims={})
+  return mesh
+
+
+def make_optimizer(config, batch_dims):
+  """(optax transformation, learning rate by step) of `config.train`."""
+  c = config.train
+  return optimizers.make(
+    c.optimizer, c.schedule, steps=c.steps, clip=c.clip, batch_dims=batch_dims
+  )
+
+
+def vocab_size(tokenizer, mesh) -> int:
+  """The tokenizer's, padded to what the `model` axis divides."""
+  parts = mesh.shape['model']
+  return math.ceil(tokenizer.vocab_size / parts) * parts
+
+
 def make(
   config,
   workdir: str | pathlib.Path,
@@ -128,34 +159,19 @@ def make(
     allow_download: lets TFDS download.
 
   Raises:
-    ValueError: a field that does not fit, with its value and what would.
+    ValueError: a field or data that do not fit.
   """
-  configs.validate(config)
-  choose_kind(config)
-  shape = mesh_lib.shape(
-    mesh_spec or config.mesh, jax.device_count(), num_experts(config)
-  )
-  check(config, shape)
-  mesh = mesh_lib.make(shape)
-  # Built before the data, which may take long: a wrong method fails at once.
-  factory.make(config, vocab_size=1, mesh=mesh)
+  mesh = plan(config, mesh_spec)
   data = pipeline.load(
     config.data,
     cache_dir=config.data.cache or str(pathlib.Path(workdir) / 'data'),
     allow_download=allow_download,
     validation_max_bytes=config.eval.max_bytes,
   )
-  vocab = math.ceil(data.tokenizer.vocab_size / shape['model']) * shape['model']
-  model = factory.make(config, vocab, mesh)
+  model = factory.make(config, vocab_size(data.tokenizer, mesh), mesh)
   sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
   lay = state_lib.layout(model, dummy(config))
-  tx, schedule = optimizers.make(
-    config.train.optimizer,
-    config.train.schedule,
-    steps=config.train.steps,
-    clip=config.train.clip,
-    batch_dims=lay.batch_dims(),
-  )
+  tx, schedule = make_optimizer(config, lay.batch_dims())
   return Session(config, mesh, data, model, tx, schedule, lay, sharding)
 
 

@@ -82,7 +82,11 @@ def make_train_step(
     def micro(carry, at):
       index, rows = at
       (loss, (nll, aux)), grads = gradient(
-        state.params, state.balance, rows, tokens, jax.random.fold_in(key, index)
+        state.params,
+        state.balance,
+        rows,
+        tokens,
+        jax.random.fold_in(key, index),
       )
       sums = (loss, nll, aux, grads)
       return jax.tree.map(jnp.add, carry, sums), None

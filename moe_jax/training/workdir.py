@@ -92,6 +92,12 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   return config
 
 
+def withdraw(workdir: str | os.PathLike) -> None:
+  """Takes back a fresh `prepare`, where the run failed before it began."""
+  (pathlib.Path(workdir) / _CONFIG).unlink(missing_ok=True)
+  release(workdir)
+
+
 def release(workdir: str | os.PathLike) -> None:
   """Gives up the lock, if this process has it."""
   path = pathlib.Path(workdir).absolute() / _LOCK

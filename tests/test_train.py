@@ -1,0 +1,301 @@
+"""The run from config to report, on 8 devices, at toy sizes."""
+
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moe_jax.data import pipeline
+from moe_jax.models import factory
+from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.training import checkpoint, evaluation, generation, loop
+from moe_jax.training import session as session_lib
+from moe_jax.training import state as state_lib
+from moe_jax.training import step as step_lib
+from tests import tiny
+
+WORDS = b'the router sends each token to one expert and the expert answers '
+
+
+@pytest.fixture(scope='session')
+def corpus(tmp_path_factory):
+  """Two small domains, and one cache for all runs."""
+  root = tmp_path_factory.mktemp('corpus')
+  rng = np.random.default_rng(0)
+  words = WORDS.split()
+  for domain, order in (('a', words), ('b', words[::-1])):
+    documents = []
+    for _ in range(30):
+      picked = rng.choice(order, size=30)
+      documents.append(b' '.join(picked))
+    (root / f'{domain}.txt').write_bytes(b'\n\n'.join(documents))
+  return {
+    'data.name': 'text_files',
+    'data.dir': str(root),
+    'data.cache': str(root / 'cache'),
+    'data.weights': (),
+  }
+
+
+MESHES = (
+  dict(),
+  dict(data=2, expert=4),
+  dict(fsdp=2, expert=2, model=2),
+  dict(data=8),
+)
+# Every kind of term: two losses, a biased selection, drops, two groups a row.
+SGD = {
+  'train.optimizer': 'sgd()',
+  'train.schedule': 'constant(value=0.3)',
+  'moe.router': "top_k(k=2, renormalize='kept')",
+  'moe.balance': (
+    'switch_loss(weight=0.1)',
+    'z_loss(weight=0.01)',
+    'loss_free_bias(rate=0.01)',
+  ),
+  'moe.group_size': 8,
+  'moe.dense_branch': 'gated',
+  'moe.dense_branch_d_ff': 16,
+}
+
+
+def three_steps(corpus, sizes, **overrides):
+  """Losses, drops and parameters of three SGD steps, on the host."""
+  config = tiny.config(**(SGD | corpus | overrides))
+  sizes = mesh_lib.exact(**sizes)
+  devices = jax.devices()[: math.prod(sizes.values())]
+  mesh = mesh_lib.make(sizes, devices)
+  model = factory.make(config, 384, mesh)
+  lay = state_lib.layout(model, session_lib.dummy(config))
+  tx = optax.sgd(0.3)
+  where = jax.tree.map(
+    lambda v: v.sharding, state_lib.abstract(tx, lay, mesh)
+  )
+  state = state_lib.init(model, tx, session_lib.dummy(config), 0, where)
+  rules = factory.balance_rules(config)
+  step = jax.jit(
+    step_lib.make_train_step(
+      model, tx, rules, seed=0, accumulate=config.train.accumulate
+    ),
+    out_shardings=(where, None),
+  )
+  data = pipeline.load(config.data, cache_dir=config.data.cache)
+  out = []
+  for i in range(3):
+    batch = data.batch(seed=0, batch_size=8, step=i)
+    state, metrics = step(state, batch)
+    out.append(jax.device_get(metrics))
+  assert step._cache_size() == 1  # step two compiles nothing
+  return out, jax.device_get(state.params), jax.device_get(state.balance)
+
+
+@pytest.fixture(scope='session')
+def one_device(corpus):
+  return three_steps(corpus, MESHES[0])
+
+
+@pytest.mark.parametrize('sizes', MESHES[1:], ids=str)
+def test_mesh_changes_nothing(corpus, one_device, sizes):
+  """Losses, drops, gradients and parameters of three steps, to 1e-5."""
+  metrics, params, balance = three_steps(corpus, sizes)
+  for got, want in zip(metrics, one_device[0]):
+    np.testing.assert_array_equal(got['load'], want['load'])
+    np.testing.assert_array_equal(got['cause'], want['cause'])
+    assert want['cause'][..., 1].sum() > 0  # some are dropped
+    for name in ('loss', 'total_loss', 'grad_norm', 'entropy'):
+      np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
+  compare = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
+  jax.tree.map(compare, params, one_device[1])
+  jax.tree.map(np.testing.assert_array_equal, balance, one_device[2])
+  moved = jax.tree.leaves(one_device[2])
+  assert any(np.abs(v).max() > 0.02 for v in moved)
+
+
+def test_accumulation_is_the_whole_batch(corpus, one_device):
+  """Four micro-batches give the gradient of one batch, in any padding.
+
+  Balancing losses are means over micro-batches, so their groups must be the
+  same; the 'global' scope is not used here.
+  """
+  overrides = {'train.accumulate': 4}
+  metrics, params, balance = three_steps(corpus, MESHES[1], **overrides)
+  del balance
+  for got, want in zip(metrics, one_device[0]):
+    np.testing.assert_array_equal(got['load'], want['load'])
+    np.testing.assert_array_equal(got['cause'], want['cause'])
+    np.testing.assert_allclose(got['loss'], want['loss'], rtol=1e-5)
+  compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)
+  jax.tree.map(compare, params, one_device[1])
+
+
+def read(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+# Neither time nor speed is the same twice.
+CLOCK = ('seconds', 'tokens_per_second', 'eval/seconds')
+
+
+@pytest.fixture(scope='session')
+def straight(corpus, tmp_path_factory):
+  """A run of four steps without interruption."""
+  workdir = tmp_path_factory.mktemp('straight')
+  config = tiny.config(
+    **corpus,
+    **{
+      'train.optimizer': 'adafactor()',
+      'moe.balance': ('switch_loss()', 'loss_free_bias()'),
+      'train.eval_every': 2,
+    },
+  )
+  return config, workdir, loop.train(config, str(workdir))
+
+
+def test_run_leaves_its_records(straight):
+  config, workdir, summary = straight
+  assert json.loads((workdir / 'config.json').read_text())['seed'] == 0
+  rows = read(workdir)
+  assert [r['step'] for r in rows] == [1, 2, 3, 4]
+  assert 'eval/bits_per_byte' in rows[1] and 'eval/loss' not in rows[2]
+  assert json.loads((workdir / 'summary.json').read_text()) == json.loads(
+    json.dumps(summary)
+  )
+  for name in ('', 'a/', 'b/'):
+    value = summary[f'eval/{name}bits_per_byte']
+    low = summary[f'eval/{name}bits_per_byte_low']
+    high = summary[f'eval/{name}bits_per_byte_high']
+    assert low < value < high
+    assert 0 < summary[f'eval/{name}bigram_bits_per_byte'] < 8
+  assert summary['steps'] == 4 and summary['mesh'] == 'data=2 expert=4'
+  for r in rows:
+    assert sum(r['moe/load'][0]) == pytest.approx(1)
+    assert r['moe/layers'] == [1]
+  assert list((workdir / 'tensorboard').iterdir())
+  # Bits of all documents over bytes of all documents.
+  mean = sum(
+    summary[f'eval/{d}/bits_per_byte'] * summary[f'eval/{d}/bytes']
+    for d in 'ab'
+  ) / (summary['eval/a/bytes'] + summary['eval/b/bytes'])
+  assert summary['eval/bits_per_byte'] == pytest.approx(mean)
+  del config
+
+
+def test_resume_is_bitwise(corpus, straight, tmp_path):
+  """Stopped after two steps and started again: the same bits and lines."""
+  config, whole, summary = straight
+  first = config.copy_and_resolve_references()
+  first.unlock()
+  first.train.steps = 2
+  loop.train(first, str(tmp_path))
+  with pytest.raises(ValueError, match=r'train\.steps is 2 there, 4 here'):
+    loop.train(config, str(tmp_path))
+  again = loop.train(config, str(tmp_path), allow=('train.steps',))
+  drop = lambda row: {
+    k: v for k, v in row.items() if k not in CLOCK and 'learning' not in k
+  }
+  assert [drop(r) for r in read(tmp_path)] == [drop(r) for r in read(whole)]
+  assert again['eval/bits_per_byte'] == summary['eval/bits_per_byte']
+  states = []
+  for workdir in (tmp_path, whole):
+    session = session_lib.make(config, workdir)
+    with checkpoint.Checkpointer(workdir / 'checkpoints', 2) as saved:
+      states.append(jax.device_get(saved.restore(session.abstract_state)[0]))
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  # A finished run is not run again.
+  before = (tmp_path / 'metrics.jsonl').read_bytes()
+  assert loop.train(config, str(tmp_path))['steps'] == 4
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+
+
+def test_evaluation_on_another_mesh(straight):
+  config, workdir, summary = straight
+  session = session_lib.make(config, workdir, mesh_spec='exact(data=8)')
+  with checkpoint.Checkpointer(workdir / 'checkpoints', 2) as saved:
+    state, _ = saved.restore(session.abstract_state)
+  scores = evaluation.Evaluator(session)(state.params, state.balance)
+  for name in ('eval/bits_per_byte', 'eval/a/bits_per_byte', 'eval/loss'):
+    assert scores[name] == pytest.approx(summary[name], rel=1e-5)
+  assert scores['moe/eval_dropped'] == summary['moe/eval_dropped']
+
+
+def test_generation(straight):
+  """Greedy samples are those of the whole sequence run without a cache."""
+  _, workdir, _ = straight
+  made = generation.Generator(str(workdir), mesh_spec='exact(data=8)')
+  texts = made(b'the router', length=6, samples=8, temperature=0)
+  assert len(texts) == 8 and len(set(texts)) == 1
+  config = made.config.copy_and_resolve_references()
+  config.moe.eval_capacity_factor = 0.0  # dropless
+  config.moe.group_size = 1
+  plain = factory.make(config, 384)
+  ids = [0, *made.tokenizer.encode(b'the router')]
+  apply = jax.jit(lambda b: plain.apply(host, b, train=False)[0])
+  host = jax.device_get(made._variables)
+  for _ in range(6):
+    n = len(ids)
+    padded = np.zeros((1, 17), np.int32)
+    padded[0, :n] = ids
+    batch = {
+      'inputs': padded,
+      'positions': np.arange(17, dtype=np.int32)[None],
+      'segments': (np.arange(17) < n).astype(np.int32)[None],
+    }
+    ids.append(int(jnp.argmax(apply(batch)[0, n - 1])))
+  want = made._text(np.array(ids[11:]))
+  assert texts[0] == want
+  drawn = made(b'', length=6, samples=8, temperature=2.0, seed=1)
+  assert len(set(drawn)) > 1
+  with pytest.raises(ValueError, match='length=0'):
+    made(b'', length=0)
+
+
+def test_non_finite_loss_stops_and_names_the_checkpoint(corpus, tmp_path):
+  config = tiny.config(
+    **corpus,
+    **{
+      'train.steps': 30,
+      'train.clip': 0.0,
+      'train.checkpoint_every': 1,
+      # Fine for one step, then far off.
+      'train.schedule': 'constant(value=1e18)',
+    },
+  )
+  with pytest.raises(FloatingPointError, match=r'at step \d+; last good') as e:
+    loop.train(config, str(tmp_path))
+  assert f'in {tmp_path}/checkpoints' in str(e.value)
+  assert not (tmp_path / 'summary.json').exists()
+
+
+def test_encoder_decoder_trains(corpus, tmp_path):
+  config = tiny.config(
+    **corpus,
+    **{
+      'model.kind': 'encoder_decoder',
+      'model.positions': 'relative',
+      'data.objective': 'span_corruption()',
+      'data.seq_len': 32,
+      'moe.group_size': 1,
+      'train.steps': 2,
+    },
+  )
+  summary = loop.train(config, str(tmp_path))
+  assert 0 < summary['eval/loss'] < 10
+  assert 'eval/bits_per_byte' not in summary
+  assert len(read(tmp_path)[-1]['moe/load']) == 2  # encoder's and decoder's
+  text = generation.Generator(str(tmp_path), mesh_spec='exact(data=8)')(
+    b'the router', length=3, samples=8
+  )
+  assert len(text) == 8
+
+
+def test_bad_data_leaves_no_run(corpus, tmp_path):
+  config = tiny.config(**{'data.name': 'text_files', 'data.dir': '/nowhere'})
+  with pytest.raises(ValueError, match='/nowhere'):
+    loop.train(config, str(tmp_path / 'w'))
+  assert not (pathlib.Path(tmp_path) / 'w' / 'config.json').exists()
