@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _OURS = ('__main__', 'configs', 'experiments', 'moe_jax')
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
@@ -26,6 +26,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
   """
 
   def guarded(argv):
+    if not flags.FLAGS['verbosity'].present:
+      # absl's INFO would put the lines of three libraries between ours.
+      logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
     try:

@@ -13,7 +13,7 @@ unless --restart or --allow says otherwise.
 import os
 
 import jax
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, processes
@@ -44,7 +44,6 @@ def main(_: list[str]) -> None:
   from moe_jax.plots import report, tables
   from moe_jax.training import loop
 
-  logging.set_verbosity(logging.WARNING)
   workdir = _WORKDIR.value
   summary = loop.train(
     config,

@@ -5,13 +5,18 @@ and `validation`. Files are ArrayRecord, the format that TFDS writes and reads
 without TensorFlow.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 from moe_jax.data import splitting, stdlib, text_files
+
+# They last for tenths of a second.
+tfds.disable_progress_bar()
 
 
 class _LocalText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -118,7 +123,8 @@ def _build(cls, domains, parts, split, cache_dir) -> tuple[str, str]:
     try:
       # TFDS writes under a name of this process and renames at the end, so a
       # killed build leaves nothing that looks complete.
-      builder.download_and_prepare()
+      with contextlib.redirect_stdout(io.StringIO()):  # six lines, two bars
+        builder.download_and_prepare()
     except OSError:
       # A rename fails where another process was first with the same bytes.
       if not _is_built(root, cls):

@@ -19,34 +19,38 @@ def exact(data: int = 1, fsdp: int = 1, expert: int = 1, model: int = 1):
 
 
 def _auto(num_devices: int, num_experts: int):
-  def auto(fsdp: int = 1, expert: int = num_experts, model: int = 1):
-    """Wishes, each cut to what divides the devices left; data gets the rest."""
+  def auto(fsdp: int = 1, expert: int = 0, model: int = 1):
+    """Wishes, each cut to what divides the devices left; data gets the rest.
+
+    Without a wish the expert axis is as wide as experts and devices allow.
+    """
     shape, left = {}, num_devices
-    for name, wish in (('model', model), ('expert', expert), ('fsdp', fsdp)):
-      if wish < 1:
-        raise ValueError(f'mesh: {name}={wish} must be at least 1')
+    widest = max(num_experts, 1)
+    for name, wish in (
+      ('model', model),
+      ('expert', expert or widest),
+      ('fsdp', fsdp),
+    ):
+      if not isinstance(wish, int) or wish < 1:
+        raise ValueError(f'mesh: {name}={wish!r} must be a whole number from 1')
       shape[name] = math.gcd(wish, left)
       left //= shape[name]
-    # An expert axis must divide the experts as well as the devices.
-    while num_experts % shape['expert']:
-      smaller = math.gcd(shape['expert'], num_experts)
-      left *= shape['expert'] // smaller
-      shape['expert'] = smaller
     return exact(data=left, **shape)
 
   return auto
 
 
-def shape(spec: str, num_devices: int, num_experts: int = 1) -> dict[str, int]:
+def shape(spec: str, num_devices: int, num_experts: int = 0) -> dict[str, int]:
   """Axis sizes from a call string.
 
   Args:
-    spec: `'auto'`, which fits the devices found (expert parallelism as wide as
-      the experts and the devices allow, the rest data), `'auto(expert=4)'` with
-      wishes that are cut down where there are fewer devices, or
+    spec: `'auto()'`, which fits the devices found (expert parallelism as wide
+      as the experts and the devices allow, the rest data), `'auto(expert=4)'`
+      with wishes that are cut down where there are fewer devices, or
       `'exact(data=2, expert=4)'`.
     num_devices: devices to fit.
-    num_experts: experts of the model; 1 for a dense one.
+    num_experts: experts of the model; 0 for a dense one, which may use the
+      expert axis as another data axis.
 
   Raises:
     ValueError: exact sizes that are not the devices found, or an expert axis
@@ -60,7 +64,7 @@ def shape(spec: str, num_devices: int, num_experts: int = 1) -> dict[str, int]:
   if math.prod(sizes.values()) != num_devices:
     raise ValueError(
       f'mesh {spec!r} needs {math.prod(sizes.values())} devices, found '
-      f"{num_devices}; 'auto' fits what is found"
+      f"{num_devices}; 'auto()' fits what is found"
     )
   if num_experts % sizes['expert']:
     valid = [
@@ -70,7 +74,7 @@ def shape(spec: str, num_devices: int, num_experts: int = 1) -> dict[str, int]:
     ]
     raise ValueError(
       f'num_experts={num_experts} is not divisible by the expert axis of size '
-      f'{sizes["expert"]}; sizes that do: {valid}'
+      f'{sizes["expert"]}; sizes that do: {", ".join(map(str, valid))}'
     )
   return sizes
 

@@ -58,6 +58,8 @@ def train(
   fresh = lead and not workdir_lib.prepare(
     workdir, config_dict, restart=restart, allow=allow
   )
+  if lead:
+    print('data: reading or building the corpus ...', flush=True)
   try:
     session = session_lib.make(config, workdir, allow_download=allow_download)
   except Exception:
@@ -65,6 +67,8 @@ def train(
       workdir_lib.withdraw(workdir)
     raise
   multihost_utils.sync_global_devices('data')
+  if lead:
+    print(session.data.describe(), flush=True)
 
   summary_path = pathlib.Path(workdir) / 'summary.json'
   if summary_path.exists():
@@ -244,6 +248,7 @@ class _Clock:
 def _check_finite(step: int, metrics, checkpoints) -> None:
   for name in ('loss', 'total_loss', 'grad_norm'):
     if not math.isfinite(metrics[name]):
+      checkpoints.wait()  # for one that is still being written
       good = checkpoints.latest()
       kept = f'step {good} in {checkpoints.directory}'
       raise FloatingPointError(

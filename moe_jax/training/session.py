@@ -74,13 +74,13 @@ class Session:
 
 
 def num_experts(config) -> int:
-  """Experts that the mesh must fit: 1 for a dense model."""
+  """Experts that the mesh must fit: 0 for a dense model."""
   sparse = pattern.sparse_layers(config.moe.layers, config.model.num_layers)
-  return config.moe.num_experts if any(sparse) else 1
+  return config.moe.num_experts if any(sparse) else 0
 
 
 def check(config, shape: dict[str, int]) -> None:
-  """Raises ValueError where batches or groups do not fit the mesh."""
+  """Raises ValueError where batches, groups or widths do not fit the mesh."""
   axes = axes_lib.make(shape)
   devices, c = axes.size(axes.batch), config
   valid = lambda n: [k * n for k in (1, 2, 4, 8)]
@@ -98,7 +98,23 @@ def check(config, shape: dict[str, int]) -> None:
         f'batch axes {axes.batch}, {parts // devices} micro-batches); sizes '
         f'that are: {", ".join(map(str, valid(parts)))}, ...'
       )
-  if num_experts(config) > 1:
+  widths = [
+    ('model.d_model', c.model.d_model, 'fsdp'),
+    ('model.num_heads', c.model.num_heads, 'model'),
+    ('model.d_ff', c.model.d_ff, 'model'),
+  ]
+  if num_experts(config):
+    widths.append(('moe.d_ff', c.moe.d_ff, 'model'))
+    if c.moe.dense_branch != 'none':
+      width = c.moe.dense_branch_d_ff
+      widths.append(('moe.dense_branch_d_ff', width, 'model'))
+  for name, size, axis in widths:
+    if size % shape[axis]:
+      raise ValueError(
+        f'{name}={size} is not divisible by the mesh axis {axis!r} of size '
+        f'{shape[axis]}'
+      )
+  if num_experts(config):
     rows = c.train.batch_size // (devices * c.train.accumulate)
     moe.group_size(
       c.moe.group_size, rows * c.data.seq_len, c.moe.capacity_factor or None

@@ -118,7 +118,7 @@ def make_train_step(
     metrics = {
       'loss': nll / tokens,
       'total_loss': loss,
-      'grad_norm': optax.global_norm(grads),
+      'grad_norm': optax.tree.norm(grads),
       'tokens': tokens,
     }
     metrics |= moe_metrics(moe_aux(model, aux), accumulate)

@@ -1,0 +1,183 @@
+"""The house rules: every method has a row, and imports go one way."""
+
+import ast
+import dataclasses
+import importlib
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import moe_jax
+from configs import quickstart
+from moe_jax import registry
+from tests import rows
+
+ROOT = pathlib.Path(moe_jax.__file__).parent
+METHODS = [(f, n) for f in registry.FAMILIES for n in registry.names(f)]
+
+
+@pytest.mark.parametrize('family', registry.FAMILIES)
+def test_every_method_has_a_row(family):
+  built = {registry.parse(row.spec)[0] for row in rows.FAMILIES[family]}
+  assert built == set(registry.names(family))
+
+
+@pytest.mark.parametrize(('family', 'name'), METHODS)
+def test_method_files_are_in_shape(family, name):
+  """One frozen dataclass a file, short, that cites its paper."""
+  path = ROOT / family / f'{name}.py'
+  cls = registry.method_class(family, name)
+  assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
+  assert cls.__subclasses__() == []
+  limit = 400 if family == 'dispatch' else 100
+  assert len(path.read_text().splitlines()) <= limit
+  text = importlib.import_module(f'moe_jax.{family}.{name}').__doc__
+  for row in rows.FAMILIES[family]:
+    if registry.parse(row.spec)[0] == name and row.arxiv:
+      assert f'arXiv:{row.arxiv}' in text, row
+
+
+# What a room may import of ours, beside itself; rooms not named: anything but
+# experiments, configs and tests.
+CORE = {'types', 'registry', 'parallel', 'kernels'}
+ALLOWED = {
+  'types': set(),
+  'registry': set(),
+  'parallel': {'registry'},
+  'kernels': {'parallel'},
+  'routers': CORE,
+  'balancing': CORE,
+  'experts': CORE,
+  'dispatch': CORE | {'experts.base'},
+  'layers': CORE | {'routers', 'balancing', 'experts', 'dispatch'},
+  'models': CORE | {'balancing', 'experts', 'layers'},
+  'planning': set(),
+  'data': {'registry'},
+  'plots': set(),
+}
+# Outside libraries that a room must do without.
+FORBIDDEN = {
+  'routers': {'flax'},
+  'balancing': {'flax'},
+  'experts': {'flax'},
+  'dispatch': {'flax'},
+  'planning': {'jax', 'flax'},
+  'plots': {'jax', 'flax'},
+  'layers': {'grain', 'tensorflow_datasets', 'ml_collections'},
+  'models': {'grain', 'tensorflow_datasets', 'ml_collections'},
+}
+
+
+def imports(path):
+  """Dotted names that a file imports, wherever in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (a.name for a in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, path
+      yield from (f'{node.module}.{a.name}' for a in node.names)
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.rglob('*.py')), ids=str)
+def test_imports_go_one_way(path):
+  room = path.relative_to(ROOT).parts[0].removesuffix('.py')
+  for name in imports(path):
+    top = name.split('.')[0]
+    assert top not in ('experiments', 'configs', 'tests', 'tensorflow'), name
+    assert top not in FORBIDDEN.get(room, ()), name
+    if top != 'moe_jax' or room not in ALLOWED:
+      continue
+    ours = name.split('.')[1:]
+    assert (
+      not ours
+      or ours[0] == room
+      or ours[0] in ALLOWED[room]
+      or '.'.join(ours[:2]) in ALLOWED[room]
+    ), name
+    # Two methods never import each other: of its own family, only the base.
+    if room in registry.FAMILIES and ours[0] == room:
+      assert ours[1:2] == ['base'], name
+
+
+def test_configs_import_neither_jax_nor_moe_jax():
+  for path in (ROOT.parent / 'configs').rglob('*.py'):
+    assert {n.split('.')[0] for n in imports(path)} <= {'ml_collections'}, path
+
+
+def test_files_are_short():
+  for path in ROOT.parent.rglob('*.py'):
+    if 'tests' not in path.parts:
+      assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_mains_are_short_and_say_help():
+  for path in (ROOT.parent / 'experiments').glob('*.py'):
+    text = path.read_text()
+    if 'cli.run(main)' in text and path.name != 'cli.py':
+      assert len(text.splitlines()) <= 100, path
+      assert re.search(rf'python -m experiments\.{path.stem}', text), path
+
+
+def test_layers_and_models_import_alone():
+  """Benchmarks run on machines that hold only jax and flax."""
+  code = (
+    'import sys\n'
+    "for m in ('grain', 'tensorflow_datasets', 'ml_collections', 'orbax'):\n"
+    '  sys.modules[m] = None\n'
+    'from moe_jax.layers import moe\n'
+    'from moe_jax.models import factory\n'
+    "assert 'tensorflow' not in sys.modules\n"
+  )
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT.parent)
+
+
+def test_registry_reads_calls():
+  assert registry.parse('top_k') == ('top_k', {})
+  assert registry.parse(" a.B(k=2, names=('x', None)) ") == (
+    'a.B',
+    {'k': 2, 'names': ('x', None)},
+  )
+  private = registry.build('routers', 'moe_jax.routers.top_k.TopK(k=3)')
+  assert private == registry.build('routers', 'top_k(k=3)')
+  assert registry.build('experts', 'mlp()', d_ff=7).d_ff == 7
+  assert registry.build('experts', 'mlp(d_ff=5)', d_ff=7).d_ff == 5
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    (
+      'topk(k=2)',
+      "unknown method of routers 'topk'; valid: switch, top_k; d",
+    ),
+    ('top_k(n=2)', "unknown argument of routers 'top_k' 'n'; valid: k, renorm"),
+    ('top_k(2)', 'arguments go by keyword'),
+    ('top_k(k=x)', "the value of 'k' is no literal"),
+    ('top_k(k=', 'cannot read'),
+    ('1 + 1', 'cannot read'),
+    ('switch(jitter=1e999)', 'jitter is inf; a finite number is wanted'),
+    ('top_k(k=0)', 'k=0 must be a whole number from 1'),
+    ('top_k(k=1)', 'leaves the router without a gradient'),
+    ("top_k(renormalize='later')", "'later'; valid: True, False, 'kept'"),
+    ('no.such.Router()', "cannot import 'no.such.Router'"),
+  ],
+)
+def test_registry_errors(spec, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    registry.build('routers', spec)
+
+
+def test_registry_needs_what_a_method_needs():
+  with pytest.raises(ValueError, match='d_ff'):
+    registry.build('experts', 'mlp()')
+  with pytest.raises(ValueError, match="unknown family 'router'"):
+    registry.build('router', 'switch()')
+
+
+def test_quickstart_variants():
+  assert quickstart.get_config('dense').moe.layers == 'none'
+  with pytest.raises(ValueError, match="'sparse'; valid: moe, dense"):
+    quickstart.get_config('sparse')
