@@ -71,14 +71,14 @@ def get_config(arg='moe'):
   moe.dense_branch_d_ff = 512
 
   config.data = data = ml_collections.ConfigDict()
-  # 'python_stdlib', 'text_files' (with data.dir), or a TFDS name such as
-  # 'c4/en:3.1.0' (prepared in data.dir).
+  # The standard library; with data.dir set, that folder's .txt files, one a
+  # domain; or a TFDS name such as 'c4/en:3.1.0', prepared in data.dir.
   data.name = 'python_stdlib'
   data.dir = ''
   data.cache = ''  # for built data; '' is WORKDIR/data
   data.domains = ()
-  # Shares of the training rows; () is in proportion to tokens.
-  data.weights = (0.4, 0.3, 0.3)
+  # Shares of the training rows by domain; () is in proportion to tokens.
+  data.weights = ()
   data.seq_len = 256
   data.tokenizer = 'bytes()'
   data.objective = 'causal_lm()'

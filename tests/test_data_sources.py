@@ -156,3 +156,12 @@ def test_a_dataset_prepared_anew_is_indexed_anew(tmp_path, monkeypatch):
     seen.append(data.fingerprint)
     shutil.rmtree(root)
   assert seen[0] != seen[1]
+
+
+def test_a_folder_takes_the_place_of_the_standard_library(tmp_path):
+  for domain in ('x', 'y'):
+    text = '\n\n'.join(f'{domain} document {i} {i * 7919}' for i in range(60))
+    (tmp_path / f'{domain}.txt').write_text(text)
+  config = {'name': 'python_stdlib', 'dir': str(tmp_path), 'seq_len': 32}
+  data = pipeline.load(config, cache_dir=str(tmp_path / 'cache'))
+  assert data.domains == ('x', 'y')

@@ -100,8 +100,8 @@ def test_indivisible_parameter_is_named():
     ({'moe.group_size': 12}, 'group_size=12 does not divide the 16 tokens'),
     ({'moe.num_experts': 6}, 'num_experts=6 is not divisible'),
     (
-      {'moe.d_ff': 30, 'mesh': 'auto(expert=2, model=4)'},
-      "moe.d_ff=30 is not divisible by the mesh axis 'model' of size 4",
+      {'moe.d_ff': 31, 'mesh': 'auto(expert=4, model=2)'},
+      "moe.d_ff=31 is not divisible by the mesh axis 'model' of size 2",
     ),
     (
       {'model.num_heads': 3, 'mesh': 'auto(expert=4, model=2)'},

@@ -21,7 +21,8 @@ def locate(
   Args:
     name: `'python_stdlib'`, `'text_files'`, or a TFDS name such as
       `'c4/en:3.1.0'`; without a version, the newest one that is prepared.
-    directory: of the .txt files; for TFDS names the `data_dir` ('' is TFDS's
+    directory: of the .txt files, which take the place of the standard library
+      where that is named too; for TFDS names the `data_dir` ('' is TFDS's
       own default). Treat a foreign one as code: its features.json names Python
       modules, which TFDS imports.
     cache_dir: where the two local corpora are built.
@@ -34,9 +35,9 @@ def locate(
     ValueError: not prepared (said at once, and where it looked), prepared in a
       format that has no random access, or not a dataset name.
   """
-  if name == 'python_stdlib':
+  if name == 'python_stdlib' and not directory:
     return builders.python_stdlib(cache_dir)
-  if name == 'text_files':
+  if name in ('python_stdlib', 'text_files'):
     return builders.from_text_files(directory, cache_dir)
   match = _NAME.fullmatch(name)
   if not match:

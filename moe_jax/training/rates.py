@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def matmul_flops_per_second(dtype, size: int = 0, repeats: int = 5) -> float:
+def matmul_flops_per_second(dtype, size: int = 0, repeats: int = 7) -> float:
   """What plain square matrix products reach on all devices together.
 
   Simulated CPU devices share the machine's cores, so one product on one of
@@ -15,12 +15,12 @@ def matmul_flops_per_second(dtype, size: int = 0, repeats: int = 5) -> float:
 
   Args:
     dtype: of the factors.
-    size: rows and columns; 0 chooses 1024 on CPU and 8192 elsewhere.
+    size: rows and columns; 0 chooses 2048 on CPU and 8192 elsewhere.
     repeats: the median is taken of this many, after a first to compile.
   """
   device = jax.local_devices()[0]
   on_cpu = device.platform == 'cpu'
-  size = size or (1024 if on_cpu else 8192)
+  size = size or (2048 if on_cpu else 8192)
   x = jax.device_put(jnp.ones((size, size), dtype), device)
   product = jax.jit(jnp.matmul)
   product(x, x).block_until_ready()
