@@ -26,6 +26,7 @@ _CAPACITY = flags.DEFINE_float(
   'capacity_factor', None, "In place of the run's; 0 is dropless."
 )
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
+flags.adopt_module_key_flags(processes)
 
 
 def main(_: list[str]) -> None:

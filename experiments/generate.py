@@ -30,6 +30,7 @@ _MESH = flags.DEFINE_string('mesh', 'auto()', 'Mesh to decode on.')
 _CPU_DEVICES = flags.DEFINE_integer(
   'cpu_devices', 1, 'Simulated devices, on CPU only.'
 )
+flags.adopt_module_key_flags(processes)
 
 
 def main(_: list[str]) -> None:

@@ -34,6 +34,7 @@ _ALLOW_DOWNLOAD = flags.DEFINE_bool(
   'allow_download', False, 'Let TFDS download and prepare a missing data set.'
 )
 flags.mark_flag_as_required('config')
+flags.adopt_module_key_flags(processes)
 
 
 def main(_: list[str]) -> None:
