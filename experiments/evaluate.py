@@ -45,7 +45,9 @@ def main(_: list[str]) -> None:
   config = configs.from_dict(workdir_lib.read_config(_WORKDIR.value))
   if _CAPACITY.value is not None:
     config.moe.eval_capacity_factor = _CAPACITY.value
-  session = session_lib.make(config, _WORKDIR.value, mesh_spec=_MESH.value)
+  session = session_lib.make(
+    config, _WORKDIR.value, mesh_spec=_MESH.value, splits=('eval',)
+  )
   path = os.path.join(_WORKDIR.value, 'checkpoints')
   with checkpoint.Checkpointer(path, config.train.keep) as checkpoints:
     state, data = checkpoints.restore(session.abstract_state, _STEP.value)

@@ -72,7 +72,7 @@ def test_parameters_live_where_the_table_says():
   model = factory.make(config, 384, mesh)
   from moe_jax.training import state
 
-  lay = state.layout(model, session_lib.dummy(config))
+  lay = state.layout(model, session_lib.dummy(config, mesh))
   where = rules.specs(lay.axes, lay.params, mesh.shape)
   moe = where['decoder'][
     'suffix_0' if 'suffix_0' in where['decoder'] else 'prefix_1'

@@ -76,10 +76,10 @@ def three_steps(corpus, sizes, **overrides):
   devices = jax.devices()[: math.prod(sizes.values())]
   mesh = mesh_lib.make(sizes, devices)
   model = factory.make(config, 384, mesh)
-  lay = state_lib.layout(model, session_lib.dummy(config))
+  lay = state_lib.layout(model, session_lib.dummy(config, mesh))
   tx = optax.sgd(0.3)
   where = jax.tree.map(lambda v: v.sharding, state_lib.abstract(tx, lay, mesh))
-  state = state_lib.init(model, tx, session_lib.dummy(config), 0, where)
+  state = state_lib.init(model, tx, session_lib.dummy(config, mesh), 0, where)
   rules = factory.balance_rules(config)
   step = jax.jit(
     step_lib.make_train_step(
@@ -218,7 +218,9 @@ def test_resume_is_bitwise(corpus, straight, tmp_path):
 
 def test_evaluation_on_another_mesh(straight):
   config, workdir, summary = straight
-  session = session_lib.make(config, workdir, mesh_spec='exact(data=8)')
+  session = session_lib.make(
+    config, workdir, mesh_spec='exact(data=8)', splits=('eval',)
+  )
   with checkpoint.Checkpointer(workdir / 'checkpoints', 2) as saved:
     state, _ = saved.restore(session.abstract_state)
   scores = evaluation.Evaluator(session)(state.params, state.balance)

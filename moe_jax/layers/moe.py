@@ -95,15 +95,13 @@ class MoE(nn.Module):
     mask_BL = jnp.ones((B, L), bool) if mask_BL is None else mask_BL
     factor = self.capacity_factor if train else self.eval_capacity_factor
     axes = axes_lib.make(mesh.shape)
-    batch = axes.batch
-    if B % axes.size(batch):
-      if not self.is_initializing():
-        raise ValueError(
-          f'batch {B} is not divisible by the {axes.size(batch)} devices of '
-          f'the batch axes {batch}'
-        )
-      batch = ()
-    T = group_size(self.group_size, B * L // axes.size(batch), factor)
+    devices = axes.size(axes.batch)
+    if B % devices:
+      raise ValueError(
+        f'batch {B} is not divisible by the {devices} devices of the batch '
+        f'axes {axes.batch}'
+      )
+    T = group_size(self.group_size, B * L // devices, factor)
 
     w_router = self.param('router', self._init_router, D)
     w_experts = self.param('experts', self._init_experts, D)
@@ -118,10 +116,11 @@ class MoE(nn.Module):
       key = self.make_rng('router')
 
     region = functools.partial(
-      self._region, T=T, factor=factor, axes=axes, batch=batch, train=train
+      self._region, T=T, factor=factor, axes=axes, train=train
     )
-    tokens = rules.spec(('batch',), mesh.shape) if batch else P()
-    weights = {k: rules.spec(v, mesh.shape) for k, v in self._axes().items()}
+    tokens = rules.spec(('batch',), mesh.shape)
+    logical = self.experts.axes
+    weights = {k: rules.spec(v, mesh.shape) for k, v in logical.items()}
     y_BLD, carry, aux = jax.shard_map(
       region,
       mesh=mesh,
@@ -135,22 +134,20 @@ class MoE(nn.Module):
       y_BLD += self._dense_branch(x_BLD)
     return y_BLD, carry, aux
 
-  def _axes(self):
-    return self.experts.axes
-
   def _init_router(self, key, D):
     replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
     return jax.tree.map(replicated, self.router.init(key, self.num_experts, D))
 
   def _init_experts(self, key, D):
-    params = self.experts.init(key, self.num_experts, D)
-    return {
-      k: nn.LogicallyPartitioned(v, self._axes()[k]) for k, v in params.items()
-    }
+    params, axes = (
+      self.experts.init(key, self.num_experts, D),
+      self.experts.axes,
+    )
+    return {k: nn.LogicallyPartitioned(v, axes[k]) for k, v in params.items()}
 
   def _region(
     self, x_BLD, mask_BL, carry, w_router, w_experts, bias_E, key,
-    *, T, factor, axes, batch, train
+    *, T, factor, axes, train
   ):  # fmt: skip
     """One device's share: whole groups of local tokens, local experts."""
     B, L, D = x_BLD.shape
@@ -171,7 +168,7 @@ class MoE(nn.Module):
       )
       if key is not None:
         # Noise follows the group's place in the batch, never the device.
-        group_G = collectives.index(batch) * G + jnp.arange(G)
+        group_G = collectives.index(axes.batch) * G + jnp.arange(G)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, group_G)
         ctx, over = ctx.replace(key=keys), over.replace(key=0)
       r = jax.vmap(self.router, (None, 0, over))(w_router, x_GTD, ctx)
@@ -181,17 +178,17 @@ class MoE(nn.Module):
       seat = functools.partial(dispatching.seat, capacity_E=(C,) * E)
       seated = jax.vmap(seat)(r)
 
-    w_experts = {
-      k: collectives.all_gather(
-        v.astype(self.dtype),
-        axes.fsdp if 'embed' in self._axes()[k] else (),
-        dim=(*self._axes()[k], 'embed').index('embed'),
-        name='fsdp_gather',
+    def whole(name, shard):
+      logical, shard = self.experts.axes[name], shard.astype(self.dtype)
+      if 'embed' not in logical:
+        return shard
+      return collectives.all_gather(
+        shard, axes.fsdp, dim=logical.index('embed'), name='fsdp_gather'
       )
-      for k, v in w_experts.items()
-    }
+
+    w_experts = {k: whole(k, v) for k, v in w_experts.items()}
     # One sum over the model axis in the backward pass, on tokens, not on rows.
-    x_GTD = compat.device_varying(x_GTD, batch + axes.model)
+    x_GTD = compat.device_varying(x_GTD, axes.batch + axes.model)
     y_GTD, cause_GN = self.dispatch(
       self.experts, w_experts, x_GTD, seated, axes
     )
@@ -199,7 +196,7 @@ class MoE(nn.Module):
 
     with jax.named_scope('balancing'):
       loss, losses, stats = balancing.evaluate(
-        self.balance, r, mask_GT, B, batch
+        self.balance, r, mask_GT, B, axes.batch
       )
       sums = balancing.Sums(r, mask_GT, 1)
       real = jnp.float32(1), jnp.float32(0)
@@ -211,7 +208,9 @@ class MoE(nn.Module):
         [(cause_GN == c).sum() for c in range(len(types.CAUSES))]
       )
       load_E, cause, real = collectives.psum(
-        (sums.load()[0], cause.astype(jnp.int32), real), batch, name='moe_stats'
+        (sums.load()[0], cause.astype(jnp.int32), real),
+        axes.batch,
+        name='moe_stats',
       )
       entropy = real[1] / jnp.maximum(real[0], 1)
     aux = types.MoEAux(loss, losses, stats, load_E, cause, entropy)

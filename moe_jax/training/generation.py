@@ -40,9 +40,9 @@ class Generator:
     """
     self.config = configs.from_dict(workdir_lib.read_config(workdir))
     self.tokenizer = tokenizers.build(self.config.data.tokenizer)
-    self._mesh = session_lib.plan(self.config, mesh_spec)
+    self._mesh = session_lib.plan(self.config, mesh_spec, splits=())
     model = self._model(0)
-    lay = state_lib.layout(model, session_lib.dummy(self.config))
+    lay = state_lib.layout(model, session_lib.dummy(self.config, self._mesh))
     tx, _ = session_lib.make_optimizer(self.config, lay.batch_dims())
     path = os.path.join(workdir, 'checkpoints')
     with checkpoint.Checkpointer(path, self.config.train.keep) as checkpoints:

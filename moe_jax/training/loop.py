@@ -106,7 +106,7 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
     state = state_lib.init(
       session.model,
       session.tx,
-      session_lib.dummy(config),
+      session_lib.dummy(config, session.mesh),
       config.seed,
       shardings,
     )

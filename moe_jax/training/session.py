@@ -79,25 +79,9 @@ def num_experts(config) -> int:
   return config.moe.num_experts if any(sparse) else 0
 
 
-def check(config, shape: dict[str, int]) -> None:
-  """Raises ValueError where batches, groups or widths do not fit the mesh."""
-  axes = axes_lib.make(shape)
-  devices, c = axes.size(axes.batch), config
-  valid = lambda n: [k * n for k in (1, 2, 4, 8)]
-  for name, size, parts in (
-    (
-      'train.batch_size',
-      c.train.batch_size,
-      devices * c.train.accumulate,
-    ),
-    ('eval.batch_size', c.eval.batch_size, devices),
-  ):
-    if size % parts:
-      raise ValueError(
-        f'{name}={size} is not divisible by {parts} ({devices} devices on the '
-        f'batch axes {axes.batch}, {parts // devices} micro-batches); sizes '
-        f'that are: {", ".join(map(str, valid(parts)))}, ...'
-      )
+def check_widths(config, shape: dict[str, int]) -> None:
+  """Raises ValueError where a width does not divide over its mesh axis."""
+  c = config
   widths = [
     ('model.d_model', c.model.d_model, 'fsdp'),
     ('model.num_heads', c.model.num_heads, 'model'),
@@ -114,20 +98,43 @@ def check(config, shape: dict[str, int]) -> None:
         f'{name}={size} is not divisible by the mesh axis {axis!r} of size '
         f'{shape[axis]}'
       )
+
+
+def check_batch(config, shape: dict[str, int], split: str) -> None:
+  """Raises ValueError where a batch or its groups do not fit the mesh.
+
+  Args:
+    config: validated.
+    shape: sizes of the mesh axes.
+    split: 'train' or 'eval'.
+  """
+  axes = axes_lib.make(shape)
+  devices = axes.size(axes.batch)
+  if split == 'train':
+    factor, micro = config.moe.capacity_factor, config.train.accumulate
+  else:
+    factor, micro = config.moe.eval_capacity_factor, 1
+  size, parts = config[split].batch_size, devices * micro
+  if size % parts:
+    raise ValueError(
+      f'{split}.batch_size={size} is not divisible by {parts} ({devices} '
+      f'devices on the batch axes {axes.batch}, {micro} micro-batches); sizes '
+      f'that are: {", ".join(str(k * parts) for k in (1, 2, 4, 8))}, ...'
+    )
   if num_experts(config):
-    rows = c.train.batch_size // (devices * c.train.accumulate)
-    moe.group_size(
-      c.moe.group_size, rows * c.data.seq_len, c.moe.capacity_factor or None
-    )
-    moe.group_size(
-      c.moe.group_size,
-      c.eval.batch_size // devices * c.data.seq_len,
-      c.moe.eval_capacity_factor or None,
-    )
+    tokens = size // parts * config.data.seq_len
+    moe.group_size(config.moe.group_size, tokens, factor or None)
 
 
-def plan(config, mesh_spec: str = '') -> jax.sharding.Mesh:
+def plan(
+  config, mesh_spec: str = '', splits: tuple[str, ...] = ('train', 'eval')
+) -> jax.sharding.Mesh:
   """Checks all of a config that needs no data; the mesh it runs on.
+
+  Args:
+    config: a ConfigDict.
+    mesh_spec: in place of the config's mesh.
+    splits: whose batches must fit.
 
   Raises:
     ValueError: a field that does not fit, with its value and what would.
@@ -137,7 +144,9 @@ def plan(config, mesh_spec: str = '') -> jax.sharding.Mesh:
   shape = mesh_lib.shape(
     mesh_spec or config.mesh, jax.device_count(), num_experts(config)
   )
-  check(config, shape)
+  check_widths(config, shape)
+  for split in splits:
+    check_batch(config, shape, split)
   mesh = mesh_lib.make(shape)
   factory.make(config, vocab_size=1, mesh=mesh)
   tokenizers.build(config.data.tokenizer)
@@ -164,6 +173,7 @@ def make(
   workdir: str | pathlib.Path,
   *,
   mesh_spec: str = '',
+  splits: tuple[str, ...] = ('train', 'eval'),
   allow_download: bool = False,
 ) -> Session:
   """Builds everything but the state; reads or builds the data.
@@ -171,13 +181,13 @@ def make(
   Args:
     config: a ConfigDict.
     workdir: built data goes to its `data/` unless `data.cache` says where.
-    mesh_spec: in place of the config's mesh.
+    mesh_spec, splits: as in `plan`.
     allow_download: lets TFDS download.
 
   Raises:
     ValueError: a field or data that do not fit.
   """
-  mesh = plan(config, mesh_spec)
+  mesh = plan(config, mesh_spec, splits)
   data = pipeline.load(
     config.data,
     cache_dir=config.data.cache or str(pathlib.Path(workdir) / 'data'),
@@ -186,16 +196,17 @@ def make(
   )
   model = factory.make(config, vocab_size(data.tokenizer, mesh), mesh)
   sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
-  lay = state_lib.layout(model, dummy(config))
+  lay = state_lib.layout(model, dummy(config, mesh))
   tx, schedule = make_optimizer(config, lay.batch_dims())
   return Session(config, mesh, data, model, tx, schedule, lay, sharding)
 
 
-def dummy(config) -> dict[str, Any]:
-  """The batch that initialisers are traced with."""
-  return factory.dummy_batch(
-    config, config.eval.batch_size, config.data.seq_len
-  )
+def dummy(config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """The batch that initialisers are traced with: whole groups a device."""
+  length, group = config.data.seq_len, config.moe.group_size
+  axes = axes_lib.make(mesh.shape)
+  rows = axes.size(axes.batch) * group // math.gcd(group, length)
+  return factory.dummy_batch(config, rows, length)
 
 
 def layer_numbers(model) -> list[int]:
