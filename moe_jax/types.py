@@ -93,7 +93,8 @@ class Seated:
     slot_N: int32, the edge's place in its expert's queue; a row of the buffer
       where the edge is kept.
     order_N: int32, the edges sorted by expert, then by priority.
-    start_E: int32, where an expert's queue begins in `order_N`.
+    start_E, count_E: int32, where an expert's queue begins in `order_N`, and
+      how many want it.
     capacity_E: rows of each expert.
   """
 
@@ -102,6 +103,7 @@ class Seated:
   slot_N: jax.Array
   order_N: jax.Array
   start_E: jax.Array
+  count_E: jax.Array
   capacity_E: tuple[int, ...] = struct.field(pytree_node=False)
 
   @property

@@ -51,17 +51,20 @@ def seat(routing: types.Routing, capacity_E: tuple[int, ...]) -> types.Seated:
     keys.append(routing.priority_N)
   *_, order_N = jax.lax.sort((*keys, place_N), num_keys=len(keys))
   queued_N = expert_N[order_N]
-  start_E = jnp.searchsorted(queued_N, jnp.arange(E, dtype=jnp.int32))
-  start_E = start_E.astype(jnp.int32)
-  end = jnp.append(start_E, N)
-  slot_N = jnp.zeros(N, jnp.int32).at[order_N].set(place_N - end[queued_N])
+  # Queue E holds those who go to nobody, behind all others.
+  count = jnp.zeros(E + 1, jnp.int32).at[expert_N].add(1)
+  start = jnp.cumsum(count) - count
+  slot_N = jnp.zeros(N, jnp.int32)
+  slot_N = slot_N.at[order_N].set(place_N - start[expert_N[order_N]])
   real_N = expert_N < E
   rows_N = jnp.append(jnp.asarray(capacity_E, jnp.int32), 0)[expert_N]
   cause_N = jnp.where(slot_N < rows_N, types.KEPT, types.CAPACITY)
   cause_N = jnp.where(real_N, cause_N, types.PADDING).astype(jnp.int32)
   if routing.renormalize_kept:
     routing = _renormalize(routing, cause_N == types.KEPT)
-  return types.Seated(routing, cause_N, slot_N, order_N, start_E, capacity_E)
+  return types.Seated(
+    routing, cause_N, slot_N, order_N, start[:E], count[:E], capacity_E
+  )
 
 
 def _renormalize(routing: types.Routing, kept_N: jax.Array) -> types.Routing:
@@ -80,12 +83,10 @@ def buffer_edges(seated: types.Seated) -> jax.Array:
   C, N = seated.rows, seated.order_N.shape[0]
   slot_C = jnp.arange(C, dtype=jnp.int32)
   place_EC = seated.start_E[:, None] + slot_C
-  next_E = jnp.append(
-    seated.start_E[1:],
-    (seated.routing.expert_N < len(seated.capacity_E)).sum(dtype=jnp.int32),
+  rows_E = jnp.minimum(
+    seated.count_E, jnp.asarray(seated.capacity_E, jnp.int32)
   )
-  full_E1 = jnp.asarray(seated.capacity_E, jnp.int32)[:, None]
-  real_EC = (place_EC < next_E[:, None]) & (slot_C < full_E1)
+  real_EC = slot_C < rows_E[:, None]
   edge_EC = seated.order_N.at[place_EC].get(mode='clip')
   return jnp.where(real_EC, edge_EC, N)
 
