@@ -50,7 +50,6 @@ def seat(routing: types.Routing, capacity_E: tuple[int, ...]) -> types.Seated:
   if routing.priority_N is not None:
     keys.append(routing.priority_N)
   *_, order_N = jax.lax.sort((*keys, place_N), num_keys=len(keys))
-  queued_N = expert_N[order_N]
   # Queue E holds those who go to nobody, behind all others.
   count = jnp.zeros(E + 1, jnp.int32).at[expert_N].add(1)
   start = jnp.cumsum(count) - count
