@@ -218,6 +218,13 @@ def test_rsqrt_is_t5s():
   np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_a_run_shorter_than_its_warmup_ends_in_it():
+  _, rate = optimizers.make(
+    'sgd()', 'cosine(peak=1.0, warmup=8)', steps=4, clip=0.0, batch_dims={}
+  )
+  np.testing.assert_allclose([rate(s) for s in range(4)], np.arange(1, 5) / 8)
+
+
 def test_rsqrt_with_linear_warmup():
   _, rate = optimizers.make(
     'sgd',
@@ -289,9 +296,6 @@ GOOD = {
     ('schedule', 'constant(value=0)', 'value is 0; wanted: a learning rate'),
     ('schedule', 'rsqrt(peak=-1.0, warmup=2)', 'peak is -1.0'),
     ('schedule', 'rsqrt(peak=1.0, warmup=-2)', 'warmup is -2'),
-    ('schedule', 'rsqrt(peak=1.0, warmup=11)', r'warmup is 11.*steps \(10\)'),
-    ('schedule', 'cosine(peak=1.0, warmup=11)', r'warmup is 11.*steps \(10\)'),
-    ('schedule', 'constant(value=1.0, warmup=11)', r'warmup is 11'),
     ('schedule', 'cosine(peak=1.0, warmup=1, final=2.0)', 'final is 2.0'),
     ('schedule', 'cosine(peak=1.0)', "schedule 'cosine'.*warmup"),
     ('schedule', 'cosine(peak="a", warmup=1)', "schedule 'cosine'"),
