@@ -63,6 +63,10 @@ def start(
       'processes'
     )
   simulate(cpu_devices // max(num_processes, 1))
+  if manual or automatic:
+    # Programs that overlap on the CPU set up their connections in an order of
+    # each process's own, and jax 0.7.2 then waits for ever.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
   if manual:
     jax.distributed.initialize(coordinator_address, num_processes, process_id)
   elif automatic:
