@@ -270,6 +270,19 @@ def test_aux_is_in_layer_order():
     assert int(a.cause[types.PADDING]) == B * L - real
 
 
+def test_aux_of_a_scanned_period_is_cut_by_repeat():
+  _, model = build(**FOUR)
+  v = jax.tree.map(lambda w: w * 3, params(**FOUR))  # layers that differ
+  _, aux = jax.jit(lambda b: model.apply(v, b, train=True))(batch())
+  sparse = model.stacks['decoder'].sparse
+  layers = stack.aux_by_layer(aux['decoder'], sparse)
+  assert [i for i, _ in layers] == [1, 3]
+  loads = np.stack([a.load_E for _, a in layers])
+  want = np.asarray(aux['decoder']['period']['block_1'].load_E)
+  np.testing.assert_array_equal(loads, want)
+  assert (loads[0] != loads[1]).any()
+
+
 def test_dense_twin_has_the_same_active_flops():
   moe_config, model = build()
   dense_config, dense = build(**{'moe.layers': 'none'})
