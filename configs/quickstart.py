@@ -44,6 +44,7 @@ def get_config(arg='moe'):
   model.ffn = "mlp(activation='relu')"
   model.positions = 'rope'  # or 'relative'
   model.qk_norm = True
+  model.vocab_size = 0  # rows of the embedding table; 0 is the tokenizer's
   model.tied_head = True
   model.dropout = 0.0
   model.init_scale = 1.0
@@ -61,14 +62,24 @@ def get_config(arg='moe'):
   moe.balance = ('switch_loss(weight=0.01)', 'z_loss(weight=0.001)')
   moe.dispatch = 'scatter()'
   moe.group_size = 256
-  # Rows of an expert in units of tokens x K / E; 0 is dropless.
+  # What the factors mean: here rows of an expert in units of T x K / E; also
+  # 'paper()', 'mesh_tensorflow()', 't5x()', 'vmoe()', 'fixed(rows=64)'. A
+  # factor of 0 is dropless.
+  moe.capacity_rule = 'per_choice()'
   moe.capacity_factor = 1.25
   moe.eval_capacity_factor = 2.0
+  # Who gets them: 'token_major()', 'batch_prioritized()', 'highest_weight()'.
+  moe.seating = 'rank_major()'
+  moe.allow_noncausal = False  # a decoder may read the future from its drops
+  moe.route_padding = False  # as T5X and Hugging Face do
+  moe.identical_experts = False  # at the start, as V-MoE's
   # A dense FFN in every sparse layer: 'before', 'after', 'parallel'.
   moe.extra_ffn = 'none'
   # An FFN inside the layer that every token takes: 'shared', 'gated'.
   moe.dense_branch = 'none'
   moe.dense_branch_d_ff = 512
+  # Fields of moe that differ in the decoder of an encoder-decoder.
+  moe.decoder = ml_collections.ConfigDict()
 
   config.data = data = ml_collections.ConfigDict()
   # The standard library; with data.dir set, that folder's .txt files, one a

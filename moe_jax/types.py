@@ -18,9 +18,10 @@ from typing import Any
 import jax
 from flax import struct
 
-# Why an assignment was or was not computed; values of `cause_N`.
-KEPT, CAPACITY, RECEIVER, PADDING = range(4)
-CAUSES = ('kept', 'capacity', 'receiver', 'padding')
+# Why an assignment was or was not computed; values of `cause_N`. UNSENT are
+# those of real tokens that the router itself sent to nobody.
+KEPT, CAPACITY, RECEIVER, PADDING, UNSENT = range(5)
+CAUSES = ('kept', 'capacity', 'receiver', 'padding', 'unsent')
 
 
 @struct.dataclass
@@ -51,14 +52,17 @@ class Routing:
 
   Attributes:
     token_N: int32, index of the token in its group.
-    expert_N: int32; `num_experts` means nobody (padding).
+    expert_N: int32; `num_experts` means nobody (padding, or a choice that the
+      router does not use).
     weight_N: f32 combine weight.
     priority_N: int32, lower is seated first, ties in storage order; None is
       storage order throughout.
-    logits_TE: f32 clean router logits, before noise and bias; None where E is
-      too large for [T, E] arrays.
-    probs_TE: f32 affinities, the differentiable ones that losses use.
-    terms: per-token values that only the router can compute ([T, ...]).
+    logits_TE: f32 router logits with their noise, before the selection bias;
+      None where E is too large for [T, E] arrays.
+    probs_TE: f32 affinities, the differentiable ones that weights and losses
+      use.
+    terms: per-token values that only the router can compute ([T, ...]);
+      'clean_logits' where the router adds noise.
     carry: what the next MoE layer's router gets (leaves [T, ...]).
     num_experts: E.
     choices: K where the edges are K blocks of T in token order, so that edge
@@ -67,6 +71,8 @@ class Routing:
       input (Llama 4).
     renormalize_kept: whether the weights of a token's kept edges are divided by
       their sum once it is known who was seated.
+    first_fit: whether a token takes the first of its choices that has room, and
+      no other (no-token-left-behind).
   """
 
   token_N: jax.Array
@@ -81,6 +87,7 @@ class Routing:
   choices: int | None = struct.field(pytree_node=False, default=None)
   weight_on: str = struct.field(pytree_node=False, default='output')
   renormalize_kept: bool = struct.field(pytree_node=False, default=False)
+  first_fit: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
@@ -89,7 +96,7 @@ class Seated:
 
   Attributes:
     routing: with its weights finished.
-    cause_N: int32, one of KEPT, CAPACITY, PADDING.
+    cause_N: int32, one of KEPT, CAPACITY, PADDING, UNSENT.
     slot_N: int32, the edge's place in its expert's queue; a row of the buffer
       where the edge is kept.
     order_N: int32, the edges sorted by expert, then by priority.
@@ -125,7 +132,7 @@ class MoEAux:
     losses: unweighted loss of each rule, by name.
     stats: sums that stateful rules update from, by rule.
     load_E: int32, assignments that wanted each expert, before drops.
-    cause: int32 [4], assignments by cause, in the order of CAUSES.
+    cause: int32 [5], assignments by cause, in the order of CAUSES.
     entropy: f32 scalar, mean entropy of the affinities in nats (0 without
       affinities).
   """

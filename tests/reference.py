@@ -23,10 +23,15 @@ class Choice:
   probs: np.ndarray
   logits: np.ndarray
   renormalize_kept: bool = False
+  smooth_load: np.ndarray | None = None
 
 
-def top_k(x_TD, kernel_DE, bias_E, *, k, renormalize):
-  """The k largest probabilities of each token, largest first."""
+def top_k(x_TD, kernel_DE, bias_E, *, k, renormalize, threshold=0.0):
+  """The k largest probabilities of each token, largest first.
+
+  Later choices whose share of the k is below `threshold` go to nobody, expert
+  E with weight 0.
+  """
   logits = x_TD.astype(np.float64) @ kernel_DE.astype(np.float64)
   probs = softmax(logits)
   T, E = probs.shape
@@ -37,8 +42,12 @@ def top_k(x_TD, kernel_DE, bias_E, *, k, renormalize):
       best = max(left, key=lambda e: (probs[t, e] + bias_E[e], -e))
       left.remove(best)
       expert[t, j], weight[t, j] = best, probs[t, best]
+    share = weight[t] / weight[t].sum()
     if renormalize is True:
-      weight[t] /= weight[t].sum()
+      weight[t] = share
+    for j in range(1, k):
+      if share[j] < threshold:
+        expert[t, j], weight[t, j] = E, 0
   return Choice(expert, weight, probs, logits, renormalize == 'kept')
 
 
@@ -46,16 +55,19 @@ def switch(x_TD, kernel_DE, bias_E):
   return top_k(x_TD, kernel_DE, bias_E, k=1, renormalize=False)
 
 
-def seat(choice: Choice, mask_T, capacity):
-  """First come, first served: all first choices, then all second, ..."""
+def seat(choice: Choice, mask_T, capacity, key=lambda t, j: (j, t)):
+  """First come, first served; who comes first is (token, choice) by `key`."""
   T, K = choice.expert.shape
   taken, kept = {}, np.zeros((T, K), bool)
-  for j in range(K):
-    for t in range(T):
-      e = choice.expert[t, j]
-      if mask_T[t] and taken.get(e, 0) < capacity:
-        taken[e] = taken.get(e, 0) + 1
-        kept[t, j] = True
+  queue = [(t, j) for t in range(T) if mask_T[t] for j in range(K)]
+  nobody = (
+    choice.expert.max() + 1 if choice.probs is None else choice.probs.shape[1]
+  )
+  for t, j in sorted(queue, key=lambda edge: key(*edge)):
+    e = choice.expert[t, j]
+    if e != nobody and taken.get(e, 0) < capacity:
+      taken[e] = taken.get(e, 0) + 1
+      kept[t, j] = True
   weight = choice.weight * kept
   if choice.renormalize_kept:
     for t in range(T):
@@ -82,9 +94,14 @@ def mlp(params, e, x_D, activation, bias=False):
   return y + (params['bo'][e] if bias else 0)
 
 
-def glu(params, e, x_D, activation):
+def glu(params, e, x_D, activation, bias='none'):
   gate = ACTIVATIONS[activation](x_D @ params['wi_gate'][e])
-  return (gate * (x_D @ params['wi_up'][e])) @ params['wo'][e]
+  hidden = gate * (x_D @ params['wi_up'][e])
+  if bias == 'multiplicative':
+    hidden = hidden * params['bias'][e]
+  elif bias == 'additive':
+    hidden = hidden + params['bias'][e]
+  return hidden @ params['wo'][e]
 
 
 def moe(x_GTD, kernel_DE, bias_E, route, expert, mask_GT, capacity):
@@ -101,18 +118,48 @@ def moe(x_GTD, kernel_DE, bias_E, route, expert, mask_GT, capacity):
   return y, np.array(kept_all), choices
 
 
-def switch_loss(choices, masks, count='first'):
+def switch_loss(
+  choices, masks, count='first', second_weight=0.0, over_padding=False
+):
   """Switch Transformer, equations 4 to 6, over one segment of tokens."""
   E = choices[0].probs.shape[-1]
-  f, P, tokens, edges = np.zeros(E), np.zeros(E), 0, 0
-  for choice, mask in zip(choices, masks):
-    for t in np.flatnonzero(mask):
-      for e in choice.expert[t][: 1 if count == 'first' else None]:
+  real = [(c, t) for c, m in zip(choices, masks) for t in np.flatnonzero(m)]
+  length = sum(len(m) for m in masks) if over_padding else len(real)
+
+  def form(experts_of, probs_of):
+    f, P, edges = np.zeros(E), np.zeros(E), 0
+    for choice, t in real:
+      for e in experts_of(choice, t):
         f[e] += 1
         edges += 1
-      P += choice.probs[t]
-      tokens += 1
-  return E * sum(f[i] / edges * P[i] / tokens for i in range(E))
+      P += probs_of(choice, t)
+    f /= len(real) if count == 'union' else edges
+    P /= len(real)
+    share = len(real) / length
+    return E * sum(f[i] * share * P[i] * share for i in range(E))
+
+  def without_first(choice, t):
+    p = choice.probs[t].copy()
+    p[choice.expert[t][0]] = 0
+    return p / p.sum()
+
+  every = slice(0, 1) if count == 'first' else slice(None)
+  loss = form(lambda c, t: c.expert[t][every], lambda c, t: c.probs[t])
+  if second_weight:
+    loss += second_weight * form(lambda c, t: c.expert[t][1:2], without_first)
+  return loss
+
+
+def importance_loss(choices, masks):
+  """Shazeer et al. 2017, equations 6 and 7, with V-MoE's softmax."""
+  total = sum(c.probs[m].sum(0) for c, m in zip(choices, masks))
+  return (np.std(total) / np.mean(total)) ** 2
+
+
+def load_loss(choices, masks):
+  """The same of the smooth loads, which the test puts into the choices."""
+  total = sum(c.smooth_load[m].sum(0) for c, m in zip(choices, masks))
+  return (np.std(total) / np.mean(total)) ** 2
 
 
 def z_loss(choices, masks):

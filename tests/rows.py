@@ -36,6 +36,13 @@ ROUTERS = (
   Row('top_k(k=1, renormalize=False)', '1701.06538', _top_k(1, False)),
   Row('top_k(k=3, renormalize=False)', '1701.06538', _top_k(3, False)),
   Row("top_k(k=2, renormalize='kept')", '1701.06538', _top_k(2, 'kept')),
+  Row(
+    "top_k(k=3, second_policy='threshold', threshold=0.3, policy_in_eval=True)",
+    '2202.08906',
+    functools.partial(reference.top_k, k=3, renormalize=True, threshold=0.3),
+  ),
+  Row('no_token_left_behind(k=3)', '2101.03961', _top_k(3, False)),
+  Row('vmoe()', '2106.05974', _top_k(2, False)),
 )
 
 BALANCING = (
@@ -47,7 +54,25 @@ BALANCING = (
     '2101.03961',
     functools.partial(reference.switch_loss, count='all'),
   ),
+  Row(
+    "switch_loss(count='union')",
+    '2101.03961',
+    functools.partial(reference.switch_loss, count='union'),
+  ),
+  Row(
+    'switch_loss(second_weight=0.5)',
+    '2101.03961',
+    functools.partial(reference.switch_loss, second_weight=0.5),
+  ),
+  Row(
+    "switch_loss(over_padding=True, scope='sequence')",
+    '2101.03961',
+    functools.partial(reference.switch_loss, over_padding=True),
+  ),
   Row('z_loss()', '2202.08906', reference.z_loss),
+  Row('z_loss(noisy=False)', '2202.08906', reference.z_loss),
+  Row('importance_loss()', '1701.06538', reference.importance_loss),
+  Row("load_loss(scope='global')", '2106.05974', reference.load_loss),
   Row('loss_free_bias()', '2408.15664', state=True),
 )
 
@@ -76,6 +101,16 @@ EXPERTS = (
     "glu(d_ff=12, activation='gelu')",
     '2002.05202',
     functools.partial(reference.glu, activation='gelu'),
+  ),
+  Row(
+    "glu(d_ff=12, activation='gelu', bias='multiplicative')",
+    '2202.08906',
+    functools.partial(reference.glu, activation='gelu', bias='multiplicative'),
+  ),
+  Row(
+    "glu(d_ff=12, bias='additive')",
+    '2202.08906',
+    functools.partial(reference.glu, activation='silu', bias='additive'),
   ),
 )
 

@@ -46,7 +46,9 @@ def test_one_expert_is_the_dense_ffn(row):
   one = {k: v[:1] for k, v in params.items()}
   want = kind(one, x_BLD.reshape(1, -1, D), dispatching.buffer_ops(()))
   ffn = mlp.FFN(kind)
-  got = ffn.apply({'params': {'ffn': {k: v[0] for k, v in one.items()}}}, x_BLD)
+  got = ffn.apply(
+    {'params': {'ffn': {k: v[0] for k, v in one.items()}}}, x_BLD, train=False
+  )
   np.testing.assert_allclose(got.reshape(1, -1, D), want, atol=1e-6)
 
 

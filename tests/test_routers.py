@@ -82,6 +82,7 @@ def test_no_expert_twice_for_a_token(row):
   _, params, route = build(row.spec)
   r = route(params, *group())
   pairs = list(zip(np.asarray(r.token_N), np.asarray(r.expert_N)))
+  pairs = [(t, e) for t, e in pairs if e < E]
   assert len(set(pairs)) == len(pairs)
 
 

@@ -1,5 +1,6 @@
 """Capacity and seating: first come, first served, in groups."""
 
+import functools
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from moe_jax import types
 from moe_jax.dispatch import base
+from moe_jax.seating import capacity, orders, seat as seating
 from tests import reference
 
 
@@ -41,7 +43,7 @@ def test_equals_reference(capacity, renormalize):
   for seed in range(5):
     r, choice, mask_T = routing(seed, renormalize_kept=renormalize)
     choice.renormalize_kept = renormalize
-    seated = jax.jit(base.seat, static_argnums=1)(r, (capacity,) * 5)
+    seated = jax.jit(seating.seat, static_argnums=1)(r, (capacity,) * 5, mask_T)
     kept_TK, weight_TK = reference.seat(choice, mask_T, capacity)
     got = np.asarray(seated.kept_N).reshape(2, -1).T
     np.testing.assert_array_equal(got, kept_TK)
@@ -51,7 +53,7 @@ def test_equals_reference(capacity, renormalize):
 
 def test_every_edge_has_one_cause_and_kept_edges_one_row():
   r, _, mask_T = routing(1)
-  seated = base.seat(r, (2, 3, 1, 2, 4))
+  seated = seating.seat(r, (2, 3, 1, 2, 4), jnp.asarray(mask_T))
   cause = np.asarray(seated.cause_N)
   assert ((cause == types.PADDING) == ~np.tile(mask_T, 2)).all()
   places = list(
@@ -73,42 +75,187 @@ def test_every_edge_has_one_cause_and_kept_edges_one_row():
 def test_priority_decides_and_ties_keep_storage_order():
   r, _, _ = routing(2, K=1, masked=0)
   reverse = r.replace(priority_N=-jnp.arange(14, dtype=jnp.int32))
-  kept = np.asarray(base.seat(reverse, (1,) * 5).kept_N)
+  kept = np.asarray(seating.seat(reverse, (1,) * 5).kept_N)
   for e in range(5):
     queue = np.flatnonzero(np.asarray(r.expert_N) == e)
     assert kept[queue].sum() == min(1, len(queue))
     assert not len(queue) or kept[queue[-1]]
   tied = r.replace(priority_N=jnp.zeros(14, jnp.int32))
   np.testing.assert_array_equal(
-    base.seat(tied, (2,) * 5).cause_N, base.seat(r, (2,) * 5).cause_N
+    seating.seat(tied, (2,) * 5).cause_N, seating.seat(r, (2,) * 5).cause_N
   )
 
 
 def test_more_capacity_never_loses_an_edge():
   r, _, _ = routing(3)
-  kept = [np.asarray(base.seat(r, (c,) * 5).kept_N) for c in (1, 2, 4, 8)]
+  kept = [np.asarray(seating.seat(r, (c,) * 5).kept_N) for c in (1, 2, 4, 8)]
   for small, large in itertools.pairwise(kept):
     assert (large >= small).all() and large.sum() >= small.sum()
 
 
-@pytest.mark.parametrize(
-  ('factor', 'edges', 'E', 'T', 'rows'),
-  [
-    (1.0, 1024, 64, 1024, 16),
-    (1.25, 1024, 64, 1024, 20),
-    (1.2, 280, 3, 280, 112),
-    (1.1, 50, 5, 50, 11),  # ceil() of the float is 12
-    (1.0, 100, 8, 100, 13),
-    (0.01, 16, 8, 16, 1),
-    (100.0, 16, 8, 16, 16),
-    (None, 32, 8, 16, 16),
-  ],
+WORKED = (
+  # (factor, T, K, E), then rows by rule, worked out by hand.
+  ((1.25, 1024, 2, 64), dict(per_choice=40, paper=20, lingvo=20)),
+  ((1.25, 1024, 2, 64), dict(mesh_tensorflow=20, t5x=20, vmoe=40)),
+  ((1.0, 100, 1, 8), dict(mesh_tensorflow=12, t5x=12, vmoe=16, lingvo=12)),
+  ((1.0, 100, 1, 8), dict(per_choice=13, paper=13)),
+  ((1.25, 100, 1, 8), dict(mesh_tensorflow=15, t5x=16, vmoe=16, lingvo=16)),
+  ((1.0, 60, 1, 8), dict(mesh_tensorflow=7, t5x=8, vmoe=8, lingvo=8)),
+  ((1.25, 456, 2, 32), dict(mesh_tensorflow=17, t5x=18, vmoe=36, lingvo=20)),
+  ((1.0, 12, 2, 8), dict(mesh_tensorflow=4, t5x=4, vmoe=4, lingvo=4)),
+  ((1.0, 4096, 1, 2048), dict(mesh_tensorflow=4, t5x=4, vmoe=4, lingvo=4)),
+  ((1.0, 4096, 1, 2048), dict(per_choice=2, paper=2, fixed=64)),
+  # In floats int(280 / 3 * 1.2) is 111, and ceil(1.1 * 50 / 5) is 12.
+  ((1.2, 280, 1, 3), dict(per_choice=112, paper=112)),
+  ((1.1, 50, 1, 5), dict(per_choice=11, paper=11)),
+  ((0.01, 16, 1, 8), dict(per_choice=1, paper=1)),
+  ((1.0, 100, 1.5, 8), dict(per_choice=19, paper=13)),
 )
-def test_capacity(factor, edges, E, T, rows):
-  assert base.capacity(factor, edges, E, T) == rows
+
+
+@pytest.mark.parametrize(('sizes', 'rows'), WORKED)
+def test_capacity_rules(sizes, rows):
+  for name, want in rows.items():
+    assert capacity.build(name)(*sizes) == want, name
+
+
+def test_capacity_rule_options():
+  at = lambda spec, *sizes: capacity.build(spec)(*sizes)
+  assert at('t5x(min_capacity=2)', 1.0, 4096, 1, 2048) == 2
+  assert at('mesh_tensorflow()', 100.0, 16, 1, 4) == 16
+  assert at('t5x()', 100.0, 16, 1, 4) == 400  # flaxformer does not clip
+  assert at("vmoe(rounding='round', multiple_of=1)", 1.0, 100, 1, 8) == 12
+  assert at('vmoe(multiple_of=8)', 1.0, 100, 1, 8) == 16
+  assert at('per_choice(min_capacity=5)', 1.0, 16, 1, 8) == 5
+  assert at('fixed(rows=3)', 2.0, 100, 2, 8) == 3
+
+
+def test_capacity_is_at_most_the_group_and_none_is_dropless():
+  rows = lambda spec, factor: capacity.rows(
+    capacity.build(spec), factor, 16, 2, 4
+  )
+  assert rows('t5x()', 100.0) == rows('fixed(rows=99)', 1.0) == 16
+  assert rows('paper()', None) == rows('fixed(rows=3)', None) == 16
 
 
 @pytest.mark.parametrize('factor', [0, -1.0])
 def test_capacity_refuses(factor):
   with pytest.raises(ValueError, match=f'capacity_factor={factor}'):
-    base.capacity(factor, 16, 8, 16)
+    capacity.rows(capacity.per_choice(), factor, 16, 1, 8)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('papers()', "unknown capacity rule 'papers'; .*did you mean 'paper'"),
+    ('t5x(min_capacity=0)', 'min_capacity=0 must be a whole number from 1'),
+    ("vmoe(rounding='up')", "rounding='up'; valid: ceil, round"),
+    ('fixed(rows=2.5)', 'rows=2.5 must be a whole number'),
+  ],
+)
+def test_capacity_rule_errors(spec, message):
+  with pytest.raises(ValueError, match=message):
+    capacity.build(spec)
+
+
+ORDERS = {
+  'rank_major()': lambda p, t, j: (j, t),
+  'token_major()': lambda p, t, j: (t, j),
+  'batch_prioritized()': lambda p, t, j: (j, -p[t].max(), t),
+  "batch_prioritized(score='sum')": lambda p, t, j: (j, -p[t].sum(), t),
+  'highest_weight()': lambda p, t, j: (-p[t, j], j, t),
+}
+
+
+@pytest.mark.parametrize('spec', ORDERS)
+@pytest.mark.parametrize('capacity', [1, 2, 3])
+def test_orders_equal_loops(spec, capacity):
+  """One seat at a time, by a sorted list of who comes next."""
+  order = orders.build(spec)
+  for seed in range(5):
+    r, choice, mask_T = routing(seed)
+    got = jax.jit(lambda r: seating.seat(order(r), (capacity,) * 5))(r)
+    kept_TK, _ = reference.seat(
+      choice,
+      mask_T,
+      capacity,
+      key=functools.partial(ORDERS[spec], choice.weight),
+    )
+    kept = np.asarray(got.kept_N).reshape(2, -1).T
+    np.testing.assert_array_equal(kept, kept_TK)
+
+
+def test_batch_prioritized_looks_at_probabilities_not_weights():
+  """Renormalised weights would rank a token by how far ahead its first is."""
+  r, _, _ = routing(0, masked=0)
+  probs_TE = jax.nn.softmax(jax.random.normal(jax.random.key(0), (14, 5)))
+  r = r.replace(
+    probs_TE=probs_TE, expert_N=jnp.argsort(-probs_TE).T[:2].ravel()
+  )
+  by = orders.build('batch_prioritized()')(r).priority_N[:14]
+  np.testing.assert_array_equal(
+    np.argsort(by), np.argsort(-probs_TE.max(-1), stable=True)
+  )
+
+
+def test_highest_weights_is_what_each_expert_keeps():
+  """Mesh-TensorFlow's switch_max: per expert the C largest gates."""
+  r, _, _ = routing(4, masked=0)
+  seated = seating.seat(orders.build('highest_weight()')(r), (2,) * 5)
+  expert, weight = np.asarray(r.expert_N), np.asarray(r.weight_N)
+  for e in range(5):
+    mine = np.flatnonzero(expert == e)
+    best = mine[np.argsort(-weight[mine])][:2]
+    assert set(mine[np.asarray(seated.kept_N)[mine]]) == set(best)
+
+
+@pytest.mark.parametrize('capacity', [1, 2, 3, 14])
+@pytest.mark.parametrize('order', ['rank_major()', 'batch_prioritized()'])
+def test_first_fit_equals_loops(capacity, order):
+  """Switch Transformer, appendix B: in rounds, one seat a token."""
+  order_ = orders.build(order)
+  for seed in range(5):
+    r, choice, mask_T = routing(seed, K=3, first_fit=True)
+    got = jax.jit(lambda r, m: seating.seat(order_(r), (capacity,) * 5, m))(
+      r, mask_T
+    )
+    key = ORDERS[order]
+    taken, seat_of = {}, {}
+    for j in range(3):
+      queue = [t for t in range(14) if mask_T[t] and t not in seat_of]
+      for t in sorted(queue, key=lambda t: key(choice.weight, t, j)):
+        e = choice.expert[t, j]
+        if taken.get(e, 0) < capacity:
+          taken[e], seat_of[t] = taken.get(e, 0) + 1, j
+    kept_TK = np.zeros((14, 3), bool)
+    for t, j in seat_of.items():
+      kept_TK[t, j] = True
+    np.testing.assert_array_equal(
+      np.asarray(got.kept_N).reshape(3, -1).T, kept_TK
+    )
+    # Each real token is kept once or counted as dropped once.
+    cause_TK = np.asarray(got.cause_N).reshape(3, -1).T
+    assert (cause_TK[~mask_T] == types.PADDING).all()
+    wanted = np.isin(cause_TK[mask_T], (types.KEPT, types.CAPACITY))
+    assert (wanted.sum(1) == 1).all()
+    if capacity == 14:
+      assert kept_TK[mask_T, 0].all()
+
+
+def test_choices_that_are_not_used_are_not_padding():
+  r, _, mask_T = routing(5)
+  r = r.replace(expert_N=r.expert_N.at[14:20].set(5))
+  cause = seating.seat(r, (14,) * 5, jnp.asarray(mask_T)).cause_N
+  assert (cause[14:20] == types.UNSENT).all()
+  assert (cause[11:14] == types.PADDING).all()
+  assert (np.delete(cause, np.r_[11:20, 25:28]) == types.KEPT).all()
+
+
+def test_order_errors():
+  with pytest.raises(ValueError, match="unknown seating 'bpr'; valid: batch_"):
+    orders.build('bpr()')
+  with pytest.raises(ValueError, match="score='mean'; valid: max, sum"):
+    orders.build("batch_prioritized(score='mean')")
+  r, _, _ = routing(0)
+  with pytest.raises(ValueError, match='no choices to rank'):
+    orders.build('batch_prioritized()')(r.replace(choices=None))

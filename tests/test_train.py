@@ -80,10 +80,9 @@ def three_steps(corpus, sizes, **overrides):
   tx = optax.sgd(0.3)
   where = jax.tree.map(lambda v: v.sharding, state_lib.abstract(tx, lay, mesh))
   state = state_lib.init(model, tx, session_lib.dummy(config, mesh), 0, where)
-  rules = factory.balance_rules(config)
   step = jax.jit(
     step_lib.make_train_step(
-      model, tx, rules, seed=0, accumulate=config.train.accumulate
+      model, tx, seed=0, accumulate=config.train.accumulate
     ),
     out_shardings=(where, None),
   )

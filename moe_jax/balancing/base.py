@@ -3,8 +3,8 @@
 A rule says over which segments it sums (`scope`):
 
   global     the whole batch, over all devices, then the function
-  group      each routing group apart, then the mean by tokens
-  sequence   each sequence apart, then the mean by tokens
+  group      each routing group apart, then the mean by real tokens
+  sequence   each sequence apart, then the mean by real tokens
 
 A mean of products is not the product of means, so the scope is part of the
 method, and none depends on the mesh.
@@ -44,27 +44,36 @@ class Sums:
     G, T = self.mask_GT.shape
     mask = self.mask_GT.reshape(G, T, *(1,) * (values_GT.ndim - 2))
     values = jnp.where(mask, values_GT, jnp.zeros_like(values_GT))
-    length = G * T // self.segments
-    return values.reshape(self.segments, length, *values.shape[2:]).sum(1)
+    return values.reshape(self.segments, self.length, *values.shape[2:]).sum(1)
 
   def count(self) -> jax.Array:
     """f32 [S], real tokens of each segment."""
     return self.tokens(jnp.ones(self.mask_GT.shape, jnp.float32))
 
-  def load(self, first_choice: bool = False) -> jax.Array:
+  @property
+  def length(self) -> int:
+    """Tokens of a segment, padding included."""
+    return self.mask_GT.size // self.segments
+
+  def load(self, choice: int | None = None) -> jax.Array:
     """int32 [S, E], assignments to each expert before drops.
 
     Args:
-      first_choice: count the first choice of each token only.
+      choice: count that choice of each token only, 0 for the first. All of
+        them otherwise, but of a `first_fit` routing the first, since the others
+        are alternatives.
     """
     r, (G, T) = self.routing, self.mask_GT.shape
     token_GN, expert_GN = r.token_N, r.expert_N
-    if first_choice:
+    choice = 0 if choice is None and r.first_fit else choice
+    if choice is not None:
       if r.choices is None:
         raise ValueError('this router has no first choices to count')
-      token_GN, expert_GN = token_GN[:, :T], expert_GN[:, :T]
-    length = G * T // self.segments
-    segment_GN = (jnp.arange(G)[:, None] * T + token_GN) // length
+      if choice >= r.choices:
+        raise ValueError(f'this router has {r.choices} choices of a token')
+      of = slice(choice * T, (choice + 1) * T)
+      token_GN, expert_GN = token_GN[:, of], expert_GN[:, of]
+    segment_GN = (jnp.arange(G)[:, None] * T + token_GN) // self.length
     cell_GN = segment_GN * (r.num_experts + 1) + expert_GN
     cells = self.segments * (r.num_experts + 1)
     counts = jnp.zeros(cells, jnp.int32).at[cell_GN.reshape(-1)].add(1)
@@ -88,6 +97,10 @@ class Balance(abc.ABC):
   def stats(self, sums: Sums) -> Stats:
     """Sums over the tokens of each segment, leaves [S, ...]."""
 
+  def weights(self, sums: Sums) -> jax.Array:
+    """f32 [S], what the segments weigh in the mean of their losses."""
+    return sums.count()
+
   def loss(self, stats: Stats) -> jax.Array | None:
     """f32 [S], 1 for balanced routing where that has a meaning; or None."""
     del stats
@@ -107,6 +120,15 @@ class Balance(abc.ABC):
     """The state after an optimizer step; leading layer axes pass through."""
     del stats
     return state
+
+
+def squared_cv(v_SE: jax.Array) -> jax.Array:
+  """f32 [S], squared coefficient of variation: population variance / mean^2.
+
+  0 for an empty segment. Without a root, whose gradient at 0 is not finite.
+  """
+  mean_S = v_SE.mean(-1)
+  return v_SE.var(-1) / jnp.where(mean_S > 0, mean_S, 1.0) ** 2
 
 
 def check_scope(rule: Balance) -> None:
@@ -154,9 +176,9 @@ def evaluate(
     else:
       loss = rule.loss(stats)
       if loss is not None:
-        tokens_S = sums.count()
+        weight_S = rule.weights(sums)
         top, bottom = collectives.psum(
-          ((loss * tokens_S).sum(), tokens_S.sum()), axes, name='balance_mean'
+          ((loss * weight_S).sum(), weight_S.sum()), axes, name='balance_mean'
         )
         loss = top / jnp.maximum(bottom, 1)
     if loss is not None:

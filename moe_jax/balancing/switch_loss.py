@@ -16,25 +16,31 @@ import jax.numpy as jnp
 from moe_jax import registry
 from moe_jax.balancing import base
 
-COUNTS = ('first', 'all')
+COUNTS = ('first', 'all', 'union')
 
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
 class SwitchLoss(base.Balance):
-  """The papers' auxiliary loss.
+  """The papers' auxiliary loss and its published conventions.
 
   Attributes:
     weight: the papers' alpha.
     scope: segments of the sums; the papers' is the group.
-    count: f counts the 'first' choice of each token (the papers) or 'all' its
-      choices, divided by K (T5X and Hugging Face do not divide: theirs is K
-      times this).
+    count: f is the share of the 'first' choices (the papers), of 'all' choices,
+      or of tokens with the expert in the 'union' of theirs: K times 'all'
+      (T5X, Hugging Face), K for balanced routing.
+    second_weight: adds this times the same form over second choices, P being
+      renormalised without the first (Mesh-TensorFlow's option: 0.5).
+    over_padding: divide f and P by all tokens, padding included, though it is
+      in neither (Mesh-TensorFlow's top-2).
   """
 
   weight: float = 0.01
   scope: str = 'group'
   count: str = 'first'
+  second_weight: float = 0.0
+  over_padding: bool = False
 
   def __post_init__(self):
     base.check_scope(self)
@@ -44,16 +50,42 @@ class SwitchLoss(base.Balance):
       )
 
   def stats(self, sums):
-    if sums.routing.probs_TE is None:
+    r = sums.routing
+    if r.probs_TE is None:
       raise ValueError('switch_loss needs a router with [T, E] probabilities')
-    return {
-      'load': sums.load(first_choice=self.count == 'first').astype(jnp.float32),
-      'prob': sums.tokens(sums.routing.probs_TE),
+    f32 = lambda v: v.astype(jnp.float32)
+    stats = {
+      'load': f32(sums.load(choice=0 if self.count == 'first' else None)),
+      'prob': sums.tokens(r.probs_TE),
       'tokens': sums.count(),
+      'length': jnp.full(sums.segments, sums.length, jnp.float32),
     }
+    if self.second_weight:
+      first_GT = r.expert_N[:, : sums.mask_GT.shape[1], None]
+      rest = jnp.where(first_GT == jnp.arange(r.num_experts), 0.0, r.probs_TE)
+      rest /= jnp.maximum(rest.sum(-1, keepdims=True), 1e-30)
+      stats['second_load'] = f32(sums.load(choice=1))
+      stats['second_prob'] = sums.tokens(rest)
+    return stats
+
+  def weights(self, sums):
+    tokens_S = sums.count()
+    return (
+      jnp.full_like(tokens_S, sums.length) if self.over_padding else tokens_S
+    )
 
   def loss(self, stats):
-    load_SE = stats['load']
-    f_SE = load_SE / jnp.maximum(load_SE.sum(-1, keepdims=True), 1)
-    P_SE = stats['prob'] / jnp.maximum(stats['tokens'][:, None], 1)
-    return f_SE.shape[-1] * (f_SE * P_SE).sum(-1)
+    loss_S = self._form(stats, stats['load'], stats['prob'])
+    if self.second_weight:
+      second = self._form(stats, stats['second_load'], stats['second_prob'])
+      loss_S += self.second_weight * second
+    return loss_S
+
+  def _form(self, stats, load_SE, prob_SE):
+    tokens_S = jnp.maximum(stats['tokens'], 1)
+    edges_S = jnp.maximum(load_SE.sum(-1), 1)
+    edges_S = tokens_S if self.count == 'union' else edges_S
+    f_SE, P_SE = load_SE / edges_S[:, None], prob_SE / tokens_S[:, None]
+    loss_S = load_SE.shape[-1] * (f_SE * P_SE).sum(-1)
+    diluted = (stats['tokens'] / stats['length']) ** 2
+    return loss_S * diluted if self.over_padding else loss_S

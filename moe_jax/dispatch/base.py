@@ -1,80 +1,14 @@
-"""Capacity, seating, and what a dispatch is."""
+"""What a dispatch is, and the buffers that most share."""
 
 import abc
-import fractions
-import math
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.experts import base as experts_base
+from moe_jax.parallel import collectives
 from moe_jax.parallel.axes import Axes
-
-
-def capacity(factor: float | None, edges: int, E: int, T: int) -> int:
-  """Rows an expert has in a group: ceil(factor * edges / E), from 1 to T.
-
-  `edges` is T x K for token choice. The arithmetic is exact in the decimal
-  number written: in floats int(280 / 3 * 1.2) is 111, not 112. None is
-  dropless: T rows, since no expert sees a token twice.
-
-  Raises:
-    ValueError: a factor that is not positive.
-  """
-  if factor is None:
-    return T
-  if not factor > 0:
-    raise ValueError(
-      f'capacity_factor={factor} must be positive; None is dropless'
-    )
-  rows = math.ceil(fractions.Fraction(str(factor)) * edges / E)
-  return max(1, min(rows, T))
-
-
-def seat(routing: types.Routing, capacity_E: tuple[int, ...]) -> types.Seated:
-  """Decides which edges of one group get a row at their expert.
-
-  Edges queue at their expert by `priority_N`, ties in storage order; those
-  past the expert's capacity are dropped. One stable sort, no [N, E] array.
-
-  Args:
-    routing: one group, N edges.
-    capacity_E: rows of each expert.
-  """
-  E = routing.num_experts
-  expert_N = routing.expert_N
-  N = expert_N.shape[0]
-  place_N = jnp.arange(N, dtype=jnp.int32)
-  keys = [expert_N]
-  if routing.priority_N is not None:
-    keys.append(routing.priority_N)
-  *_, order_N = jax.lax.sort((*keys, place_N), num_keys=len(keys))
-  # Queue E holds those who go to nobody, behind all others.
-  count = jnp.zeros(E + 1, jnp.int32).at[expert_N].add(1)
-  start = jnp.cumsum(count) - count
-  slot_N = jnp.zeros(N, jnp.int32)
-  slot_N = slot_N.at[order_N].set(place_N - start[expert_N[order_N]])
-  real_N = expert_N < E
-  rows_N = jnp.append(jnp.asarray(capacity_E, jnp.int32), 0)[expert_N]
-  cause_N = jnp.where(slot_N < rows_N, types.KEPT, types.CAPACITY)
-  cause_N = jnp.where(real_N, cause_N, types.PADDING).astype(jnp.int32)
-  if routing.renormalize_kept:
-    routing = _renormalize(routing, cause_N == types.KEPT)
-  return types.Seated(
-    routing, cause_N, slot_N, order_N, start[:E], count[:E], capacity_E
-  )
-
-
-def _renormalize(routing: types.Routing, kept_N: jax.Array) -> types.Routing:
-  if routing.choices is None:
-    raise ValueError('renormalize_kept needs edges stored as K blocks of T')
-  weight_KT = jnp.where(kept_N, routing.weight_N, 0.0)
-  weight_KT = weight_KT.reshape(routing.choices, -1)
-  total_T = weight_KT.sum(0)
-  # A token without a kept edge has no weights to divide.
-  weight_KT /= jnp.where(total_T > 0, total_T, 1.0)
-  return routing.replace(weight_N=weight_KT.reshape(-1))
 
 
 def buffer_edges(seated: types.Seated) -> jax.Array:
@@ -90,11 +24,12 @@ def buffer_edges(seated: types.Seated) -> jax.Array:
   return jnp.where(real_EC, edge_EC, N)
 
 
-def buffer_ops(model: tuple[str, ...]) -> experts_base.Ops:
+def buffer_ops(model: tuple[str, ...], drop=None) -> experts_base.Ops:
   """Operations on buffers [E, R, D].
 
   Args:
     model: the mesh axis that the hidden width is split over, or ().
+    drop: from `dropper`; None drops nothing.
   """
 
   def once(b_ED):
@@ -105,7 +40,75 @@ def buffer_ops(model: tuple[str, ...]) -> experts_base.Ops:
     dot=lambda x, w: jnp.einsum('era,eab->erb', x, w),
     spread=lambda b_EF: b_EF[:, None],
     once=once,
+    drop=drop or (lambda hidden, rate, mask: hidden),
   )
+
+
+def dropper(key, expert_e: jax.Array, row_R: jax.Array, axes: Axes):
+  """`Ops.drop` for buffers [e, R, F / model], or None without a key.
+
+  The keys follow expert and seat, and every device of the `model` axis draws
+  the whole width and takes its part: masks do not depend on the mesh.
+
+  Args:
+    key: of the layer and step; None where nothing is dropped.
+    expert_e: int32, global numbers of the experts.
+    row_R: int32, a number for each row, its group's times C plus its seat.
+    axes: mesh axes.
+  """
+  if key is None:
+    return None
+
+  def drop(hidden, rate, mask):
+    if not rate:
+      return hidden
+    wide = hidden.shape[-1] * axes.size(axes.model)
+    draw = lambda k, *shape: jax.random.bernoulli(k, 1 - rate, shape)
+    keys_e = jax.vmap(lambda e: jax.random.fold_in(key, e))(expert_e)
+    if mask == 'expert':
+      keep = jax.vmap(lambda k: draw(k, 1, 1))(keys_e)
+    elif mask == 'shared':
+      keep = jax.vmap(lambda k: draw(k, 1, wide))(keys_e)
+    else:
+      row = lambda k, r: draw(jax.random.fold_in(k, r), wide)
+      keep = jax.vmap(lambda k: jax.vmap(lambda r: row(k, r))(row_R))(keys_e)
+    if axes.model and mask != 'expert':
+      own = hidden.shape[-1]
+      at = jax.lax.axis_index(axes.model) * own
+      keep = jax.lax.dynamic_slice_in_dim(keep, at, own, axis=-1)
+    return jnp.where(keep, hidden / (1 - rate), 0).astype(hidden.dtype)
+
+  return drop
+
+
+def local_groups(axes: Axes, G: int) -> jax.Array:
+  """int32 [G], global numbers of this device's groups."""
+  return collectives.index(axes.batch) * G + jnp.arange(G, dtype=jnp.int32)
+
+
+def exchanged_groups(axes: Axes, G: int) -> jax.Array:
+  """int32 [n * G], global numbers of the groups of this device's expert axis.
+
+  In the order in which an all-to-all over that axis concatenates them.
+  """
+  n = axes.size(axes.expert)
+  others = tuple(a for a in axes.batch if a not in axes.expert)
+  first = collectives.index(others) * n * G
+  return first + jnp.arange(n * G, dtype=jnp.int32)
+
+
+def local_experts(axes: Axes, params: experts_base.Params) -> jax.Array:
+  """int32 [e], global numbers of this device's experts."""
+  e = jax.tree.leaves(params)[0].shape[0]
+  return collectives.index(axes.expert) * e + jnp.arange(e, dtype=jnp.int32)
+
+
+def exchanged_ops(key, params, axes: Axes, G: int, C: int):
+  """`buffer_ops` for the rows [e, n * G * C, D] that an all-to-all brought."""
+  group = exchanged_groups(axes, G)[:, None]
+  rows_R = (group * C + jnp.arange(C, dtype=jnp.int32)).reshape(-1)
+  drop = dropper(key, local_experts(axes, params), rows_R, axes)
+  return buffer_ops(axes.model, drop)
 
 
 class Dispatch(abc.ABC):
@@ -123,6 +126,7 @@ class Dispatch(abc.ABC):
     x_GTD: jax.Array,
     seated: types.Seated,
     axes: Axes,
+    key: jax.Array | None,
   ) -> tuple[jax.Array, jax.Array]:
     """Runs the experts on this device's groups.
 
@@ -132,6 +136,7 @@ class Dispatch(abc.ABC):
       x_GTD: tokens.
       seated: with leading axis G.
       axes: mesh axes.
+      key: of the experts' dropout, the same on all devices; None is without.
 
     Returns:
       y_GTD in the dtype of x, and int32 cause_GN: the seating's causes, with

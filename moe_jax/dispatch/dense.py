@@ -21,7 +21,7 @@ from moe_jax.parallel import collectives
 class Dense(base.Dispatch):
   """No options."""
 
-  def __call__(self, experts, params, x_GTD, seated, axes):
+  def __call__(self, experts, params, x_GTD, seated, axes, key):
     r, E = seated.routing, seated.routing.num_experts
     params = jax.tree.map(
       lambda w: collectives.all_gather(
@@ -29,14 +29,17 @@ class Dense(base.Dispatch):
       ),
       params,
     )
-    ops = base.buffer_ops(axes.model)
+    all_E = jnp.arange(E, dtype=jnp.int32)
 
-    def one_group(x_TD, r, kept_N):
+    def one_group(x_TD, r, kept_N, slot_N, group):
       x_ND = x_TD[r.token_N]
       weight_N = jnp.where(kept_N, r.weight_N, 0.0)
       if r.weight_on == 'input':
         x_ND *= weight_N[:, None].astype(x_ND.dtype)
         weight_N = kept_N.astype(jnp.float32)
+      seat_N = group * seated.rows + slot_N
+      drop = base.dropper(key, all_E, seat_N, axes)
+      ops = base.buffer_ops(axes.model, drop)
       y_END = experts(params, jnp.broadcast_to(x_ND, (E, *x_ND.shape)), ops)
       chosen_N = jnp.minimum(r.expert_N, E - 1)
       y_ND = y_END[chosen_N, jnp.arange(chosen_N.shape[0])]
@@ -44,4 +47,6 @@ class Dense(base.Dispatch):
       y_TD = jnp.zeros(x_TD.shape, jnp.float32).at[r.token_N].add(y_ND)
       return y_TD.astype(x_TD.dtype)
 
-    return jax.vmap(one_group)(x_GTD, r, seated.kept_N), seated.cause_N
+    group_G = base.local_groups(axes, x_GTD.shape[0])
+    y_GTD = jax.vmap(one_group)(x_GTD, r, seated.kept_N, seated.slot_N, group_G)
+    return y_GTD, seated.cause_N

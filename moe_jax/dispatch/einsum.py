@@ -24,7 +24,7 @@ from moe_jax.parallel import collectives
 class Einsum(base.Dispatch):
   """No options."""
 
-  def __call__(self, experts, params, x_GTD, seated, axes):
+  def __call__(self, experts, params, x_GTD, seated, axes, key):
     G, T, D = x_GTD.shape
     r, C, E = seated.routing, seated.rows, seated.routing.num_experts
 
@@ -51,7 +51,7 @@ class Einsum(base.Dispatch):
       concat=1,
       name=collectives.DISPATCHED,
     )
-    rows = experts(params, rows, base.buffer_ops(axes.model))
+    rows = experts(params, rows, base.exchanged_ops(key, params, axes, G, C))
     rows = collectives.all_to_all(
       rows, axes.expert, split=1, concat=0, name=collectives.RETURNED
     )

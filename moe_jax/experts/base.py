@@ -20,6 +20,13 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+# Dropout of an expert's hidden activations: drawn for each row and unit (Mesh-
+# TensorFlow); one draw for each unit of an expert, shared by all its rows
+# (flaxformer, by a broadcast over the token buffer); or for the whole expert
+# (ST-MoE, arXiv:2202.08906, appendix J: no gain).
+MASKS = ('row', 'shared', 'expert')
+
+
 @dataclasses.dataclass(frozen=True)
 class Ops:
   """The layout-dependent operations, bound by a dispatch to its rows.
@@ -31,11 +38,14 @@ class Ops:
     once: like `spread`, for a vector added after a product whose inner
       dimension is split over the `model` axis: those partial sums are added up
       later, so only one of them may hold it.
+    drop: (hidden [..., F], rate, mask) -> hidden, dropout in training and the
+      identity otherwise; `mask` is one of MASKS.
   """
 
   dot: Callable[[Any, jax.Array], Any]
   spread: Callable[[jax.Array], Any]
   once: Callable[[jax.Array], Any]
+  drop: Callable[[Any, float, str], Any]
 
 
 class Experts(abc.ABC):
@@ -46,9 +56,11 @@ class Experts(abc.ABC):
 
   Attributes:
     axes: logical axes of each parameter, the first of them 'expert'.
+    dropout: rate on the hidden activations in training.
   """
 
   axes: dict[str, tuple[str | None, ...]]
+  dropout: float = 0.0
 
   @abc.abstractmethod
   def init(self, key: jax.Array, E: int, D: int) -> Params:
@@ -68,9 +80,15 @@ def activation(name: str) -> Callable:
   return ACTIVATIONS[name]
 
 
-def check_width(d_ff: int) -> None:
+def check(d_ff: int, act: str, dropout: float, mask: str) -> None:
+  """Raises ValueError for fields that most kinds have."""
+  activation(act)
   if d_ff < 1:
     raise ValueError(f'd_ff={d_ff}: the hidden width must be at least 1')
+  if not 0 <= dropout < 1:
+    raise ValueError(f'dropout={dropout} must be from 0 to below 1')
+  if mask not in MASKS:
+    raise ValueError(f'dropout_mask={mask!r}; valid: {", ".join(MASKS)}')
 
 
 def init_kernel(key: jax.Array, E: int, A: int, B: int, scale: float):

@@ -17,16 +17,27 @@ from moe_jax.experts import base
 @registry.register
 @dataclasses.dataclass(frozen=True)
 class Mlp(base.Experts):
-  """activation: 'relu', 'gelu', ... bias: additive biases, initially 0."""
+  """A ReLU expert, or with another activation.
+
+  Attributes:
+    d_ff: hidden width F.
+    activation: 'relu', 'gelu', ...
+    bias: additive biases, initially 0.
+    dropout: rate on the hidden activations (Switch, section 2.4: 0.4 where the
+      rest of the model has 0.1).
+    dropout_mask: one of base.MASKS.
+    init_scale: variance factor of the kernels.
+  """
 
   d_ff: int
   activation: str = 'relu'
   bias: bool = False
+  dropout: float = 0.0
+  dropout_mask: str = 'row'
   init_scale: float = 1.0
 
   def __post_init__(self):
-    base.check_width(self.d_ff)
-    base.activation(self.activation)
+    base.check(self.d_ff, self.activation, self.dropout, self.dropout_mask)
 
   @property
   def axes(self):
@@ -50,5 +61,7 @@ class Mlp(base.Experts):
     hidden = ops.dot(rows, params['wi'])
     if self.bias:
       hidden += ops.spread(params['bi'])
-    out = ops.dot(base.activation(self.activation)(hidden), params['wo'])
+    hidden = base.activation(self.activation)(hidden)
+    hidden = ops.drop(hidden, self.dropout, self.dropout_mask)
+    out = ops.dot(hidden, params['wo'])
     return out + ops.once(params['bo']) if self.bias else out

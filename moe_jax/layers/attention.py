@@ -20,6 +20,8 @@ class Attention(nn.Module):
     scaled: divide the products by sqrt(J); T5 does not, and starts its query
       projection smaller by that factor instead.
     init_scale: variance factor of the projections.
+    dropout: rate on the attention weights, one draw for all queries as in T5X;
+      0 in evaluation.
     cache_length: S > 0 keeps keys and values of that many positions in the
       'cache' collection and appends this call's.
     mesh, dtype: as everywhere.
@@ -31,6 +33,7 @@ class Attention(nn.Module):
   qk_norm: bool = False
   scaled: bool = True
   init_scale: float = 1.0
+  dropout: float = 0.0
   cache_length: int = 0
   mesh: Any = None
   dtype: Any = jnp.float32
@@ -69,17 +72,37 @@ class Attention(nn.Module):
     q_BLHJ, k_BSHJ, v_BSHJ = (
       rules.constrain(v, heads, self.mesh) for v in (q_BLHJ, k_BSHJ, v_BSHJ)
     )
-    out_BLHJ = jax.nn.dot_product_attention(
-      q_BLHJ,
-      k_BSHJ,
-      v_BSHJ,
-      bias=None if bias_BHLS is None else bias_BHLS.astype(self.dtype),
-      mask=mask_BLS[:, None],
-      scale=J**-0.5 if self.scaled else 1.0,
-    )
+    bias_BHLS = None if bias_BHLS is None else bias_BHLS.astype(self.dtype)
+    scale = J**-0.5 if self.scaled else 1.0
+    if self.dropout:
+      out_BLHJ = self._with_dropout(
+        q_BLHJ * scale, k_BSHJ, v_BSHJ, bias_BHLS, mask_BLS[:, None]
+      )
+    else:
+      out_BLHJ = jax.nn.dot_product_attention(
+        q_BLHJ,
+        k_BSHJ,
+        v_BSHJ,
+        bias=bias_BHLS,
+        mask=mask_BLS[:, None],
+        scale=scale,
+      )
     wo_HJD = self._kernel('out', (H, J, D), ('heads', None, 'embed'), H * J)
     out_BLD = jnp.einsum('blhj,hjd->bld', out_BLHJ, wo_HJD)
     return rules.constrain(out_BLD, ('batch', None, None), self.mesh)
+
+  def _with_dropout(self, q_BLHJ, k_BSHJ, v_BSHJ, bias_BHLS, mask_BHLS):
+    # jax.nn.dot_product_attention has none.
+    score_BHLS = jnp.einsum(
+      'blhj,bshj->bhls', q_BLHJ, k_BSHJ, preferred_element_type=jnp.float32
+    )
+    if bias_BHLS is not None:
+      score_BHLS += bias_BHLS
+    score_BHLS = jnp.where(mask_BHLS, score_BHLS, jnp.finfo(jnp.float32).min)
+    weight_BHLS = jax.nn.softmax(score_BHLS)
+    drop = nn.Dropout(self.dropout, broadcast_dims=(2,), deterministic=False)
+    weight_BHLS = drop(weight_BHLS).astype(self.dtype)
+    return jnp.einsum('bhls,bshj->blhj', weight_BHLS, v_BSHJ)
 
   def _kernel(self, name, shape, axes, fan_in, scale=1.0):
     std = (self.init_scale * scale / fan_in) ** 0.5

@@ -8,18 +8,13 @@ import jax.numpy as jnp
 from moe_jax.experts import base as experts_base
 from moe_jax.parallel import rules
 
-# XLA splits the hidden width over the `model` axis by itself here, so nothing
-# is a partial sum.
-OPS = experts_base.Ops(
-  dot=lambda x, w: x @ w, spread=lambda b: b, once=lambda b: b
-)
-
 
 class FFN(nn.Module):
   """A feed-forward sub-layer of the kind that experts are.
 
   Attributes:
-    kind: the expert kind; its parameters lose their leading expert axis.
+    kind: the expert kind; its parameters lose their leading expert axis, and
+      its dropout draws for every token whatever the kind's mask.
     mesh: to pin the hidden activations' sharding; None for one device.
     dtype: of the computation.
   """
@@ -29,7 +24,7 @@ class FFN(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BLD):
+  def __call__(self, x_BLD, *, train: bool):
     """x [B, L, D] -> [B, L, D] in `dtype`."""
     D, axes = x_BLD.shape[-1], self.kind.axes
     names = tuple(axes)
@@ -43,5 +38,13 @@ class FFN(nn.Module):
     params = {
       k: v.astype(self.dtype) for k, v in self.param('ffn', init).items()
     }
-    y_BLD = self.kind(params, x_BLD.astype(self.dtype), OPS)
+    # XLA splits the hidden width over the `model` axis by itself here, so
+    # nothing is a partial sum.
+    ops = experts_base.Ops(
+      dot=lambda x, w: x @ w,
+      spread=lambda b: b,
+      once=lambda b: b,
+      drop=lambda x, rate, _: nn.Dropout(rate, deterministic=not train)(x),
+    )
+    y_BLD = self.kind(params, x_BLD.astype(self.dtype), ops)
     return rules.constrain(y_BLD, ('batch', None, None), self.mesh)

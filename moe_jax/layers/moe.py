@@ -35,6 +35,7 @@ from moe_jax.parallel import (
   rules,
 )
 from moe_jax.routers import base as routers
+from moe_jax.seating import capacity, orders, seat as seating
 
 BRANCHES = ('none', 'shared', 'gated')
 
@@ -47,8 +48,14 @@ class MoE(nn.Module):
     router, experts, dispatch: the methods.
     balance: balancing rules, all different.
     group_size: T, tokens of a group; divides the tokens of a device.
-    capacity_factor: rows of an expert in units of the mean; None is dropless.
+    capacity_factor: what `capacity_rule` makes the rows of an expert from, by
+      default units of the mean load; None is dropless.
     eval_capacity_factor: the same when `train` is False.
+    capacity_rule: from seating.capacity.
+    seating: who is seated first, from seating.orders.
+    route_padding: padding is routed like any token: it takes seats and enters
+      the losses (T5X, Hugging Face).
+    identical_experts: all experts start equal (V-MoE).
     dense_branch: 'none'; 'shared' adds an FFN that every token takes
       (DeepSeekMoE's shared experts, arXiv:2401.06066, section 3.2); 'gated'
       multiplies it by sigmoid(x w) (Qwen2-MoE).
@@ -65,6 +72,10 @@ class MoE(nn.Module):
   group_size: int = 1024
   capacity_factor: float | None = 1.25
   eval_capacity_factor: float | None = 2.0
+  capacity_rule: capacity.Rule = capacity.per_choice()
+  seating: orders.Order = orders.RankMajor()
+  route_padding: bool = False
+  identical_experts: bool = False
   dense_branch: str = 'none'
   dense: experts_base.Experts | None = None
   mesh: jax.sharding.Mesh | None = None
@@ -92,7 +103,8 @@ class MoE(nn.Module):
     E = self.num_experts
     mesh = self.mesh or mesh_lib.single()
     self.router.check(E)
-    mask_BL = jnp.ones((B, L), bool) if mask_BL is None else mask_BL
+    if mask_BL is None or self.route_padding:
+      mask_BL = jnp.ones((B, L), bool)
     factor = self.capacity_factor if train else self.eval_capacity_factor
     axes = axes_lib.make(mesh.shape)
     devices = axes.size(axes.batch)
@@ -111,43 +123,74 @@ class MoE(nn.Module):
         'balance', 'state', balancing.init_states, self.balance, E
       ).value
     bias_E = balancing.selection_bias(self.balance, states, E)
-    key = None
-    if train and self.has_rng('router'):
-      key = self.make_rng('router')
+    key = self.make_rng('router') if self.has_rng('router') else None
+    drop_key = None
+    if train and self.experts.dropout:
+      drop_key = self.make_rng('dropout')
 
-    region = functools.partial(
-      self._region, T=T, factor=factor, axes=axes, train=train
-    )
+    C = self.rows(T, factor)
+    region = functools.partial(self._region, T=T, C=C, axes=axes, train=train)
     tokens = rules.spec(('batch',), mesh.shape)
     logical = self.experts.axes
     weights = {k: rules.spec(v, mesh.shape) for k, v in logical.items()}
     y_BLD, carry, aux = jax.shard_map(
       region,
       mesh=mesh,
-      in_specs=(tokens, tokens, tokens, P(), weights, P(), P()),
+      in_specs=(tokens, tokens, tokens, P(), weights, P(), P(), P()),
       out_specs=(tokens, tokens, P()),
     )(
-      x_BLD.astype(self.dtype), mask_BL, carry, w_router, w_experts, bias_E, key
+      x_BLD.astype(self.dtype),
+      mask_BL,
+      carry,
+      w_router,
+      w_experts,
+      bias_E,
+      key,
+      drop_key,
     )
 
     if self.dense_branch != 'none':
-      y_BLD += self._dense_branch(x_BLD)
+      y_BLD += self._dense_branch(x_BLD, train)
     return y_BLD, carry, aux
+
+  def rows(self, T: int, factor: float | None) -> int:
+    """C, rows of an expert in a group of T tokens."""
+    K = self.router.experts_per_token(self.num_experts)
+    return capacity.rows(self.capacity_rule, factor, T, K, self.num_experts)
+
+  def leak(self) -> str:
+    """Why a token may depend on later ones of its group; '' where none does."""
+    E, T = self.num_experts, self.group_size
+    if not self.router.causal:
+      return f'the router {type(self.router).__name__} sees the whole group'
+    factors = (self.capacity_factor, self.eval_capacity_factor)
+    if all(self.rows(T, f) >= T for f in factors):
+      return ''
+    choices = self.router.experts_per_token(E)
+    if self.router.first_fit:
+      return 'all first choices are seated before any second try'
+    if not self.seating.causal(choices):
+      return (
+        f'where capacity binds, {type(self.seating).__name__} seating of '
+        f'{choices:g} choices gives seats of earlier tokens to later ones'
+      )
+    return ''
 
   def _init_router(self, key, D):
     replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
     return jax.tree.map(replicated, self.router.init(key, self.num_experts, D))
 
   def _init_experts(self, key, D):
-    params, axes = (
-      self.experts.init(key, self.num_experts, D),
-      self.experts.axes,
-    )
+    E, axes = self.num_experts, self.experts.axes
+    params = self.experts.init(key, 1 if self.identical_experts else E, D)
+    params = {
+      k: jnp.broadcast_to(v, (E, *v.shape[1:])) for k, v in params.items()
+    }
     return {k: nn.LogicallyPartitioned(v, axes[k]) for k, v in params.items()}
 
   def _region(
-    self, x_BLD, mask_BL, carry, w_router, w_experts, bias_E, key,
-    *, T, factor, axes, train
+    self, x_BLD, mask_BL, carry, w_router, w_experts, bias_E, key, drop_key,
+    *, T, C, axes, train
   ):  # fmt: skip
     """One device's share: whole groups of local tokens, local experts."""
     B, L, D = x_BLD.shape
@@ -168,15 +211,14 @@ class MoE(nn.Module):
       )
       if key is not None:
         # Noise follows the group's place in the batch, never the device.
-        group_G = collectives.index(axes.batch) * G + jnp.arange(G)
+        group_G = dispatching.local_groups(axes, G)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, group_G)
         ctx, over = ctx.replace(key=keys), over.replace(key=0)
       r = jax.vmap(self.router, (None, 0, over))(w_router, x_GTD, ctx)
 
     with jax.named_scope('seating'):
-      C = dispatching.capacity(factor, r.token_N.shape[1], E, T)
-      seat = functools.partial(dispatching.seat, capacity_E=(C,) * E)
-      seated = jax.vmap(seat)(r)
+      seat = lambda r, mask_T: seating.seat(self.seating(r), (C,) * E, mask_T)
+      seated = jax.vmap(seat)(r, mask_GT)
 
     def whole(name, shard):
       logical, shard = self.experts.axes[name], shard.astype(self.dtype)
@@ -190,7 +232,7 @@ class MoE(nn.Module):
     # One sum over the model axis in the backward pass, on tokens, not on rows.
     x_GTD = compat.device_varying(x_GTD, axes.batch + axes.model)
     y_GTD, cause_GN = self.dispatch(
-      self.experts, w_experts, x_GTD, seated, axes
+      self.experts, w_experts, x_GTD, seated, axes, drop_key
     )
     y_GTD = collectives.psum(y_GTD, axes.model, name='model_sum')
 
@@ -217,12 +259,14 @@ class MoE(nn.Module):
     carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
     return y_GTD.reshape(B, L, D), carry, aux
 
-  def _dense_branch(self, x_BLD):
+  def _dense_branch(self, x_BLD, train):
     if self.dense_branch not in BRANCHES:
       raise ValueError(
         f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
       )
-    y_BLD = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')(x_BLD)
+    y_BLD = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')(
+      x_BLD, train=train
+    )
     if self.dense_branch == 'gated':
       init = nn.with_logical_partitioning(
         nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal'),

@@ -1,7 +1,7 @@
 """A model from a config: call strings become methods, sizes are checked."""
 
-import dataclasses
 import functools
+import types
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ from moe_jax import registry
 from moe_jax.balancing import base as balancing
 from moe_jax.layers import moe as moe_layer
 from moe_jax.models import decoder, encoder_decoder, pattern, stack
+from moe_jax.seating import capacity, orders
 
 KINDS = ('decoder', 'encoder_decoder')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -24,14 +25,40 @@ def choose(what: str, value: Any, valid) -> Any:
   return value
 
 
-def balance_rules(config) -> tuple[balancing.Balance, ...]:
-  """The balancing rules of `config.moe.balance`, all different."""
-  rules = tuple(registry.build('balancing', s) for s in config.moe.balance)
+def balance_rules(specs) -> tuple[balancing.Balance, ...]:
+  """The balancing rules of `moe.balance`, all different."""
+  rules = tuple(registry.build('balancing', s) for s in specs)
   names = [balancing.name(r) for r in rules]
   for n in names:
     if names.count(n) > 1:
-      raise ValueError(f'moe.balance={tuple(config.moe.balance)}: {n} twice')
+      raise ValueError(f'moe.balance={tuple(specs)}: {n} twice')
   return rules
+
+
+def moe_fields(config) -> dict[str, dict[str, Any]]:
+  """The fields of `config.moe` by stack: 'encoder' and 'decoder', in order.
+
+  `config.moe.decoder` holds what differs in the decoder of an encoder-decoder;
+  the number of experts and the balancing rules may not, since layers share
+  their metrics.
+
+  Raises:
+    ValueError: a field there that does not exist or may not differ.
+  """
+  common = dict(config.moe.items())
+  own = dict(common.pop('decoder').items())
+  if config.model.kind == 'decoder':
+    if own:
+      raise ValueError(
+        f'moe.decoder={own} is for the decoder of an encoder-decoder; this '
+        'model has one stack: set the fields of moe'
+      )
+    return {'decoder': common}
+  shared = ('num_experts', 'balance', 'allow_noncausal')
+  valid = sorted(set(common) - set(shared))
+  for name in own:
+    choose('field of moe.decoder', name, valid)
+  return {'encoder': common, 'decoder': common | own}
 
 
 def _capacity(name: str, value: float) -> float | None:
@@ -40,34 +67,45 @@ def _capacity(name: str, value: float) -> float | None:
   return value or None
 
 
-def moe_partial(config) -> functools.partial:
-  """What makes the model's MoE layers, without mesh, dtype and name."""
-  m, sizes = config.moe, {'init_scale': config.model.init_scale}
-  choose('moe.dense_branch', m.dense_branch, moe_layer.BRANCHES)
-  if m.num_experts < 1:
-    raise ValueError(f'moe.num_experts={m.num_experts} must be at least 1')
-  if m.group_size < 1:
-    raise ValueError(f'moe.group_size={m.group_size} must be at least 1')
-  router = registry.build('routers', m.router, **sizes)
-  router.check(m.num_experts)
+def moe_partial(config, fields: dict[str, Any]) -> functools.partial:
+  """What makes a stack's MoE layers, without mesh, dtype and name.
+
+  Args:
+    config: for `config.model`.
+    fields: one of `moe_fields`.
+  """
+  f = types.SimpleNamespace(**fields)
+  model = config.model
+  sizes = {'init_scale': model.init_scale, 'dropout': model.dropout}
+  choose('moe.dense_branch', f.dense_branch, moe_layer.BRANCHES)
+  if f.num_experts < 1:
+    raise ValueError(f'moe.num_experts={f.num_experts} must be at least 1')
+  if f.group_size < 1:
+    raise ValueError(f'moe.group_size={f.group_size} must be at least 1')
+  router = registry.build('routers', f.router)
+  router.check(f.num_experts)
   dense = None
-  if m.dense_branch != 'none':
+  if f.dense_branch != 'none':
     dense = registry.build(
-      'experts', config.model.ffn, d_ff=m.dense_branch_d_ff, **sizes
+      'experts', model.ffn, d_ff=f.dense_branch_d_ff, **sizes
     )
   return functools.partial(
     moe_layer.MoE,
-    num_experts=m.num_experts,
+    num_experts=f.num_experts,
     router=router,
-    experts=registry.build('experts', m.experts, d_ff=m.d_ff, **sizes),
-    dispatch=registry.build('dispatch', m.dispatch),
-    balance=balance_rules(config),
-    group_size=m.group_size,
-    capacity_factor=_capacity('capacity_factor', m.capacity_factor),
+    experts=registry.build('experts', f.experts, d_ff=f.d_ff, **sizes),
+    dispatch=registry.build('dispatch', f.dispatch),
+    balance=balance_rules(f.balance),
+    group_size=f.group_size,
+    capacity_factor=_capacity('capacity_factor', f.capacity_factor),
     eval_capacity_factor=_capacity(
-      'eval_capacity_factor', m.eval_capacity_factor
+      'eval_capacity_factor', f.eval_capacity_factor
     ),
-    dense_branch=m.dense_branch,
+    capacity_rule=capacity.build(f.capacity_rule),
+    seating=orders.build(f.seating),
+    route_padding=f.route_padding,
+    identical_experts=f.identical_experts,
+    dense_branch=f.dense_branch,
     dense=dense,
   )
 
@@ -82,7 +120,7 @@ def make(
 
   Args:
     config: with fields `model` and `moe`.
-    vocab_size: of the tokenizer.
+    vocab_size: rows of the embedding table.
     mesh: None for one device.
     cache_length: positions of a decoding cache; 0 for none. A model with a
       cache is dropless, so that a token's output does not depend on its batch.
@@ -94,44 +132,69 @@ def make(
   choose('model.kind', m.kind, KINDS)
   if m.positions == 'rope' and m.d_head % 2:
     raise ValueError(f'model.d_head={m.d_head} must be even for rope positions')
-  sparse = pattern.sparse_layers(config.moe.layers, m.num_layers)
-  moe = moe_partial(config) if any(sparse) else None
+  rest = dict(tied_head=m.tied_head, cache_length=cache_length)
+  stacks = {
+    name: _stack(config, fields, mesh, cache_length)
+    for name, fields in moe_fields(config).items()
+  }
+  if m.kind == 'decoder':
+    return decoder.Decoder(vocab_size, stacks['decoder'](), **rest)
+  return encoder_decoder.EncoderDecoder(
+    vocab_size,
+    stacks['encoder'](causal=False),
+    stacks['decoder'](cross=True),
+    **rest,
+  )
+
+
+def _stack(config, fields, mesh, cache_length) -> functools.partial:
+  """Makes a stack's config, given what depends on the kind of model."""
+  m = config.model
+  sparse = pattern.sparse_layers(fields['layers'], m.num_layers)
+  moe = moe_partial(config, fields) if any(sparse) else None
   if moe is not None and cache_length:
     moe = functools.partial(
       moe, capacity_factor=None, eval_capacity_factor=None
     )
-  common = stack.StackConfig(
+  return functools.partial(
+    stack.StackConfig,
     num_layers=m.num_layers,
     d_model=m.d_model,
     num_heads=m.num_heads,
     d_head=m.d_head,
     sparse=sparse,
-    ffn=registry.build('experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale),
+    ffn=registry.build(
+      'experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale, dropout=m.dropout
+    ),
     moe=moe,
-    extra_ffn=config.moe.extra_ffn,
+    extra_ffn=fields['extra_ffn'],
     positions=m.positions,
     qk_norm=m.qk_norm,
     dropout=m.dropout,
+    allow_noncausal=config.moe.allow_noncausal,
     init_scale=m.init_scale,
     scan=m.scan,
     remat=m.remat,
     mesh=mesh,
     dtype=DTYPES[choose('model.dtype', m.dtype, DTYPES)],
   )
-  rest = dict(tied_head=m.tied_head, cache_length=cache_length)
-  if m.kind == 'decoder':
-    return decoder.Decoder(vocab_size, common, **rest)
-  return encoder_decoder.EncoderDecoder(
-    vocab_size,
-    dataclasses.replace(common, causal=False),
-    dataclasses.replace(common, cross=True),
-    **rest,
-  )
 
 
-def dummy_batch(config, batch_size: int, seq_len: int) -> dict[str, Any]:
-  """A batch of the right shapes for initialisers: int32 ones."""
-  names = ['inputs', 'positions', 'segments']
+def dummy_batch(
+  config, batch_size: int, seq_len: int, target_len: int | None = None
+) -> dict[str, Any]:
+  """A batch of the right shapes for initialisers: int32 ones.
+
+  Args:
+    config: for the kind of model.
+    batch_size, seq_len: of the batch.
+    target_len: of the decoder, where an encoder's differs.
+  """
+  lengths = {'': seq_len if target_len is None else target_len}
   if config.model.kind == 'encoder_decoder':
-    names += ['encoder_' + n for n in names]
-  return {n: jnp.ones((batch_size, seq_len), jnp.int32) for n in names}
+    lengths['encoder_'] = seq_len
+  return {
+    prefix + name: jnp.ones((batch_size, length), jnp.int32)
+    for prefix, length in lengths.items()
+    for name in ('inputs', 'positions', 'segments')
+  }

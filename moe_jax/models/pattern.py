@@ -11,9 +11,9 @@ def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
 
   Args:
     spec: 'none'; 'all'; 'every_n', the last of each n layers (0-based index l
-      with l mod n = n - 1, as flaxformer's MIXED layout; Hugging Face's
-      Switch takes l mod n = 1, the same for n = 2 alone); or 0-based layer
-      indices, '1,3,5' or a tuple.
+      with l mod n = n - 1, as flaxformer's MIXED layout); 'every_n_at_r', l mod
+      n = r (Hugging Face's Switch: r = 1, the same as flaxformer's for n = 2
+      alone); or 0-based layer indices, '1,3,5' or a tuple.
     num_layers: layers of the stack.
 
   Raises:
@@ -32,17 +32,18 @@ def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
     return tuple(i in spec for i in range(num_layers))
   if spec in ('none', 'all'):
     return (spec == 'all',) * num_layers
-  match = re.fullmatch(r'every_([1-9]\d*)', str(spec))
+  match = re.fullmatch(r'every_([1-9]\d*)(?:_at_(\d+))?', str(spec))
   if not match:
-    raise registry.unknown(
-      'moe.layers', str(spec), ['none', 'all', 'every_2', 'every_4', '1,3,5']
-    )
+    forms = ['none', 'all', 'every_2', 'every_4', 'every_4_at_1', '1,3,5']
+    raise registry.unknown('moe.layers', str(spec), forms)
   n = int(match[1])
-  if n > num_layers:
+  at = n - 1 if match[2] is None else int(match[2])
+  sparse = tuple(i % n == at for i in range(num_layers))
+  if not any(sparse):
     raise ValueError(
       f'moe.layers={spec!r} makes none of {num_layers} layers sparse'
     )
-  return tuple(i % n == n - 1 for i in range(num_layers))
+  return sparse
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """A stack of Transformer blocks, scanned over its repeating period."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from moe_jax.experts import base as experts_base
 from moe_jax.layers import attention, embeddings, mlp, norms
@@ -33,7 +35,9 @@ class StackConfig:
     qk_norm: as in attention.Attention.
     causal: no token sees a later one.
     cross: blocks attend to an encoder's output.
-    dropout: rate after every sub-layer, and on the input, as in T5.
+    dropout: rate after every sub-layer, on the attention weights, and on the
+      stack's input and output, as in T5; FFNs have their own.
+    allow_noncausal: let an MoE layer of a causal stack depend on later tokens.
     init_scale: variance factor of all kernels.
     scan: compile one period as a loop; False unrolls it. Parameters have the
       same layout either way.
@@ -56,6 +60,7 @@ class StackConfig:
   causal: bool = True
   cross: bool = False
   dropout: float = 0.0
+  allow_noncausal: bool = False
   init_scale: float = 1.0
   scan: bool = True
   remat: str = 'none'
@@ -72,6 +77,21 @@ class StackConfig:
         raise ValueError(
           f'{name}={getattr(self, name)!r}; valid: {", ".join(valid)}'
         )
+    if self.causal and self.moe is not None:
+      self._check_causal()
+
+  def _check_causal(self):
+    leak = self.moe(parent=None).leak()
+    if leak and not self.allow_noncausal:
+      raise ValueError(
+        f'a decoder with this MoE layer is not causal: {leak}, so the model '
+        "learns to read the future from its drops; use seating='token_major()',"
+        ' a capacity that cannot bind (0 is dropless), or allow_noncausal=True'
+      )
+    if leak:
+      logging.log_first_n(
+        logging.WARNING, 'the decoder is not causal: %s', 1, leak
+      )
 
 
 class Block(nn.Module):
@@ -95,6 +115,7 @@ class Block(nn.Module):
       c.qk_norm,
       scaled=c.positions == 'rope',
       init_scale=c.init_scale,
+      dropout=0.0 if not self.train else c.dropout,
       cache_length=cache_length,
       mesh=c.mesh,
       dtype=c.dtype,
@@ -109,7 +130,9 @@ class Block(nn.Module):
       h = norm('cross_norm')
       cross = attend('cross', False, 0)
       x += drop(cross(h, shared['encoded'], shared['cross_mask']))
-    ffn = lambda name: mlp.FFN(c.ffn, c.mesh, c.dtype, name=name)
+    ffn = lambda name: functools.partial(
+      mlp.FFN(c.ffn, c.mesh, c.dtype, name=name), train=self.train
+    )
     if not self.is_sparse:
       x += drop(ffn('ffn')(norm('ffn_norm')))
       return (x, carry), ()
@@ -240,7 +263,7 @@ class Stack(nn.Module):
       period = scanned(c, parts.period, train, self.cache_length, name='period')
       state, aux['period'] = period(state, shared)
     state = run('suffix', parts.suffix, state)
-    return norms.RMSNorm(c.dtype, name='final_norm')(state[0]), aux
+    return drop(norms.RMSNorm(c.dtype, name='final_norm')(state[0])), aux
 
   def _first_carry(self, x_BLD):
     if self.config.moe is None:

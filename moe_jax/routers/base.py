@@ -1,6 +1,7 @@
 """What a router is, and the pieces that most routers share."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -17,12 +18,14 @@ class Router(abc.ABC):
   Concrete routers are frozen dataclasses. The layer vmaps them over groups. All
   arithmetic is float32, whatever the model's dtype.
 
-  Attributes:
+  Class attributes:
     causal: False where a token's routing depends on later tokens of its group,
       whatever the capacity.
+    first_fit: as in types.Routing.
   """
 
-  causal: bool = True
+  causal = True
+  first_fit = False
 
   @abc.abstractmethod
   def init(self, key: jax.Array, E: int, D: int) -> Params:
@@ -47,12 +50,17 @@ class Router(abc.ABC):
     return ()
 
 
-def init_linear(key: jax.Array, E: int, D: int) -> Params:
-  """A router matrix [D, E]: truncated normal, variance 0.1 / D, no bias.
+def init_linear(key: jax.Array, E: int, D: int, std: float | None = None):
+  """A router matrix [D, E], no bias: {'kernel': f32 [D, E]}.
 
-  Fedus et al. 2021, arXiv:2101.03961, section 2.4 (init scale 0.1).
+  Truncated normal of variance 0.1 / D (Fedus et al. 2021, arXiv:2101.03961,
+  section 2.4: init scale 0.1), or with `std` a plain normal (flaxformer 0.02,
+  Hugging Face 1.0).
   """
-  init = jax.nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+  inits = jax.nn.initializers
+  init = inits.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+  if std is not None:
+    init = inits.normal(std)
   return {'kernel': init(key, (D, E), jnp.float32)}
 
 
@@ -70,25 +78,123 @@ def linear_logits(params: Params, x_TD: jax.Array) -> jax.Array:
   )
 
 
-def jitter(x_TD: jax.Array, eps: float, ctx: types.Context) -> jax.Array:
-  """x * U(1 - eps, 1 + eps), elementwise, in training only.
+JITTER_ON = ('input', 'logits', 'logits_added')
 
-  Fedus et al. 2021, appendix C. On the router's copy alone: the experts see the
-  clean tokens.
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Router):
+  """Logits by one matrix, with the published noises; all off by default.
+
+  Attributes:
+    init_std: as in `init_linear`.
+    selective_precision: router in float32 whatever the model's dtype (Switch,
+      section 2.4); False computes logits and softmax in the tokens' dtype, to
+      reproduce Switch's table 2 and V-MoE.
+    jitter: half-width eps of uniform noise in training, elementwise (0.01).
+    jitter_on: what is multiplied by U(1 - eps, 1 + eps): the router's 'input'
+      (Switch, appendix C, and all code) or the 'logits' (ST-MoE, section 3.2);
+      'logits_added' adds the same draw to the logits (Switch, appendix F).
+    input_dropout: rate of dropout on the router's input in training (Switch,
+      table 11: 0.1).
+    sample: temperature; above 0 experts are drawn from the softmax in training,
+      without replacement (Switch, table 11: 1.0). The weights stay the
+      probabilities.
   """
-  if not eps or not ctx.train:
-    return x_TD
+
+  init_std: float | None = None
+  selective_precision: bool = True
+  jitter: float = 0.0
+  jitter_on: str = 'input'
+  input_dropout: float = 0.0
+  sample: float = 0.0
+
+  def __post_init__(self):
+    if self.jitter_on not in JITTER_ON:
+      raise ValueError(
+        f'jitter_on={self.jitter_on!r}; valid: {", ".join(JITTER_ON)}'
+      )
+    if not 0 <= self.input_dropout < 1:
+      raise ValueError(
+        f'input_dropout={self.input_dropout} must be from 0 to below 1'
+      )
+    for name in ('jitter', 'sample', 'init_std'):
+      if (getattr(self, name) or 0) < 0:
+        raise ValueError(f'{name}={getattr(self, name)} must not be negative')
+
+  def init(self, key, E, D):
+    return init_linear(key, E, D, self.init_std)
+
+  def affinities(self, params, x_TD, ctx):
+    """f32 logits and probabilities [T, E], and terms: the clean logits."""
+    logits_TE, terms = self.logits(params, x_TD), {}
+    if ctx.train and (self.jitter or self.input_dropout):
+      terms['clean_logits'] = logits_TE
+      jitter = lambda v: jax.random.uniform(
+        noise_key(ctx, 'jitter'),
+        v.shape,
+        minval=-self.jitter,
+        maxval=self.jitter,
+      )
+      x_TD = x_TD.astype(self._dtype(x_TD))
+      if self.jitter and self.jitter_on == 'input':
+        x_TD *= (1 + jitter(x_TD)).astype(x_TD.dtype)
+      if self.input_dropout:
+        keep = 1 - self.input_dropout
+        key = noise_key(ctx, 'input_dropout')
+        keep_TD = jax.random.bernoulli(key, keep, x_TD.shape)
+        x_TD = jnp.where(keep_TD, x_TD / keep, 0).astype(x_TD.dtype)
+      logits_TE = self.logits(params, x_TD)
+      if self.jitter and self.jitter_on == 'logits':
+        logits_TE *= 1 + jitter(logits_TE)
+      elif self.jitter and self.jitter_on == 'logits_added':
+        logits_TE += 1 + jitter(logits_TE)
+    return logits_TE, self.softmax(logits_TE, x_TD), terms
+
+  def softmax(self, logits_TE, x_TD):
+    """f32 probabilities, computed in the router's precision."""
+    probs_TE = jax.nn.softmax(logits_TE.astype(self._dtype(x_TD)))
+    return probs_TE.astype(jnp.float32)
+
+  def scores(self, logits_TE, probs_TE, ctx):
+    """What selection looks at, f32 [T, E], without a gradient."""
+    if self.sample and ctx.train:
+      # The k largest of logits with Gumbel noise are k draws from the softmax
+      # without replacement (Kool et al. 2019, arXiv:1903.06059, section 2).
+      key = noise_key(ctx, 'sample')
+      noise_TE = jax.random.gumbel(key, logits_TE.shape)
+      return logits_TE / self.sample + noise_TE
+    return probs_TE + ctx.selection_bias_E
+
+  def logits(self, params, x_TD):
+    """f32 logits [T, E], computed in the router's precision."""
+    if self.selective_precision:
+      return linear_logits(params, x_TD)
+    return (x_TD @ params['kernel'].astype(x_TD.dtype)).astype(jnp.float32)
+
+  def _dtype(self, x_TD):
+    return jnp.float32 if self.selective_precision else x_TD.dtype
+
+
+_NOISES = ('jitter', 'input_dropout', 'sample', 'second_policy', 'gaussian')
+
+
+def noise_key(ctx: types.Context, use: str) -> jax.Array:
+  """The group's key for one of a router's noises, all independent.
+
+  Raises:
+    ValueError: there is no key.
+  """
   if ctx.key is None:
-    raise ValueError(f"router jitter={eps} needs the 'router' random stream")
-  x_TD = x_TD.astype(jnp.float32)
-  noise = jax.random.uniform(
-    ctx.key, x_TD.shape, minval=1 - eps, maxval=1 + eps
-  )
-  return x_TD * noise
+    raise ValueError(f"router noise {use!r} needs the 'router' random stream")
+  return jax.random.fold_in(ctx.key, _NOISES.index(use))
 
 
 def from_choices(
-  expert_TK: jax.Array, weight_TK: jax.Array, ctx: types.Context, E: int, **rest
+  expert_TK: jax.Array,
+  weight_TK: jax.Array,
+  ctx: types.Context,
+  E: int,
+  **rest: Any,
 ) -> types.Routing:
   """Token choice: K experts a token, rank-major storage.
 
@@ -96,7 +202,7 @@ def from_choices(
   first choices of the group before any second choice. Padding goes to nobody.
 
   Args:
-    expert_TK: int32 [T, K].
+    expert_TK: int32 [T, K]; E for a choice that is not used.
     weight_TK: f32 [T, K] combine weights.
     ctx: for its mask.
     E: number of experts.
@@ -114,3 +220,48 @@ def from_choices(
     choices=K,
     **rest,
   )
+
+
+def check_k(name: str, k: int, E: int | None = None) -> None:
+  """Raises ValueError where k is no whole number from 1 (to E)."""
+  if not isinstance(k, int) or k < 1:
+    raise ValueError(f'{name}: k={k!r} must be a whole number from 1')
+  if E is not None and k > E:
+    raise ValueError(f'{name}: k={k} exceeds num_experts={E}')
+
+
+SECOND_POLICIES = ('all', 'threshold', 'random', 'gshard', 'sampled')
+
+
+def used_choices(
+  policy: str, share_TK: jax.Array, threshold: float, ctx: types.Context
+) -> jax.Array:
+  """bool [T, K]: which choices a policy uses; the first always.
+
+  Args:
+    policy: one of SECOND_POLICIES.
+    share_TK: each choice's share of the K probabilities.
+    threshold: of 'threshold' and 'random'; 'gshard' has 0.5.
+    ctx: for its key.
+  """
+  used_TK = jnp.ones(share_TK.shape, bool)
+  if policy == 'threshold':
+    used_TK = share_TK >= threshold
+  elif policy in ('random', 'gshard'):
+    key = noise_key(ctx, 'second_policy')
+    level_TK = jax.random.uniform(key, share_TK.shape)
+    used_TK = level_TK * (threshold if policy == 'random' else 0.5) < share_TK
+  return used_TK.at[:, 0].set(True)
+
+
+def draw_others(
+  first_T: jax.Array, logits_TE: jax.Array, k: int, ctx: types.Context
+) -> jax.Array:
+  """int32 [T, k]: the first choices, then k - 1 draws from the others.
+
+  Without replacement, by their softmax (lingvo's and fairscale's 'sampling').
+  """
+  noise_TE = jax.random.gumbel(noise_key(ctx, 'second_policy'), logits_TE.shape)
+  is_first_TE = first_T[:, None] == jnp.arange(logits_TE.shape[-1])
+  scores_TE = jnp.where(is_first_TE, jnp.inf, logits_TE + noise_TE)
+  return jax.lax.top_k(scores_TE, k)[1]

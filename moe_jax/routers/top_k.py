@@ -4,11 +4,12 @@ Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017,
 arXiv:1701.06538, section 2; as used without noise by Mixtral (Jiang et al.
 2024, arXiv:2401.04088, section 2.1: renormalised, the same as a softmax over
 the chosen logits) and OLMoE (Muennighoff et al. 2024, arXiv:2409.02060,
-section 2: raw).
+section 2: raw). Policies for the later choices: ST-MoE (Zoph et al. 2022,
+arXiv:2202.08906, appendix G) and GShard (Lepikhin et al. 2020,
+arXiv:2006.16668, algorithm 1).
 
-With binding capacity and k > 1 the seating order (all first choices of the
-group, then all second) lets a later token take an earlier one's seat: not
-causal then, causal while nothing drops.
+With binding capacity and k > 1 rank-major seating lets a later token take an
+earlier one's seat: not causal then; causal while nothing drops.
 """
 
 import dataclasses
@@ -22,22 +23,30 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class TopK(base.Router):
-  """k experts a token.
+class TopK(base.Linear):
+  """k experts a token; further options are those of `base.Linear`.
 
   Attributes:
-    k: experts of a token.
     renormalize: True divides the weights by their sum before drops, 'kept'
-      after drops (over the seated choices only), False leaves the raw
-      probabilities.
+      after drops (over the seated choices), False leaves the probabilities.
+    second_policy: which later choices are used, by their share s of the k
+      probabilities: 'all'; 'threshold', s >= threshold; 'random', with
+      probability min(1, s / threshold) (ST-MoE, MTF); 'gshard', min(1, 2 s),
+      and the seat of one not used stays empty; 'sampled' draws the later
+      choices themselves (lingvo).
+    threshold: ST-MoE's section 3.4, a fifth of the first probability, is 1/6.
+    policy_in_eval: in evaluation too (MTF); else all are used there.
   """
 
   k: int = 2
   renormalize: bool | str = True
+  second_policy: str = 'all'
+  threshold: float = 0.2
+  policy_in_eval: bool = False
 
   def __post_init__(self):
-    if not isinstance(self.k, int) or self.k < 1:
-      raise ValueError(f'top_k: k={self.k!r} must be a whole number from 1')
+    super().__post_init__()
+    base.check_k('top_k', self.k)
     if self.renormalize not in (True, False, 'kept'):
       raise ValueError(
         f"top_k: renormalize={self.renormalize!r}; valid: True, False, 'kept'"
@@ -47,23 +56,35 @@ class TopK(base.Router):
         f'top_k: k=1 with renormalize={self.renormalize!r} makes every weight 1'
         ' and leaves the router without a gradient; use renormalize=False'
       )
+    if self.second_policy not in base.SECOND_POLICIES:
+      raise ValueError(
+        f'top_k: second_policy={self.second_policy!r}; valid: '
+        f'{", ".join(base.SECOND_POLICIES)}'
+      )
+    if not 0 < self.threshold <= 1:
+      raise ValueError(f'top_k: threshold={self.threshold}; valid: (0, 1]')
 
   def check(self, E):
-    if self.k > E:
-      raise ValueError(f'top_k: k={self.k} exceeds num_experts={E}')
-
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D)
+    base.check_k('top_k', self.k, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE = base.linear_logits(params, x_TD)
-    probs_TE = jax.nn.softmax(logits_TE)
+    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    active = ctx.train or self.policy_in_eval
+    policy = self.second_policy if active else 'all'
+    scores_TE = self.scores(logits_TE, probs_TE, ctx)
     # Integers carry no gradient: it reaches the router through the gathered
     # probabilities alone.
-    _, expert_TK = jax.lax.top_k(probs_TE + ctx.selection_bias_E, self.k)
+    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
+    if policy == 'sampled':
+      expert_TK = base.draw_others(expert_TK[:, 0], logits_TE, self.k, ctx)
     weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
+    share_TK = weight_TK / weight_TK.sum(-1, keepdims=True)
     if self.renormalize is True:
-      weight_TK /= weight_TK.sum(-1, keepdims=True)
+      weight_TK = share_TK
+    used_TK = base.used_choices(policy, share_TK, self.threshold, ctx)
+    weight_TK = jnp.where(used_TK, weight_TK, 0.0)
+    if policy != 'gshard':
+      expert_TK = jnp.where(used_TK, expert_TK, probs_TE.shape[-1])
     return base.from_choices(
       expert_TK,
       weight_TK,
@@ -71,6 +92,7 @@ class TopK(base.Router):
       probs_TE.shape[-1],
       logits_TE=logits_TE,
       probs_TE=probs_TE,
+      terms=terms,
       renormalize_kept=self.renormalize == 'kept',
     )
 

@@ -15,8 +15,8 @@ _POSITIVE = frozenset(
   eval.batch_size""".split()
 )
 _NOT_NEGATIVE = frozenset(
-  """seed cpu_devices train.eval_every train.checkpoint_every train.clip
-  train.z_loss eval.max_bytes""".split()
+  """seed cpu_devices model.vocab_size train.eval_every train.checkpoint_every
+  train.clip train.z_loss eval.max_bytes""".split()
 )
 # 0 is dropless.
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
@@ -85,6 +85,7 @@ def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _wanted(name: str, value: Any) -> str:
   """What a named field lacks; '' where nothing is wrong."""
+  name = name.replace('moe.decoder.', 'moe.')
   number = isinstance(value, int | float) and not isinstance(value, bool)
   if name in _TUPLES and not isinstance(value, tuple):
     return 'a tuple'

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from moe_jax import types
 from moe_jax.data import bigram, intervals
 from moe_jax.training import session as session_lib, step as step_lib
 
@@ -89,7 +90,8 @@ class Evaluator:
 
 
 def dropped(cause_xC) -> float:
-  """Share of the real assignments that found no row; the last axis is cause."""
-  total = np.asarray(cause_xC, np.int64).reshape(-1, 4).sum(0)
-  kept, capacity, receiver, _ = total
-  return float((capacity + receiver) / max(kept + capacity + receiver, 1))
+  """Share of the assignments sent that found no row; last axis is cause."""
+  causes = np.asarray(cause_xC, np.int64)
+  causes = causes.reshape(-1, causes.shape[-1]).sum(0)
+  lost = causes[types.CAPACITY] + causes[types.RECEIVER]
+  return float(lost / max(causes[types.KEPT] + lost, 1))

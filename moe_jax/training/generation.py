@@ -98,7 +98,7 @@ class Generator:
     return self.tokenizer.decode(ids[: ends[0]] if ends.size else ids)
 
   def _model(self, cache_length: int):
-    vocab = session_lib.vocab_size(self.tokenizer, self._mesh)
+    vocab = session_lib.vocab_size(self.config, self.tokenizer, self._mesh)
     return factory.make(self.config, vocab, self._mesh, cache_length)
 
 
@@ -115,11 +115,15 @@ def _batch(ids, start: int, samples: int, prefix: str = ''):
 def _decode(model, length, temperature, variables, batch, encoded, key):
   """Prompt in one call, then a token at a time: int32 [B, length]."""
   B, P = batch['inputs'].shape
-  decode = functools.partial(model.apply, train=False)
+  # For the few routers that are random in evaluation too.
+  apply = functools.partial(
+    model.apply, train=False, rngs={'router': jax.random.fold_in(key, length)}
+  )
+  decode = apply
   if encoded is not None:
-    out, _ = model.apply(variables, encoded, train=False, method='encode')
-    decode = lambda v, b, **rest: model.apply(
-      v, out, b | encoded, train=False, method='decode', **rest
+    out, _ = apply(variables, encoded, method='encode')
+    decode = lambda v, b, **rest: apply(
+      v, out, b | encoded, method='decode', **rest
     )
 
   def draw(logits_BV, i):

@@ -113,14 +113,10 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
     start = 0
 
   c = config.train
-  rules_ = ()
-  if session_lib.layer_numbers(session.model):
-    rules_ = factory.balance_rules(config)
   train_step = jax.jit(
     step_lib.make_train_step(
       session.model,
       session.tx,
-      rules_,
       seed=config.seed,
       accumulate=c.accumulate,
       z_loss=c.z_loss,

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from moe_jax import registry
-from moe_jax.data import pipeline, tokenizers
+from moe_jax.data import objectives, pipeline, tokenizers
 from moe_jax.layers import moe
 from moe_jax.models import factory, pattern
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
@@ -73,10 +73,28 @@ class Session:
     )
 
 
+def lengths(config) -> dict[str, int]:
+  """Tokens of a row by stack: 'encoder' and 'decoder', in order."""
+  L = config.data.seq_len
+  if config.model.kind == 'decoder':
+    return {'decoder': L}
+  objective = objectives.build(config.data.objective)
+  return {'encoder': L, 'decoder': objective.targets_length(L)}
+
+
+def sparse_stacks(config) -> dict[str, dict[str, Any]]:
+  """The `moe` fields of the stacks that have MoE layers."""
+  layers = config.model.num_layers
+  return {
+    name: fields
+    for name, fields in factory.moe_fields(config).items()
+    if any(pattern.sparse_layers(fields['layers'], layers))
+  }
+
+
 def num_experts(config) -> int:
   """Experts that the mesh must fit: 0 for a dense model."""
-  sparse = pattern.sparse_layers(config.moe.layers, config.model.num_layers)
-  return config.moe.num_experts if any(sparse) else 0
+  return config.moe.num_experts if sparse_stacks(config) else 0
 
 
 def check_widths(config, shape: dict[str, int]) -> None:
@@ -87,10 +105,10 @@ def check_widths(config, shape: dict[str, int]) -> None:
     ('model.num_heads', c.model.num_heads, 'model'),
     ('model.d_ff', c.model.d_ff, 'model'),
   ]
-  if num_experts(config):
-    widths.append(('moe.d_ff', c.moe.d_ff, 'model'))
-    if c.moe.dense_branch != 'none':
-      width = c.moe.dense_branch_d_ff
+  for fields in sparse_stacks(config).values():
+    widths.append(('moe.d_ff', fields['d_ff'], 'model'))
+    if fields['dense_branch'] != 'none':
+      width = fields['dense_branch_d_ff']
       widths.append(('moe.dense_branch_d_ff', width, 'model'))
   for name, size, axis in widths:
     if size % shape[axis]:
@@ -110,10 +128,8 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
   """
   axes = axes_lib.make(shape)
   devices = axes.size(axes.batch)
-  if split == 'train':
-    factor, micro = config.moe.capacity_factor, config.train.accumulate
-  else:
-    factor, micro = config.moe.eval_capacity_factor, 1
+  training = split == 'train'
+  micro = config.train.accumulate if training else 1
   size, parts = config[split].batch_size, devices * micro
   if size % parts:
     raise ValueError(
@@ -121,9 +137,10 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
       f'devices on the batch axes {axes.batch}, {micro} micro-batches); sizes '
       f'that are: {", ".join(str(k * parts) for k in (1, 2, 4, 8))}, ...'
     )
-  if num_experts(config):
-    tokens = size // parts * config.data.seq_len
-    moe.group_size(config.moe.group_size, tokens, factor or None)
+  factor = 'capacity_factor' if training else 'eval_capacity_factor'
+  for name, fields in sparse_stacks(config).items():
+    tokens = size // parts * lengths(config)[name]
+    moe.group_size(fields['group_size'], tokens, fields[factor] or None)
 
 
 def plan(
@@ -148,8 +165,8 @@ def plan(
   for split in splits:
     check_batch(config, shape, split)
   mesh = mesh_lib.make(shape)
-  factory.make(config, vocab_size=1, mesh=mesh)
-  tokenizers.build(config.data.tokenizer)
+  tokenizer = tokenizers.build(config.data.tokenizer)
+  factory.make(config, vocab_size(config, tokenizer, mesh), mesh)
   make_optimizer(config, batch_dims={})
   return mesh
 
@@ -162,10 +179,24 @@ def make_optimizer(config, batch_dims):
   )
 
 
-def vocab_size(tokenizer, mesh) -> int:
-  """The tokenizer's, padded to what the `model` axis divides."""
-  parts = mesh.shape['model']
-  return math.ceil(tokenizer.vocab_size / parts) * parts
+def vocab_size(config, tokenizer, mesh) -> int:
+  """Rows of the embedding table: `model.vocab_size`, or the tokenizer's.
+
+  The tokenizer's are padded to what the `model` axis divides.
+
+  Raises:
+    ValueError: fewer rows than the tokenizer has ids.
+  """
+  ids, rows = tokenizer.vocab_size, config.model.vocab_size
+  if not rows:
+    parts = mesh.shape['model']
+    return math.ceil(ids / parts) * parts
+  if rows < ids:
+    raise ValueError(
+      f'model.vocab_size={rows} is less than the {ids} ids of '
+      f'data.tokenizer={config.data.tokenizer!r}; 0 takes those'
+    )
+  return rows
 
 
 def make(
@@ -194,7 +225,7 @@ def make(
     allow_download=allow_download,
     validation_max_bytes=config.eval.max_bytes,
   )
-  model = factory.make(config, vocab_size(data.tokenizer, mesh), mesh)
+  model = factory.make(config, vocab_size(config, data.tokenizer, mesh), mesh)
   sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
   lay = state_lib.layout(model, dummy(config, mesh))
   tx, schedule = make_optimizer(config, lay.batch_dims())
@@ -203,10 +234,17 @@ def make(
 
 def dummy(config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
   """The batch that initialisers are traced with: whole groups a device."""
-  length, group = config.data.seq_len, config.moe.group_size
-  axes = axes_lib.make(mesh.shape)
-  rows = axes.size(axes.batch) * group // math.gcd(group, length)
-  return factory.dummy_batch(config, rows, length)
+  axes, length = axes_lib.make(mesh.shape), lengths(config)
+  rows = 1
+  for name, fields in sparse_stacks(config).items():
+    group = fields['group_size']
+    rows = math.lcm(rows, group // math.gcd(group, length[name]))
+  return factory.dummy_batch(
+    config,
+    axes.size(axes.batch) * rows,
+    config.data.seq_len,
+    length['decoder'],
+  )
 
 
 def layer_numbers(model) -> list[int]:

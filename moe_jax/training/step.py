@@ -1,6 +1,6 @@
 """One optimizer step, and one evaluation step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +28,6 @@ def moe_aux(model, aux) -> list[tuple[str, Any]]:
 def make_train_step(
   model,
   tx: optax.GradientTransformation,
-  balance_rules: Sequence[balancing.Balance] = (),
   *,
   seed: int,
   accumulate: int = 1,
@@ -40,7 +39,6 @@ def make_train_step(
   Args:
     model: from models.factory.
     tx: the optimizer.
-    balance_rules: of the model, whose states are updated.
     seed: of dropout and router noise; a step's keys follow from it and the
       step, so that a resumed run draws the same.
     accumulate: micro-batches of a step; the gradient is that of the whole
@@ -114,7 +112,7 @@ def make_train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    balance = _update_balance(balance_rules, state.balance, aux)
+    balance = _update_balance(model, state.balance, aux)
     metrics = {
       'loss': nll / tokens,
       'total_loss': loss,
@@ -145,23 +143,19 @@ def moe_metrics(layers: list[tuple[str, Any]], parts: int) -> dict[str, Any]:
   }
 
 
-def _update_balance(rules, balance, aux):
+def _update_balance(model, balance, aux):
   """New state of every MoE layer, wherever its module put it."""
-  if not balance:
-    return balance
 
-  def walk(state, aux):
+  def walk(rules, state, aux):
     if isinstance(aux, types.MoEAux):
-      return {
-        'moe': {
-          'state': balancing.update_states(
-            rules, state['moe']['state'], aux.stats
-          )
-        }
-      }
-    return {k: walk(v, aux[k]) for k, v in state.items()}
+      state = balancing.update_states(rules, state['moe']['state'], aux.stats)
+      return {'moe': {'state': state}}
+    return {k: walk(rules, v, aux[k]) for k, v in state.items()}
 
-  return walk(balance, aux)
+  rules = {
+    k: c.moe.keywords['balance'] for k, c in model.stacks.items() if c.moe
+  }
+  return {k: walk(rules[k], v, aux[k]) for k, v in balance.items()}
 
 
 def make_eval_step(model, num_documents: int) -> Callable:
@@ -180,7 +174,11 @@ def make_eval_step(model, num_documents: int) -> Callable:
     variables = {'params': params}
     if balance:
       variables['balance'] = balance
-    logits, aux = model.apply(variables, batch, train=False)
+    # The same draws for every batch, for the few routers that are random in
+    # evaluation too.
+    logits, aux = model.apply(
+      variables, batch, train=False, rngs={'router': jax.random.key(0)}
+    )
     nll_BL = losses.token_nll(logits, batch['targets'])
     # Padding has document -1: it goes to a row of its own, past the end.
     document_BL = jnp.where(

@@ -1,0 +1,39 @@
+"""Importance loss: the squared coefficient of variation of summed gates.
+
+Shazeer et al. 2017, arXiv:1701.06538, section 4, equations 6 and 7; as in
+V-MoE (Riquelme et al. 2021, arXiv:2106.05974, appendix A.1, weight 0.005), an
+expert's importance is the sum of its softmax probabilities over the tokens,
+without the router's noise. 0 for balanced routing. Equal importance is not
+equal load: pair it with `load_loss`.
+"""
+
+import dataclasses
+
+import jax
+
+from moe_jax import registry
+from moe_jax.balancing import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class ImportanceLoss(base.Balance):
+  """weight: of the loss. scope: segments of the sums (V-MoE: the group)."""
+
+  weight: float = 0.005
+  scope: str = 'group'
+
+  def __post_init__(self):
+    base.check_scope(self)
+
+  def stats(self, sums):
+    r = sums.routing
+    if r.probs_TE is None:
+      raise ValueError('importance_loss needs a router with probabilities')
+    probs_GTE = r.probs_TE
+    if 'clean_logits' in r.terms:
+      probs_GTE = jax.nn.softmax(r.terms['clean_logits'])
+    return {'importance': sums.tokens(probs_GTE)}
+
+  def loss(self, stats):
+    return base.squared_cv(stats['importance'])

@@ -1,0 +1,71 @@
+"""V-MoE routing: top-k of a noisy softmax, raw weights.
+
+Riquelme et al., "Scaling Vision with Sparse Mixture of Experts", NeurIPS 2021,
+arXiv:2106.05974, section 2.1 and appendix A: in training Gaussian noise of
+deviation noise_std / E is added to the logits, the combine weights are the
+noisy probabilities, and two losses balance: `importance_loss`, which sees the
+clean probabilities, and `load_loss`, which sees the probability that an expert
+would be chosen if its noise were drawn again. Vision tokens have no order that
+seating could leak, but in a decoder top-k may leak: see `top_k`.
+
+Without noise (evaluation) a token is chosen or it is not, and the smooth load
+stays that of the deviation which training uses.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.routers import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class Vmoe(base.Linear):
+  """k experts a token; noise_std: times 1 / E; else as `base.Linear`."""
+
+  k: int = 2
+  noise_std: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    base.check_k('vmoe', self.k)
+    if not self.noise_std > 0:
+      raise ValueError(
+        f'vmoe: noise_std={self.noise_std} must be above 0; without noise this '
+        'is top_k(renormalize=False)'
+      )
+
+  def check(self, E):
+    base.check_k('vmoe', self.k, E)
+
+  def __call__(self, params, x_TD, ctx):
+    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    E, clean_TE = logits_TE.shape[-1], logits_TE
+    if ctx.train:
+      terms = {'clean_logits': logits_TE} | terms
+      key = base.noise_key(ctx, 'gaussian')
+      noise_TE = jax.random.normal(key, logits_TE.shape)
+      logits_TE += self.noise_std / E * noise_TE
+      probs_TE = self.softmax(logits_TE, x_TD)
+    # The k-th largest noisy logit is the bar, for the chosen experts too.
+    bar_T1 = jax.lax.top_k(logits_TE, self.k)[0][:, -1:]
+    terms['smooth_load'] = jax.scipy.stats.norm.cdf(
+      (clean_TE - bar_T1) * E / self.noise_std
+    )
+    scores_TE = self.scores(logits_TE, probs_TE, ctx)
+    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
+    return base.from_choices(
+      expert_TK,
+      jnp.take_along_axis(probs_TE, expert_TK, -1),
+      ctx,
+      E,
+      logits_TE=logits_TE,
+      probs_TE=probs_TE,
+      terms=terms,
+    )
+
+  def experts_per_token(self, E):
+    return float(self.k)

@@ -1,0 +1,1 @@
+"""Seating: how many rows an expert has, and who gets them."""

@@ -1,0 +1,112 @@
+"""Seating: which edges of a group get a row at their expert."""
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import types
+
+
+def seat(
+  routing: types.Routing, capacity_E: tuple[int, ...], mask_T=None
+) -> types.Seated:
+  """Decides which edges of one group get a row at their expert.
+
+  Edges queue at their expert by `priority_N`, ties in storage order; those
+  past the expert's capacity are dropped. One stable sort, no [N, E] array.
+
+  Args:
+    routing: one group, N edges.
+    capacity_E: rows of each expert.
+    mask_T: bool, False on padding, to tell its edges from those that the
+      router sent to nobody; None is no padding.
+  """
+  if routing.first_fit:
+    routing = _first_fit(routing, capacity_E)
+  expert_N = routing.expert_N
+  order_N, count, start, slot_N = _queue(routing)
+  rows_N = _rows(capacity_E)[expert_N]
+  cause_N = jnp.where(slot_N < rows_N, types.KEPT, types.CAPACITY)
+  nobody_N = jnp.full_like(cause_N, types.UNSENT)
+  if mask_T is not None:
+    nobody_N = jnp.where(mask_T[routing.token_N], nobody_N, types.PADDING)
+  E = routing.num_experts
+  cause_N = jnp.where(expert_N < E, cause_N, nobody_N).astype(jnp.int32)
+  if routing.renormalize_kept:
+    routing = _renormalize(routing, cause_N == types.KEPT)
+  return types.Seated(
+    routing, cause_N, slot_N, order_N, start[:E], count[:E], capacity_E
+  )
+
+
+def _queue(routing: types.Routing):
+  """Edges by expert and priority; length, start and places of the queues.
+
+  Queue E holds those who go to nobody, behind all others.
+  """
+  E, expert_N = routing.num_experts, routing.expert_N
+  place_N = jnp.arange(expert_N.shape[0], dtype=jnp.int32)
+  keys = [expert_N]
+  if routing.priority_N is not None:
+    keys.append(routing.priority_N)
+  *_, order_N = jax.lax.sort((*keys, place_N), num_keys=len(keys))
+  count = jnp.zeros(E + 1, jnp.int32).at[expert_N].add(1)
+  start = jnp.cumsum(count) - count
+  slot_N = jnp.zeros_like(place_N)
+  slot_N = slot_N.at[order_N].set(place_N - start[expert_N[order_N]])
+  return order_N, count, start, slot_N
+
+
+def _rows(capacity_E: tuple[int, ...]) -> jax.Array:
+  """Capacities, 0 for nobody."""
+  return jnp.append(jnp.asarray(capacity_E, jnp.int32), 0)
+
+
+def _first_fit(routing: types.Routing, capacity_E) -> types.Routing:
+  """Leaves each token the first of its choices that has room, if any.
+
+  Round k seats the k-th choices of those who are not seated yet, on what the
+  rounds before left. A choice that was tried and found no room stays, to be
+  counted as dropped where it is the token's last; the choices that were not
+  needed go to nobody.
+  """
+  E, K = routing.num_experts, routing.choices
+  if K is None:
+    raise ValueError('first_fit needs edges stored as K blocks of T')
+  expert_KT = routing.expert_N.reshape(K, -1)
+  priority = routing.priority_N
+  taken_E = jnp.zeros(E + 1, jnp.int32)
+  free_T = jnp.ones(expert_KT.shape[1], bool)
+  tried, late = [], []
+  for k in range(K):
+    expert_T = jnp.where(free_T, expert_KT[k], E)
+    one_round = types.Routing(
+      token_N=None,
+      expert_N=expert_T,
+      weight_N=None,
+      priority_N=None if priority is None else priority.reshape(K, -1)[k],
+      num_experts=E,
+    )
+    *_, slot_T = _queue(one_round)
+    room_T = _rows(capacity_E)[expert_T] - taken_E[expert_T]
+    seated_T = slot_T < room_T
+    taken_E = taken_E.at[expert_T].add(seated_T.astype(jnp.int32))
+    free_T &= ~seated_T
+    last = k == K - 1
+    tried.append(expert_T if last else jnp.where(seated_T, expert_T, E))
+    late.append(~seated_T)
+  # Whoever got a seat here keeps it.
+  return routing.replace(
+    expert_N=jnp.concatenate(tried),
+    priority_N=jnp.concatenate(late).astype(jnp.int32),
+  )
+
+
+def _renormalize(routing: types.Routing, kept_N: jax.Array) -> types.Routing:
+  if routing.choices is None:
+    raise ValueError('renormalize_kept needs edges stored as K blocks of T')
+  weight_KT = jnp.where(kept_N, routing.weight_N, 0.0)
+  weight_KT = weight_KT.reshape(routing.choices, -1)
+  total_T = weight_KT.sum(0)
+  # A token without a kept edge has no weights to divide.
+  weight_KT /= jnp.where(total_T > 0, total_T, 1.0)
+  return routing.replace(weight_N=weight_KT.reshape(-1))
