@@ -24,6 +24,7 @@ class Choice:
   logits: np.ndarray
   renormalize_kept: bool = False
   smooth_load: np.ndarray | None = None
+  first_fit: bool = False
 
 
 def top_k(x_TD, kernel_DE, bias_E, *, k, renormalize, threshold=0.0):
@@ -55,6 +56,12 @@ def switch(x_TD, kernel_DE, bias_E):
   return top_k(x_TD, kernel_DE, bias_E, k=1, renormalize=False)
 
 
+def no_token_left_behind(x_TD, kernel_DE, bias_E, *, k):
+  choice = top_k(x_TD, kernel_DE, bias_E, k=k, renormalize=False)
+  choice.first_fit = True
+  return choice
+
+
 def seat(choice: Choice, mask_T, capacity, key=lambda t, j: (j, t)):
   """First come, first served; who comes first is (token, choice) by `key`."""
   T, K = choice.expert.shape
@@ -65,6 +72,8 @@ def seat(choice: Choice, mask_T, capacity, key=lambda t, j: (j, t)):
   )
   for t, j in sorted(queue, key=lambda edge: key(*edge)):
     e = choice.expert[t, j]
+    if choice.first_fit and kept[t].any():
+      continue
     if e != nobody and taken.get(e, 0) < capacity:
       taken[e] = taken.get(e, 0) + 1
       kept[t, j] = True

@@ -17,6 +17,7 @@ class Row:
     oracle: a function of tests/reference.py.
     causal: whether a token's routing may depend on later tokens (routers).
     state: whether the rule has a state (balancing).
+    noisy: whether training draws at default options (routers).
   """
 
   spec: str
@@ -24,6 +25,7 @@ class Row:
   oracle: Callable | None = None
   causal: bool = True
   state: bool = False
+  noisy: bool = False
 
 
 def _top_k(k, renormalize):
@@ -41,8 +43,12 @@ ROUTERS = (
     '2202.08906',
     functools.partial(reference.top_k, k=3, renormalize=True, threshold=0.3),
   ),
-  Row('no_token_left_behind(k=3)', '2101.03961', _top_k(3, False)),
-  Row('vmoe()', '2106.05974', _top_k(2, False)),
+  Row(
+    'no_token_left_behind(k=3)',
+    '2101.03961',
+    functools.partial(reference.no_token_left_behind, k=3),
+  ),
+  Row('vmoe()', '2106.05974', _top_k(2, False), noisy=True),
 )
 
 BALANCING = (

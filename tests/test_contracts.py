@@ -152,7 +152,7 @@ def test_registry_reads_calls():
   [
     (
       'topk(k=2)',
-      "unknown method of routers 'topk'; valid: switch, top_k; d",
+      "unknown method of routers 'topk'; valid: no_token_left_behind, switch, ",
     ),
     ('top_k(n=2)', "unknown argument of routers 'top_k' 'n'; valid: k, renorm"),
     ('top_k(2)', 'arguments go by keyword'),
@@ -163,6 +163,14 @@ def test_registry_reads_calls():
     ('top_k(k=0)', 'k=0 must be a whole number from 1'),
     ('top_k(k=1)', 'leaves the router without a gradient'),
     ("top_k(renormalize='later')", "'later'; valid: True, False, 'kept'"),
+    ("top_k(second_policy='no')", "'no'; valid: all, threshold, random, g"),
+    ('top_k(threshold=0.0)', 'threshold=0.0; valid: (0, 1]'),
+    ("switch(jitter_on='x')", "jitter_on='x'; valid: input, logits, logits_"),
+    ('switch(jitter=-1)', 'jitter=-1 must not be negative'),
+    ('switch(input_dropout=1.0)', 'input_dropout=1.0 must be from 0 to below'),
+    ('vmoe(noise_std=0)', 'noise_std=0 must be above 0; without noise this is'),
+    ('vmoe(k=0)', 'vmoe: k=0 must be a whole number from 1'),
+    ('no_token_left_behind(k=0)', 'k=0 must be a whole number from 1'),
     ('no.such.Router()', "cannot import 'no.such.Router'"),
   ],
 )

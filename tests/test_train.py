@@ -58,6 +58,7 @@ SGD = {
   'train.optimizer': 'sgd()',
   'train.schedule': 'constant(value=0.3)',
   'moe.router': "top_k(k=2, renormalize='kept')",
+  'moe.allow_noncausal': True,
   'moe.balance': (
     'switch_loss(weight=0.1)',
     'z_loss(weight=0.01)',

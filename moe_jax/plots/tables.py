@@ -177,6 +177,12 @@ def text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return '\n'.join(lines)
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """The same as a Markdown table."""
+  lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
 def _domain(summary, name, prefix) -> tuple[str, ...]:
   get = lambda key: records.number(summary, prefix + key)
   value, floor = get('bits_per_byte'), get('bigram_bits_per_byte')

@@ -1,0 +1,1 @@
+"""Routing, looked at: what methods compute on given logits."""
