@@ -1,0 +1,1 @@
+"""Parameters to parameters: other codebases' checkpoints in and out."""

@@ -1,0 +1,402 @@
+"""Hugging Face checkpoints in and out: to the bit, and nothing lost."""
+
+import json
+import re
+
+import flax.linen as nn
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from moe_jax.conversion import switch_config, switch_transformers
+from tests import tiny
+from tests.golden import checkpoints, freeze
+
+HALF = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
+
+
+def stored(directory) -> dict[str, np.ndarray]:
+  with safetensors.safe_open(directory / 'model.safetensors', 'numpy') as f:
+    assert f.metadata() == {'format': 'pt'}
+    return {name: f.get_tensor(name) for name in f.keys()}
+
+
+def assert_same_bits(a, b):
+  assert a.keys() == b.keys()
+  for k in a:
+    assert a[k].dtype == b[k].dtype and a[k].shape == b[k].shape, k
+    assert a[k].tobytes() == b[k].tobytes(), k
+
+
+def half(dtype):
+  def change(tensors):
+    for name, value in tensors.items():
+      tensors[name] = value.astype(HALF[dtype])
+
+  return change
+
+
+@pytest.mark.parametrize(
+  ('case', 'dtype'),
+  [
+    ('tight', 'float32'),
+    ('untied', 'float32'),
+    ('untied', 'bfloat16'),
+    ('tight', 'float16'),
+  ],
+)
+def test_theirs_to_ours_to_theirs(tmp_path, case, dtype):
+  """Names, shapes, types and bits of the tensors, and config.json."""
+  change = None if dtype == 'float32' else half(dtype)
+  old = checkpoints.write(tmp_path / 'old', case, change, dtype=dtype)
+  config, _, params = checkpoints.twin(old)
+  new = tmp_path / 'some' / 'new'
+  switch_transformers.save(new, params, config, dtype)
+  assert_same_bits(stored(old), stored(new))
+  assert sorted(p.name for p in new.iterdir()) == [
+    'config.json',
+    'model.safetensors',
+  ]
+  theirs = json.loads((old / 'config.json').read_text())
+  ours = json.loads((new / 'config.json').read_text())
+  assert ours.pop('decoder_start_token_id') == 0
+  assert ours.items() <= theirs.items()
+  # What is left at transformers' defaults; none of it changes the model.
+  assert set(theirs) - set(ours) == {
+    'add_cross_attention',
+    'add_router_probs',
+    'bos_token_id',
+    'initializer_factor',
+    'is_decoder',
+    'router_ignore_padding_tokens',
+    'transformers_version',
+    'use_cache',
+  }
+
+
+@pytest.mark.parametrize('case', ['tight', 'untied'])
+def test_ours_to_theirs_to_ours(tmp_path, case):
+  """The tree is the one that `init` makes, and comes back bit by bit."""
+  old = checkpoints.write(tmp_path / 'old', case)
+  config, model, loaded = checkpoints.twin(old)
+  init = lambda: nn.unbox(
+    model.init(jax.random.key(0), checkpoints.batch(), train=False)
+  )
+  shapes = jax.eval_shape(init)['params']
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda s: rng.standard_normal(s.shape).astype(s.dtype), shapes
+  )
+  switch_transformers.save(tmp_path / 'new', params, config)
+  again = switch_transformers.load(tmp_path / 'new')
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+  for a, b, c in zip(*map(jax.tree.leaves, (again, params, loaded))):
+    np.testing.assert_array_equal(a, b, strict=True)
+    assert c.shape == b.shape and c.dtype == np.float32
+
+
+@pytest.mark.parametrize('dtype', list(HALF))
+def test_half_precision_is_read_exactly(tmp_path, dtype):
+  name = 'encoder.block.3.layer.1.mlp.experts.expert_2.wi.weight'
+  directory = checkpoints.write(tmp_path, 'tight', half(dtype))
+  leaf = switch_transformers.load(directory)['encoder']['period']['block_1']
+  wanted = checkpoints.tensors('tight')[name].astype(HALF[dtype])
+  # Layer 3 is the second repeat of the period.
+  np.testing.assert_array_equal(
+    leaf['moe']['experts']['wi'][1, 2], wanted.T.astype(np.float32)
+  )
+
+
+def shards(directory, names=None):
+  """Cuts the weights into two files with an index."""
+  whole = stored(directory)
+  (directory / 'model.safetensors').unlink()
+  names = sorted(whole) if names is None else names
+  half = len(names) // 2
+  index = {}
+  for i, part in enumerate((names[:half], names[half:])):
+    file = f'model-0000{i + 1}-of-00002.safetensors'
+    safetensors.numpy.save_file({n: whole[n] for n in part}, directory / file)
+    index |= dict.fromkeys(part, file)
+  text = json.dumps({'weight_map': index})
+  (directory / 'model.safetensors.index.json').write_text(text)
+
+
+def test_shards(tmp_path):
+  directory = checkpoints.write(tmp_path, 'tight')
+  whole = switch_transformers.load(directory)
+  shards(directory)
+  parts = switch_transformers.load(directory)
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+  second = directory / 'model-00002-of-00002.safetensors'
+  values = safetensors.numpy.load_file(second)
+  first = safetensors.numpy.load_file(
+    directory / 'model-00001-of-00002.safetensors'
+  )
+  name = sorted(first)[0]
+  safetensors.numpy.save_file(values | {name: first[name]}, second)
+  with pytest.raises(ValueError, match=f'{name} is stored twice'):
+    switch_transformers.load(directory)
+  second.unlink()
+  with pytest.raises(ValueError, match='lacks shards: model-00002-of-00002'):
+    switch_transformers.load(directory)
+
+
+EXPERT = 'decoder.block.1.layer.2.mlp.experts.expert_{}.{}.weight'
+
+
+def drop(*names):
+  return lambda tensors: [tensors.pop(n) for n in names]
+
+
+def put(name, make):
+  def change(tensors):
+    tensors[name] = make(tensors)
+
+  return change
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (drop(EXPERT.format(3, 'wo')), f'{EXPERT.format(3, "wo")} is missing'),
+    (
+      put(EXPERT.format(4, 'wi'), lambda t: t[EXPERT.format(3, 'wi')]),
+      f'{EXPERT.format(4, "wi")} is unexpected',
+    ),
+    (
+      put(EXPERT.format(0, 'wi'), lambda t: t[EXPERT.format(0, 'wo')]),
+      f'{EXPERT.format(0, "wi")} has shape (16, 20), not (20, 16)',
+    ),
+    (
+      put('shared.weight', lambda t: t['shared.weight'].astype(np.int8)),
+      'shared.weight is I8, not one of F32, BF16, F16',
+    ),
+    (
+      put('lm_head.weight', lambda t: t['shared.weight'] + 1),
+      'lm_head.weight differs from shared.weight, which it is tied to here',
+    ),
+    (
+      lambda tensors: [
+        tensors.pop(n) for n in list(tensors) if '.mlp.experts.' in n
+      ],
+      'is missing; and 14 more',
+    ),
+  ],
+  ids=['missing', 'extra', 'shape', 'type', 'tied', 'many'],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
+  directory = checkpoints.write(tmp_path, 'tight', change)
+  with pytest.raises(ValueError, match=re.escape(message)) as e:
+    switch_transformers.load(directory)
+  assert '\n' not in str(e.value)
+
+
+def test_every_missing_expert_is_counted(tmp_path):
+  """3 sparse layers of 4 experts of 2 matrices; ten are named."""
+  lost = [n for n in checkpoints.tensors('tight') if '.mlp.experts.' in n]
+  directory = checkpoints.write(tmp_path, 'tight', drop(*lost))
+  with pytest.raises(ValueError) as e:
+    switch_transformers.load(directory)
+  assert len(lost) == 24
+  assert sum(n in str(e.value) for n in lost) == 10
+
+
+def test_tied_copies_may_be_stored(tmp_path):
+  copy = lambda t: t['shared.weight'].copy()
+  directory = checkpoints.write(tmp_path, 'tight', put('lm_head.weight', copy))
+  switch_transformers.load(directory)
+
+
+def test_untied_embeddings_must_agree(tmp_path):
+  """Transformers 5 unties the stacks' embeddings too; ours has one."""
+  name = 'decoder.embed_tokens.weight'
+  change = put(name, lambda t: t['shared.weight'][::-1].copy())
+  directory = checkpoints.write(tmp_path, 'untied', change)
+  with pytest.raises(ValueError, match=f'{name} differs from shared.weight'):
+    switch_transformers.load(directory)
+
+
+def test_pickles_are_refused(tmp_path):
+  directory = checkpoints.write(tmp_path, 'tight')
+  (directory / 'model.safetensors').unlink()
+  with pytest.raises(ValueError, match=r'has no model\.safetensors'):
+    switch_transformers.load(directory)
+  (directory / 'pytorch_model-00001-of-00002.bin').write_bytes(b'')
+  with pytest.raises(ValueError, match=r'pickled.*python -c "import.*save_pre'):
+    switch_transformers.load(directory)
+  (directory / 'config.json').unlink()
+  with pytest.raises(ValueError, match=r'has no config\.json'):
+    switch_transformers.load(directory)
+
+
+def test_nothing_is_overwritten(tmp_path):
+  config, _, params = checkpoints.twin(
+    checkpoints.write(tmp_path / 'a', 'tight')
+  )
+  before = stored(tmp_path / 'a')
+  with pytest.raises(ValueError, match='exists; a checkpoint needs a new'):
+    switch_transformers.save(tmp_path / 'a', params, config)
+  assert_same_bits(before, stored(tmp_path / 'a'))
+  (tmp_path / 'empty').mkdir()
+  switch_transformers.save(tmp_path / 'empty', params, config)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'empty']
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      lambda p: p['decoder']['prefix_1']['moe'].pop('router'),
+      'decoder/prefix_1/moe/router/kernel is missing',
+    ),
+    (
+      lambda p: p.update(head=np.zeros(3)),
+      'head is unexpected',
+    ),
+    (
+      lambda p: p['encoder']['final_norm'].update(scale=np.zeros(3)),
+      'encoder/final_norm/scale has shape (3,), not (16,)',
+    ),
+    (
+      lambda p: p.update(params=p.pop('embedding')),
+      'params has no embedding/table; keys: encoder, decoder, params',
+    ),
+  ],
+)
+def test_parameters_that_do_not_fit_are_named(tmp_path, change, message):
+  config, _, params = checkpoints.twin(
+    checkpoints.write(tmp_path / 'a', 'tight')
+  )
+  change(params)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    switch_transformers.save(tmp_path / 'b', params, config)
+  assert not (tmp_path / 'b').exists()
+
+
+def test_unknown_dtype(tmp_path):
+  config, _, params = checkpoints.twin(
+    checkpoints.write(tmp_path / 'a', 'tight')
+  )
+  with pytest.raises(ValueError, match="'int8'; valid: bfloat16, float16, fl"):
+    switch_transformers.save(tmp_path / 'b', params, config, 'int8')
+
+
+def test_every_leaf_is_filled_once():
+  """Each element of our parameters comes from one of the tensors."""
+  frozen = freeze.load('switch_transformers')
+  config = json.loads(str(frozen['untied/config']))
+  filled = {}
+  for t in switch_transformers.table(config):
+    filled.setdefault(t.path, np.zeros(t.leaf, int))[t.index] += 1
+    assert t.leaf == filled[t.path].shape
+  assert all((count == 1).all() for count in filled.values())
+
+
+def test_sparse_layers_are_theirs():
+  """For 1 to 6 layers and any number of sparse ones, as transformers builds.
+
+  Trap: for 0 sparse layers it makes layer 1 sparse.
+  """
+  frozen = freeze.load('switch_transformers')
+  cases = [k for k in frozen if k.startswith('layouts/')]
+  assert len(cases) == 33
+  for case in cases:
+    layers, number = map(int, case.split('/')[1:])
+    config = {'num_layers': layers, 'num_sparse_encoder_layers': number}
+    sparse = switch_config.sparse_layers(config, 'encoder')
+    assert sparse == tuple(frozen[case]), case
+    found, step = switch_config.sparse_steps(sparse)
+    assert frozen[f'layouts/{layers}/{found}'].tolist() == list(sparse)
+    config['encoder_sparse_step'] = step
+    assert switch_config.sparse_layers(config, 'encoder') == sparse
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ({'model_type': 't5'}, "model_type='t5' (ours: 'switch_transformers')"),
+    ({'dense_act_fn': 'gelu_new'}, "dense_act_fn='gelu_new' (ours: 'relu')"),
+    ({'router_bias': True}, 'router_bias=True (ours: False)'),
+    ({'router_dtype': 'bfloat16'}, "router_dtype='bfloat16' (ours: 'float32')"),
+    ({'layer_norm_epsilon': 1e-5}, 'layer_norm_epsilon=1e-05 (ours: 1e-06)'),
+    ({'num_decoder_layers': 3}, 'num_layers=4 but num_decoder_layers=3'),
+    ({'d_kv': None, 'd_ff': None}, 'd_kv is missing; d_ff is missing'),
+  ],
+)
+def test_configs_of_theirs_that_ours_cannot_be(tmp_path, config, message):
+  directory = checkpoints.write(tmp_path, 'tight', **config)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    switch_config.read_config(directory)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('model.kind', 'decoder', 'is an encoder_decoder in transformers'),
+    ('model.positions', 'rope', "model.positions='rope' (theirs: 'relative')"),
+    ('model.qk_norm', True, 'model.qk_norm=True'),
+    ('model.ffn', "mlp(activation='silu')", 'theirs: mlp with relu)'),
+    ('moe.d_ff', 24, 'theirs: mlp with relu and d_ff=20'),
+    ('moe.router', 'top_k(k=1, renormalize=False)', '(theirs: switch in'),
+    (
+      'moe.router',
+      'switch(selective_precision=False)',
+      '(theirs: switch in float32)',
+    ),
+    ('moe.capacity_rule', 'paper()', "moe.capacity_rule='paper()' (theirs: f"),
+    ('moe.eval_capacity_factor', 0.0, 'moe.eval_capacity_factor=0.0 (theirs: '),
+    ('moe.seating', 'token_major()', "'token_major()' (theirs: rank_major())"),
+    ('moe.extra_ffn', 'after', "moe.extra_ffn='after' (theirs: none)"),
+    ('moe.dense_branch', 'shared', "moe.dense_branch='shared' (theirs: none)"),
+    ('moe.layers', '0,3', "moe.layers='0,3' (theirs: l mod step = 1)"),
+    (
+      'moe.balance',
+      ('loss_free_bias()',),
+      'moe.balance: loss_free_bias (theirs: switch_loss, z_loss)',
+    ),
+    (
+      'moe.decoder.capacity_rule',
+      'fixed(rows=9)',
+      'expert_capacity=2 in the encoder and 9 in the decoder',
+    ),
+  ],
+)
+def test_configs_of_ours_that_theirs_cannot_be(tmp_path, field, value, message):
+  config, _, params = checkpoints.twin(
+    checkpoints.write(tmp_path / 'a', 'tight')
+  )
+  *groups, name = field.split('.')
+  target = config
+  with config.unlocked():
+    for group in groups:
+      target = target[group]
+    target[name] = value
+    if value == 'decoder':
+      config.moe.decoder = {}
+  with pytest.raises(ValueError, match=re.escape(message)):
+    switch_transformers.save(tmp_path / 'b', params, config)
+
+
+def test_fields(tmp_path):
+  """They exist in our configs, with their types, and say what theirs said."""
+  change = {'router_aux_loss_coef': 0.25, 'router_jitter_noise': 0.5}
+  directory = checkpoints.write(tmp_path, 'tight', **change)
+  fields = switch_config.fields(switch_config.read_config(directory), 10, 7)
+  config = tiny.config()
+  for group, values in fields.items():
+    for name, value in values.items():
+      assert name in config[group], name
+      if name != 'decoder':
+        assert type(value) is type(config[group][name]), name
+  moe = fields['moe']
+  assert moe['router'] == 'switch(jitter=0.5)'
+  assert moe['balance'] == ('switch_loss(weight=0.25)', 'z_loss(weight=0.001)')
+  assert moe['capacity_rule'] == 'fixed(rows=2)'
+  assert moe['route_padding'] and fields['model']['dropout'] == 0.1
+  assert moe['layers'] == '1,3' and moe['group_size'] == 10
+  assert moe['decoder'] == {'layers': '1', 'group_size': 7}
