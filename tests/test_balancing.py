@@ -1,5 +1,7 @@
 """Contracts of every balancing row."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +173,57 @@ def test_gradients_are_the_analytic_ones():
   lse = np.log(np.exp(np.stack([c.logits for c in choices])).sum(-1))
   got = jax.grad(loss)(r.logits_TE, z)
   np.testing.assert_allclose(got, 2 / S * lse[..., None] * p, atol=1e-6)
+
+
+def test_clean_or_noisy_logits():
+  """z-loss: noisy in most code, clean in st-moe-pytorch; importance: clean."""
+  r, choices, mask_GT = routings()
+  clean = np.random.default_rng(1).normal(size=r.logits_TE.shape)
+  r = r.replace(terms={'clean_logits': jnp.asarray(clean, jnp.float32)})
+  others = [
+    dataclasses.replace(c, logits=z, probs=reference.softmax(z))
+    for c, z in zip(choices, clean)
+  ]
+  for spec, oracle, seen in (
+    ('z_loss()', reference.z_loss, choices),
+    ('z_loss(noisy=False)', reference.z_loss, others),
+    ("importance_loss(scope='global')", reference.importance_loss, others),
+  ):
+    rule = registry.build('balancing', spec)
+    _, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+    (got,) = losses.values()
+    np.testing.assert_allclose(got, oracle(seen, mask_GT), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('load_loss()', 'needs a router that draws Gaussian noise'),
+    ('switch_loss(second_weight=0.5)', 'this router has 1 choices of a token'),
+  ],
+)
+def test_rules_say_what_they_need(spec, message):
+  r, _, mask_GT = routings()
+  first = lambda v: v[:, :T]
+  r = r.replace(
+    terms={},
+    choices=1,
+    token_N=first(r.token_N),
+    expert_N=first(r.expert_N),
+    weight_N=first(r.weight_N),
+  )
+  rule = registry.build('balancing', spec)
+  with pytest.raises(ValueError, match=message):
+    base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+
+
+def test_an_empty_segment_is_balanced():
+  zeros = jnp.zeros((2, E)).at[1].set(jnp.arange(E))
+  value, gradient = jax.value_and_grad(lambda v: base.squared_cv(v).sum())(
+    zeros
+  )
+  np.testing.assert_allclose(value, np.var(np.arange(E)) / 4, rtol=1e-6)
+  assert np.isfinite(gradient).all()
 
 
 def test_loss_free_bias_follows_the_load():

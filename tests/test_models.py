@@ -223,6 +223,8 @@ def test_relative_buckets(bidirectional):
   [
     ('every_2', 6, (1, 3, 5)),
     ('every_4', 12, (3, 7, 11)),
+    ('every_4_at_1', 12, (1, 5, 9)),  # Hugging Face's
+    ('every_2_at_0', 5, (0, 2, 4)),
     ('all', 3, (0, 1, 2)),
     ('none', 3, ()),
     ((0, 4), 5, (0, 4)),
@@ -246,7 +248,8 @@ def test_pattern_finds_the_longest_repetition():
 
 
 @pytest.mark.parametrize(
-  'spec', ['every_0', 'some', 'every_9', (0, 3), '0,3', '-1']
+  'spec',
+  ['every_0', 'some', 'every_9', 'every_2_at_2', (0, 3), '0,3', '-1'],
 )
 def test_pattern_errors(spec):
   with pytest.raises(ValueError, match=r'moe\.layers'):
@@ -317,6 +320,69 @@ def test_dropout_only_in_training():
   plain = jax.jit(lambda: build(**DROPLESS)[1].apply(v, b, train=False)[0])()
   np.testing.assert_array_equal(run(False), plain)
   assert np.abs(run(True) - plain).max() > 0.1
+
+
+def draws(jaxpr):
+  """Random arrays that a program draws, loops counted once."""
+  n = 0
+  for e in jaxpr.eqns:
+    n += e.primitive.name == 'random_bits'
+    for v in e.params.values():
+      for inner in v if isinstance(v, tuple) else (v,):
+        inner = getattr(inner, 'jaxpr', inner)
+        n += draws(inner) if hasattr(inner, 'eqns') else 0
+  return n
+
+
+def test_dropout_is_where_t5_has_it():
+  """Input, attention weights, each sub-layer, FFN hidden, output; with an MoE
+  its experts' hidden units in place of the FFN's.
+  """
+  for layers in ('none', 'all'):
+    fields = {'model.num_layers': 1, 'moe.layers': layers} | DROPLESS
+    drawn = {}
+    for rate in (0.0, 0.5):
+      _, model = build(**fields, **{'model.dropout': rate})
+      v = jax.eval_shape(
+        lambda m=model: m.init(jax.random.key(0), batch(), train=False)
+      )
+      traced = jax.make_jaxpr(
+        lambda v, m=model: m.apply(
+          nn.unbox(v), batch(), train=True, rngs={'dropout': jax.random.key(0)}
+        )[0]
+      )(v)
+      drawn[rate] = draws(traced.jaxpr)
+    assert drawn == {0.0: 0, 0.5: 6}, layers
+
+
+def test_the_decoder_may_have_fields_of_its_own():
+  config = tiny.config(**(T5 | DROPLESS))
+  config.unlock()
+  config.moe.decoder.update(layers='none', group_size=8)
+  model = factory.make(config, V)
+  stacks = model.stacks
+  assert stacks['encoder'].sparse == (False, True)
+  assert stacks['decoder'].sparse == (False, False)
+  assert stacks['encoder'].moe.keywords['group_size'] == 16
+  config.moe.decoder.layers = 'all'
+  moe = factory.make(config, V).stacks['decoder'].moe
+  assert moe.keywords['group_size'] == 8
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'own', 'message'),
+  [
+    ({}, {'group_size': 8}, 'this model has one stack'),
+    (T5, {'groups': 8}, "unknown field of moe.decoder 'groups'; .*group_size"),
+    (T5, {'num_experts': 8}, "unknown field of moe.decoder 'num_experts'"),
+  ],
+)
+def test_fields_of_the_decoder_are_checked(overrides, own, message):
+  config = tiny.config(**overrides)
+  config.unlock()
+  config.moe.decoder.update(own)
+  with pytest.raises(ValueError, match=message):
+    factory.make(config, V)
 
 
 def test_nnx_bridge():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from moe_jax.data import tokenizers
 from moe_jax.models import factory
 from moe_jax.parallel import axes, distributed, mesh as mesh_lib, rules
 from moe_jax.training import session as session_lib
@@ -124,12 +125,30 @@ def test_indivisible_parameter_is_named():
     ),
     ({'train.schedule': 'linear()'}, "unknown schedule 'linear'"),
     ({'data.tokenizer': 'words()'}, "unknown tokenizer 'words'"),
+    (
+      {'model.vocab_size': 100},
+      r'vocab_size=100 is less than the 384 ids of data.tokenizer=.bytes',
+    ),
+    ({'moe.seating': 'first()'}, "unknown seating 'first'; valid: batch_"),
+    ({'moe.capacity_rule': 'x()'}, "unknown capacity rule 'x'; valid: fixed"),
+    ({'moe.router': 'top_k()'}, 'this MoE layer is not causal'),
   ],
 )
 def test_plan_refuses(overrides, message):
   """Before any data is read and anything is written."""
   with pytest.raises(ValueError, match=message):
     session_lib.plan(tiny.config(**overrides))
+
+
+@pytest.mark.parametrize(
+  ('rows', 'model', 'want'), [(0, 1, 384), (0, 5, 385), (400, 1, 400)]
+)
+def test_vocabulary(rows, model, want):
+  """The tokenizer's ids, padded for the `model` axis, or as many as asked."""
+  config = tiny.config(**{'model.vocab_size': rows})
+  mesh = mesh_lib.abstract(mesh_lib.exact(model=model))
+  tokenizer = tokenizers.build('bytes()')
+  assert session_lib.vocab_size(config, tokenizer, mesh) == want
 
 
 def test_process_flags_go_together():
