@@ -172,9 +172,10 @@ ORDERS = {
 def test_orders_equal_loops(spec, capacity):
   """One seat at a time, by a sorted list of who comes next."""
   order = orders.build(spec)
-  for seed in range(5):
+  seat = jax.jit(lambda r: seating.seat(order(r), (capacity,) * 5))
+  for seed in range(20):
     r, choice, mask_T = routing(seed)
-    got = jax.jit(lambda r: seating.seat(order(r), (capacity,) * 5))(r)
+    got = seat(r)
     kept_TK, _ = reference.seat(
       choice,
       mask_T,
@@ -210,16 +211,16 @@ def test_highest_weights_is_what_each_expert_keeps():
 
 
 @pytest.mark.parametrize('capacity', [1, 2, 3, 14])
-@pytest.mark.parametrize('order', ['rank_major()', 'batch_prioritized()'])
+@pytest.mark.parametrize(
+  'order', ['rank_major()', 'token_major()', 'batch_prioritized()']
+)
 def test_first_fit_equals_loops(capacity, order):
   """Switch Transformer, appendix B: in rounds, one seat a token."""
-  order_ = orders.build(order)
-  for seed in range(5):
+  order_, key = orders.build(order), ORDERS[order]
+  seat = jax.jit(lambda r, m: seating.seat(order_(r), (capacity,) * 5, m))
+  for seed in range(40):
     r, choice, mask_T = routing(seed, K=3, first_fit=True)
-    got = jax.jit(lambda r, m: seating.seat(order_(r), (capacity,) * 5, m))(
-      r, mask_T
-    )
-    key = ORDERS[order]
+    got = seat(r, mask_T)
     taken, seat_of = {}, {}
     for j in range(3):
       queue = [t for t in range(14) if mask_T[t] and t not in seat_of]
