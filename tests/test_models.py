@@ -12,8 +12,6 @@ import pytest
 from moe_jax import types
 from moe_jax.layers import embeddings
 from moe_jax.models import factory, pattern, stack
-from moe_jax.planning import counts
-from moe_jax.training import state as state_lib
 from tests import tiny
 
 B, L, V = 4, 16, 32
@@ -284,28 +282,6 @@ def test_aux_of_a_scanned_period_is_cut_by_repeat():
   want = np.asarray(aux['decoder']['period']['block_1'].load_E)
   np.testing.assert_array_equal(loads, want)
   assert (loads[0] != loads[1]).any()
-
-
-def test_dense_twin_has_the_same_active_flops():
-  moe_config, model = build()
-  dense_config, dense = build(**{'moe.layers': 'none'})
-  flops = []
-  for config, m in ((moe_config, model), (dense_config, dense)):
-    lay = state_lib.layout(m, factory.dummy_batch(config, B, L))
-    leaves = [w for w in lay.leaves() if 'router' not in w.path]
-    share = 1 / config.moe.num_experts
-    flops.append(counts.flops_per_token(leaves, share, True, [(2, 16, L)]))
-  assert flops[0] == flops[1]
-
-
-def test_flops_by_hand():
-  """Per layer 4 D H J + 2 D F, a tied head D V, attention 12 H J L."""
-  config, model = build(**{'moe.layers': 'none'})
-  lay = state_lib.layout(model, factory.dummy_batch(config, B, L))
-  D, HJ, F, n = 16, 16, 32, 2
-  want = 6 * (n * (4 * D * HJ + 2 * D * F) + D * V) + 12 * n * HJ * L
-  got = counts.flops_per_token(lay.leaves(), 1.0, True, [(n, HJ, L)])
-  assert got == want
 
 
 def test_dropout_only_in_training():

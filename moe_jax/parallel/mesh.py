@@ -40,7 +40,9 @@ def _auto(num_devices: int, num_experts: int):
   return auto
 
 
-def shape(spec: str, num_devices: int, num_experts: int = 0) -> dict[str, int]:
+def shape(
+  spec: str, num_devices: int | None, num_experts: int = 0
+) -> dict[str, int]:
   """Axis sizes from a call string.
 
   Args:
@@ -48,7 +50,7 @@ def shape(spec: str, num_devices: int, num_experts: int = 0) -> dict[str, int]:
       as the experts and the devices allow, the rest data), `'auto(expert=4)'`
       with wishes that are cut down where there are fewer devices, or
       `'exact(data=2, expert=4)'`.
-    num_devices: devices to fit.
+    num_devices: devices to fit; None takes any exact sizes, and no 'auto'.
     num_experts: experts of the model; 0 for a dense one, which may use the
       expert axis as another data axis.
 
@@ -56,11 +58,15 @@ def shape(spec: str, num_devices: int, num_experts: int = 0) -> dict[str, int]:
     ValueError: exact sizes that are not the devices found, or an expert axis
       that does not divide the experts.
   """
-  table = {'exact': exact, 'auto': _auto(num_devices, num_experts)}
+  table = {'exact': exact}
+  if num_devices is not None:
+    table['auto'] = _auto(num_devices, num_experts)
   sizes = registry.call(spec, table, 'mesh')
   for name, n in sizes.items():
     if not isinstance(n, int) or n < 1:
       raise ValueError(f'mesh: {name}={n!r} must be a whole number from 1')
+  if num_devices is None:
+    num_devices = math.prod(sizes.values())
   if math.prod(sizes.values()) != num_devices:
     raise ValueError(
       f'mesh {spec!r} needs {math.prod(sizes.values())} devices, found '
@@ -88,6 +94,13 @@ def make(sizes: dict[str, int], devices: Sequence | None = None):
   dims = tuple(sizes[a] for a in MESH_AXES)
   auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   return jax.make_mesh(dims, MESH_AXES, axis_types=auto, devices=devices)
+
+
+def abstract(sizes: dict[str, int]) -> jax.sharding.AbstractMesh:
+  """A mesh of these axis sizes without devices: to trace and to plan with."""
+  dims = tuple(sizes[a] for a in MESH_AXES)
+  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  return jax.sharding.AbstractMesh(dims, MESH_AXES, axis_types=auto)
 
 
 def single(device=None):

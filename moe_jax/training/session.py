@@ -23,15 +23,15 @@ class Session:
 
   Attributes:
     config: validated.
-    mesh, data, model: as built.
+    mesh, data, model: as built; no data where the session is abstract.
     tx, schedule: optimizer and learning rate by step.
     layout: shapes and logical axes of the parameters.
     batch_sharding: of a batch's arrays.
   """
 
   config: Any
-  mesh: jax.sharding.Mesh
-  data: pipeline.Data
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+  data: pipeline.Data | None
   model: Any
   tx: Any
   schedule: Any
@@ -53,24 +53,42 @@ class Session:
   def leaves(self) -> list[counts.Leaf]:
     return self.layout.leaves()
 
-  def expert_share(self) -> float:
-    """K / E: the part of the experts that a token is sent to."""
-    moe = next(iter(self.model.stacks.values())).moe
-    if moe is None:
-      return 1.0
-    made = moe(parent=None)
-    return made.router.experts_per_token(made.num_experts) / made.num_experts
+  def expert_share(self) -> dict[str, float]:
+    """K / E of each stack: the part of the experts that a token is sent to."""
+    share = {}
+    for name, stack in self.model.stacks.items():
+      share[name] = 1.0
+      if any(stack.sparse):
+        made = stack.moe(parent=None)
+        E = made.num_experts
+        share[name] = made.router.experts_per_token(E) / E
+    return share
+
+  def work(self) -> dict[str, counts.Stack]:
+    """What one sequence makes each stack do, for `planning.counts`."""
+    c, share, work = self.config, self.expert_share(), {}
+    tokens = lengths(c)
+    width = c.model.num_heads * c.model.d_head
+    for name, stack in self.model.stacks.items():
+      attention = [(stack.num_layers, width, tokens[name])]
+      if stack.cross:
+        attention.append((stack.num_layers, width, tokens['encoder']))
+      work[name] = counts.Stack(tokens[name], share[name], tuple(attention))
+    return work
+
+  def forward_flops(self) -> float:
+    """Model FLOPs of one sequence, forward."""
+    return counts.forward_flops(
+      self.leaves(), self.work(), self.config.model.tied_head
+    )
 
   def flops_per_token(self) -> float:
-    """Model FLOPs of a target token in a training step."""
-    m, attention = self.config.model, []
-    for stack in self.model.stacks.values():
-      kinds = 2 if stack.cross else 1
-      keys = self.config.data.seq_len
-      attention.append((kinds * m.num_layers, m.num_heads * m.d_head, keys))
-    return counts.flops_per_token(
-      self.leaves(), self.expert_share(), m.tied_head, attention
-    )
+    """Model FLOPs of a target token in a training step.
+
+    Forward and backward, an encoder's share included: what the tokens per
+    second of a run, which are target tokens, are multiplied with.
+    """
+    return 3 * self.forward_flops() / self.work()['decoder'].tokens
 
 
 def lengths(config) -> dict[str, int]:

@@ -64,9 +64,11 @@ class Layout:
 
 
 def layout(model: nn.Module, batch) -> Layout:
-  """Traces the model's initialiser; allocates nothing."""
+  """Traces the model's initialiser on a batch of arrays or of their shapes."""
   boxed = jax.eval_shape(
-    lambda key: model.init(key, batch, train=False), jax.random.key(0)
+    lambda key, batch: model.init(key, batch, train=False),
+    jax.eval_shape(jax.random.key, 0),
+    batch,
   )
   params = boxed['params']
   return Layout(

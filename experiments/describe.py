@@ -1,0 +1,46 @@
+"""Counts a model and its placement on a mesh, without devices and data.
+
+  python -m experiments.describe --config=configs/st_moe_32b.py \\
+      --mesh='exact(data=8,expert=16)'
+
+Prints parameters by part, total and active; model FLOPs; bytes on each device
+of parameters, gradients and optimizer state, by their real shardings; what the
+all-to-alls of a training step move; and, unless --noparams, a line for each
+parameter: shape, logical axes, mesh axes and bytes on a device. --json prints
+one JSON object instead. Its `flops_per_token` is of training, 3 x forward, over
+encoder and target tokens alike; `flops_per_target_token`, which MFU is reckoned
+with, divides by the target tokens alone (a decoder's are all it has).
+`all_to_all_bytes_per_step` is what leaves its device, all devices together.
+Not counted: activations, and what FSDP and tensor parallelism exchange.
+"""
+
+import json
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+from moe_jax.planning import report
+from moe_jax.training import plans
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Config file, with :arguments; fields by --config.a.b=value.'
+)
+_MESH = flags.DEFINE_string(
+  'mesh', 'exact()', 'Sizes of the mesh axes data, fsdp, expert, model.'
+)
+_JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
+_PARAMS = flags.DEFINE_bool('params', True, 'A line for each parameter.')
+flags.mark_flag_as_required('config')
+
+
+def main(_: list[str]) -> None:
+  """Prints the description."""
+  jax.config.update('jax_platforms', 'cpu')  # others may be in use, or absent
+  plan = plans.describe(_CONFIG.value, _MESH.value)
+  print(json.dumps(plan) if _JSON.value else report.text(plan, _PARAMS.value))
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,338 @@
+"""Parameters, FLOPs, bytes and exchanges against traces and real arrays."""
+
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from moe_jax.models import factory
+from moe_jax.parallel import mesh as mesh_lib, rules
+from moe_jax.planning import counts, memory, report, traffic
+from moe_jax.training import plans, state as state_lib
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ENCODER_DECODER = {
+  'model.kind': 'encoder_decoder',
+  'model.positions': 'relative',
+  'model.qk_norm': False,
+  'data.objective': 'span_corruption()',
+  'data.seq_len': 32,
+}
+# As many rows as edges, so that the experts' products are the active ones.
+BALANCED = {
+  'moe.allow_noncausal': True,
+  'moe.capacity_rule': 'per_choice()',
+  'moe.capacity_factor': 1.0,
+}
+DECODER = 'moe.decoder.'
+
+
+def small(**overrides):
+  """tiny.config; 'moe.decoder.x' gives the decoder a field of its own."""
+  own = {k: v for k, v in overrides.items() if k.startswith(DECODER)}
+  config = tiny.config(**{k: v for k, v in overrides.items() if k not in own})
+  with config.unlocked():
+    for k, v in own.items():
+      config.moe.decoder[k.removeprefix(DECODER)] = v
+  return config
+
+
+def jaxprs(eqn):
+  for v in jax.tree.leaves(
+    list(eqn.params.values()),
+    is_leaf=lambda v: hasattr(v, 'eqns') or hasattr(v, 'jaxpr'),
+  ):
+    inner = getattr(v, 'jaxpr', v)
+    if hasattr(inner, 'eqns'):
+      yield inner
+
+
+def walk(jaxpr, times=1):
+  """(equation, how often it runs), those inside of others too."""
+  for eqn in jaxpr.eqns:
+    yield eqn, times
+    n = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+    for inner in jaxprs(eqn):
+      yield from walk(inner, times * n)
+
+
+def product_flops(jaxpr):
+  """2 for each multiplication of every matrix product."""
+  total = 0
+  for eqn, times in walk(jaxpr):
+    if eqn.primitive.name == 'dot_general':
+      (contract, _), _ = eqn.params['dimension_numbers']
+      left = eqn.invars[0].aval.shape
+      inner = math.prod(left[i] for i in contract)
+      total += times * 2 * inner * math.prod(eqn.outvars[0].aval.shape)
+  return total
+
+
+def trace(session, *, grad=False):
+  """The model's forward pass, or its gradient, on a batch of the config's."""
+  lengths = {'decoder': session.config.data.seq_len}
+  if session.config.model.kind == 'encoder_decoder':
+    # By hand: 15 % noise in spans of 3; 32 are 35 raw tokens, 5 of them noise.
+    lengths = {'encoder': 32, 'decoder': 8}
+  rows = session.config.train.batch_size
+  batch = jax.eval_shape(
+    lambda: factory.dummy_batch(
+      session.config, rows, session.config.data.seq_len, lengths['decoder']
+    )
+  )
+
+  def loss(params, batch):
+    keys = {k: jax.random.key(0) for k in ('dropout', 'router')}
+    logits, _ = session.model.apply(
+      {'params': params}, batch, train=True, rngs=keys
+    )
+    return logits.sum()
+
+  f = jax.grad(loss) if grad else loss
+  return jax.make_jaxpr(f)(session.layout.params, batch).jaxpr
+
+
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    {'moe.layers': 'none'},
+    {'moe.router': 'top_k(k=2)'},
+    {'moe.layers': 'none', 'model.tied_head': False} | ENCODER_DECODER,
+    {
+      'moe.extra_ffn': 'after',
+      'moe.dense_branch': 'gated',
+      'moe.dense_branch_d_ff': 8,
+      'moe.decoder.router': 'top_k(k=2)',
+      'moe.decoder.group_size': 8,
+      'model.ffn': "glu(activation='gelu')",
+      'model.num_layers': 4,
+    }
+    | ENCODER_DECODER,
+  ],
+  ids=['dense', 'top-2', 'T5', 'MoE-T5'],
+)
+def test_forward_flops_are_the_traced_products(overrides):
+  """The products of the program, at a capacity that pads nothing."""
+  session = plans.make(small(**BALANCED | overrides), 'exact()')
+  rows = session.config.train.batch_size
+  assert product_flops(trace(session)) == rows * session.forward_flops()
+
+
+def test_flops_of_a_decoder_by_hand():
+  """PaLM's 6 N + 12 n H J L; N = n (4 D H J + 2 D F) + D V."""
+  session = plans.make(small(**{'moe.layers': 'none'}), 'exact()')
+  D, HJ, F, n, L, V = 16, 16, 32, 2, 16, 384
+  want = 6 * (n * (4 * D * HJ + 2 * D * F) + D * V) + 12 * n * HJ * L
+  assert session.flops_per_token() == want
+  plan = plans.describe(session.config)
+  assert plan['flops_per_token'] == plan['flops_per_target_token'] == want
+
+
+def test_flops_by_token_of_two_stacks():
+  plan = plans.describe(small(**ENCODER_DECODER | {'moe.layers': 'none'}))
+  assert plan['tokens_per_sequence'] == {'encoder': 32, 'decoder': 8}
+  step = 3 * plan['flops_per_sequence_forward']
+  assert plan['flops_per_token'] == step / 40
+  assert plan['flops_per_target_token'] == step / 8
+  assert plan['flops_per_step'] == step * 8
+
+
+def test_dense_twin_has_the_same_active_flops():
+  flops = []
+  for layers in ('every_2', 'none'):
+    session = plans.make(small(**{'moe.layers': layers}), 'exact()')
+    leaves = [w for w in session.leaves() if w.part != 'router']
+    flops.append(counts.forward_flops(leaves, session.work(), True))
+  assert flops[0] == flops[1]
+
+
+def test_active_parameters_by_hand():
+  overrides = {'moe.decoder.router': 'top_k(k=3)', 'moe.capacity_factor': 0.0}
+  session = plans.make(small(**ENCODER_DECODER | overrides), 'exact()')
+  share = session.expert_share()
+  assert share == {'encoder': 0.25, 'decoder': 0.75}
+  leaves = session.leaves()
+  one = 4 * 2 * 16 * 32  # the experts of the one sparse layer of a stack
+  dense = counts.parameters(leaves) - 2 * one
+  assert counts.active_parameters(leaves, share) == dense + one
+  parts = counts.parts(leaves, share)
+  assert parts['experts'] == {'total': 2 * one, 'active': one}
+  assert sum(p['total'] for p in parts.values()) == counts.parameters(leaves)
+  assert parts['cross-attention']['total'] == 2 * 4 * 16 * 16
+  assert parts['norms']['total'] == (2 * 2 + 2 * 3 + 2) * 16
+  assert 'other' not in parts
+
+
+@pytest.mark.parametrize(
+  ('remat', 'layers'), [('none', 4), ('full', 2), ('dots', 2), ('dispatch', 2)]
+)
+def test_all_to_all_bytes_are_the_traced_ones(remat, layers):
+  """Operands of every all-to-all in the gradient's program, on one device."""
+  overrides = {
+    'model.num_layers': layers,
+    'model.dtype': 'bfloat16',
+    'model.remat': remat,
+    'moe.decoder.group_size': 8,
+    'moe.capacity_factor': 1.25,
+    'train.batch_size': 16,
+  }
+  config = small(**ENCODER_DECODER | overrides)
+  mesh = 'exact(data=2, expert=2, model=2)'
+  traced = 0
+  for eqn, times in walk(trace(plans.make(config, mesh), grad=True)):
+    if eqn.primitive.name == 'all_to_all':
+      aval = eqn.invars[0].aval
+      traced += times * aval.size * aval.dtype.itemsize
+  moved = plans.describe(config, mesh)['all_to_all']
+  assert moved['payload_per_device'] == traced > 0
+  assert moved['leaving_per_device'] == traced / 2
+  assert moved['leaving_total'] == 8 * traced / 2
+
+
+def test_no_expert_axis_no_exchange():
+  plan = plans.describe(small(), 'exact(data=2)')
+  assert plan['buffers'] and set(plan['all_to_all'].values()) == {0}
+  config = small(**{'moe.dispatch': 'dense()'})
+  plan = plans.describe(config, 'exact(expert=2)')
+  assert plan['all_to_all_bytes_per_step'] == 0 and not plan['buffers']
+
+
+def test_micro_batches_add_up():
+  whole, parts = (
+    plans.buffers(
+      plans.make(small(**{'train.accumulate': n}), 'exact(expert=2)')
+    )
+    for n in (1, 4)
+  )
+  assert whole == parts and whole['decoder'].groups == 4
+
+
+def test_bytes_by_hand():
+  mesh = {'data': 3, 'fsdp': 2, 'expert': 4, 'model': 5}
+  spec = ('expert', None, ('fsdp', 'model'))
+  assert memory.shard_bytes((8, 7, 20), 2, spec, mesh) == 8 * 7 * 20 * 2 // 40
+  assert memory.shard_bytes((8, 7), 4, (), mesh) == 8 * 7 * 4
+  # 3 layers of 4 x 2 x 5 rows of 6 x 2 bytes, four or six times.
+  rows = traffic.Buffers(3, 4, 2, 5, 6, 2)
+  moved = traffic.all_to_all([rows, rows], mesh, recomputed=False)
+  assert moved['payload_per_device'] == 2 * 4 * 3 * 40 * 12
+  assert moved['leaving_per_device'] == moved['payload_per_device'] * 3 // 4
+  assert moved['leaving_total'] == moved['leaving_per_device'] * 120
+  again = traffic.all_to_all([rows, rows], mesh, recomputed=True)
+  assert again['payload_per_device'] == moved['payload_per_device'] * 3 // 2
+
+
+def test_bytes_per_device_are_those_of_real_arrays():
+  config = small(
+    **{
+      'train.optimizer': 'adafactor(min_dim=16)',
+      'moe.balance': ('loss_free_bias()',),
+    }
+  )
+  spec = 'exact(fsdp=2, expert=2, model=2)'
+  plan, session = plans.describe(config, spec), plans.make(config, spec)
+  mesh = mesh_lib.make(dict(session.mesh.shape))
+  where = rules.shardings(
+    mesh, state_lib.specs(session.tx, session.layout, mesh)
+  )
+  zeros = lambda x, s: jax.device_put(np.zeros(x.shape, x.dtype), s)
+  state = jax.tree.map(zeros, session.abstract_state, where)
+  held = lambda tree: sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
+  )
+  found = plan['bytes_per_device']
+  assert found['parameters'] == found['gradients'] == held(state.params)
+  assert found['optimizer_state'] == held(state.opt_state)
+  assert found['balance_state'] == held(state.balance) > 0
+  listed = [p['bytes_per_device'] for p in plan['parameters']]
+  assert sum(listed) == found['parameters']
+  shapes = [tuple(p['shape']) for p in plan['parameters']]
+  assert shapes == [x.shape for x in jax.tree.leaves(state.params)]
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'mesh', 'message'),
+  [
+    ({}, 'exact(data=3)', 'train.batch_size=8 is not divisible by 3'),
+    ({}, 'exact(expert=8)', 'num_experts=4 is not divisible'),
+    ({}, 'exact(model=3)', 'model.num_heads=2 is not divisible'),
+    ({}, 'auto()', "unknown mesh 'auto'; valid: exact"),
+    ({'moe.group_size': 24}, 'exact()', 'moe.group_size=24 does not divide'),
+    ({'moe.router': 'swich()'}, 'exact()', "did you mean 'switch'?"),
+  ],
+)
+def test_what_does_not_fit_is_named(overrides, mesh, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    plans.describe(small(**overrides), mesh)
+
+
+def test_text_is_aligned_and_complete():
+  plan = plans.describe(small(), 'exact(data=2, expert=4)')
+  lines = report.text(plan, parameters=True).splitlines()
+  assert max(map(len, lines)) <= 140
+  blocks = report.text(plan).split('\n\n')
+  assert len(blocks) == 4
+  for block in blocks:
+    _, rule, *rows = block.splitlines()
+    assert set(rule) == {'-'} and {len(r) for r in rows} == {len(rule)}, block
+  total = f'{plan["params_total"]:,}'
+  assert re.search(rf'^all +{total} +100\.00', blocks[0], re.M)
+  for name in plan['parts']:
+    assert f'\n{name}  ' in blocks[0]
+  assert '8 devices: data=2 fsdp=1 expert=4 model=1' in blocks[2]
+  assert 'E 4 x G 1 x C 4 x D 16 x 4 B' in blocks[3]
+  row = next(r for r in lines if 'experts/wi ' in r)
+  assert re.search(r'4 x 16 x 32 +float32 +.*expert embed mlp .*expert', row)
+
+
+@pytest.mark.parametrize(
+  ('value', 'si', 'binary'),
+  [
+    (1536, '0.001536 M', '1.5 KiB'),
+    (2.5e12, '2.5 T', '2.274 TiB'),
+    (1e3, '0.001 M', '1000 B'),
+  ],
+)
+def test_units(value, si, binary):
+  assert (report.si(value), report.binary(value)) == (si, binary)
+
+
+def run(*flags):
+  command = [sys.executable, '-m', 'experiments.describe', *flags]
+  return subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+
+
+def test_program():
+  """One JSON object on stdout; on a mesh of 512 devices that are not there."""
+  done = run(
+    *('--config=configs/st_moe_32b.py', '--json'),
+    '--mesh=exact(data=8, expert=16, model=4)',
+  )
+  assert done.returncode == 0, done.stderr
+  plan = json.loads(done.stdout)
+  assert plan['params_total'] == 269_104_613_376
+  assert plan['mesh'] == {'data': 8, 'fsdp': 1, 'expert': 16, 'model': 4}
+  wi = [p for p in plan['parameters'] if p['path'].endswith('experts/wi_up')]
+  assert [p['shape'] for p in wi] == [[6, 64, 5120, 20480]] * 2
+  assert wi[0]['spec'] == [None, 'expert', None, 'model']
+  assert wi[0]['bytes_per_device'] == 6 * 64 * 5120 * 20480 * 4 // 64
+  # Two stacks of 6 layers, 16 sequences a device; capacities are 1.25 T / 64.
+  rows = 64 * 6 * 5120 * (2 * 80 + 2 * 18)
+  assert plan['all_to_all']['payload_per_device'] == 6 * 2 * rows
+  found = 6 * 2 * rows * 15 // 16 * 512
+  assert plan['all_to_all_bytes_per_step'] == found
+
+
+def test_program_fails_in_one_line():
+  done = run('--config=configs/quickstart.py', '--mesh=exact(data=3)')
+  assert done.returncode == 1 and not done.stdout
+  assert re.fullmatch(r'error: train\.batch_size=8 is not .*\n', done.stderr)
