@@ -153,6 +153,12 @@ def test_attention_dropout_keeps_its_mean_and_its_mask():
   np.testing.assert_allclose(
     near, make().apply(v, x, x, mask, None, bias), atol=1e-5
   )
+  # Tokens that are alike stay alike: one draw for all queries of a head.
+  everyone, same = jnp.ones((2, 6, 6), bool), jnp.ones((2, 6, 8))
+  out = make(dropout=0.5).apply(
+    v, same, same, everyone, rngs={'dropout': jax.random.key(1)}
+  )
+  np.testing.assert_allclose(out - out[:, :1], 0, atol=1e-6)
   # The future stays unseen.
   key = jax.random.key(0)
   other = run(key, x.at[:, 4:].set(1.0))
