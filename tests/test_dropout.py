@@ -134,35 +134,32 @@ def test_ffn_drops_hidden_units(spec):
 def test_attention_dropout_keeps_its_mean_and_its_mask():
   """T5X: weights are dropped for all queries of a head alike."""
   x = jax.random.normal(jax.random.key(0), (2, 6, 8))
-  mask = jnp.tril(jnp.ones((6, 6), bool))[None].repeat(2, 0)
+  past = jnp.tril(jnp.ones((6, 6), bool))[None].repeat(2, 0)
+  bias = jax.random.normal(jax.random.key(2), (2, 2, 6, 6))
   make = functools.partial(attention.Attention, 2, 4, rope=False)
-  v = nn.unbox(make().init(jax.random.key(1), x, x, mask))
-  clean = np.asarray(make().apply(v, x, x, mask))
-  run = jax.jit(
-    lambda key, x: make(dropout=0.5).apply(v, x, x, mask, rngs={'dropout': key})
-  )
-  keys = jax.random.split(jax.random.key(3), 800)
-  draws = np.asarray(jax.vmap(run, (0, None))(keys, x))
+  v = nn.unbox(jax.jit(make().init)(jax.random.key(1), x, x, past))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(rate, seed, x, mask):
+    m, rngs = make(dropout=rate), {'dropout': jax.random.key(seed)}
+    return m.apply(v, x, x, mask, None, bias, rngs=rngs)
+
+  clean = np.asarray(run(0.0, 0, x, past))
+  draws = np.stack([run(0.5, seed, x, past) for seed in range(800)])
   assert draws.std(0).max() > 0.05
   np.testing.assert_allclose(draws.mean(0), clean, atol=0.15)
   # With a rate near 0 it is the attention that evaluation runs.
-  bias = jax.random.normal(jax.random.key(2), (2, 2, 6, 6))
-  near = make(dropout=1e-9).apply(
-    v, x, x, mask, None, bias, rngs={'dropout': jax.random.key(0)}
-  )
-  np.testing.assert_allclose(
-    near, make().apply(v, x, x, mask, None, bias), atol=1e-5
-  )
-  # Tokens that are alike stay alike: one draw for all queries of a head.
-  everyone, same = jnp.ones((2, 6, 6), bool), jnp.ones((2, 6, 8))
-  out = make(dropout=0.5).apply(
-    v, same, same, everyone, rngs={'dropout': jax.random.key(1)}
-  )
-  np.testing.assert_allclose(out - out[:, :1], 0, atol=1e-6)
+  np.testing.assert_allclose(run(1e-9, 0, x, past), clean, atol=1e-5)
   # The future stays unseen.
-  key = jax.random.key(0)
-  other = run(key, x.at[:, 4:].set(1.0))
-  np.testing.assert_array_equal(other[:, :4], run(key, x)[:, :4])
+  other = run(0.5, 0, x.at[:, 4:].set(1.0), past)
+  np.testing.assert_array_equal(other[:, :4], draws[0][:, :4])
+  # One draw for all queries of a head: dropped keys are the same for all, so
+  # that with one key each head gives 0 or twice its value to everybody.
+  one = jnp.zeros((2, 6, 6), bool).at[:, :, 0].set(True)
+  out, whole = run(0.5, 0, x, one), np.asarray(run(0.0, 0, x, one))
+  np.testing.assert_allclose(whole - whole[:, :1], 0, atol=1e-6)
+  np.testing.assert_allclose(out - out[:, :1], 0, atol=1e-6)
+  assert np.abs(out - whole).max() > 0.01
 
 
 def test_padding_is_routed_where_asked():
