@@ -273,11 +273,12 @@ def test_hlo_counter_sees_tuples_and_asynchronous_pairs():
   %b = (f32[2]{0}, f32[4]{0}) all-reduce(%x, %y), to_apply=%add
   %c = (f32[2], f32[4]) all-gather-start(%x), dimensions={0}
   %d = f32[4] all-gather-done(%c)
-  %e = f32[4] ragged-all-to-all(%x, %y)
+  %w = (f32[1], f32[1], f32[1], f32[1], f32[1], /*index=5*/f32[1]) all-to-all(%x)
+  ROOT %e = f32[4] ragged-all-to-all(%x, %y)
   %f = f32[4] fusion(%a), calls=%all-to-all.1
   """
   assert hlo.count_collectives(text) == {
-    'all-to-all': 1,
+    'all-to-all': 2,
     'all-reduce': 1,
     'all-gather': 1,
     'ragged-all-to-all': 1,

@@ -56,6 +56,15 @@ def test_mesh_errors(spec, experts, message):
     mesh_lib.shape(spec, 8, experts)
 
 
+def test_a_mesh_that_need_not_exist_takes_any_size():
+  sizes = mesh_lib.shape('exact(data=3, expert=16)', None, 32)
+  assert sizes == mesh_lib.exact(data=3, expert=16)
+  with pytest.raises(ValueError, match='sizes that do: 1, 2, 4, 8, 16, 32$'):
+    mesh_lib.shape('exact(expert=5)', None, 32)
+  with pytest.raises(ValueError, match="unknown mesh 'auto'; valid: exact"):
+    mesh_lib.shape('auto()', None, 32)
+
+
 def test_one_mesh_axis_shards_one_dimension():
   shape = dict(data=2, fsdp=2, expert=2, model=1)
   assert rules.spec(('batch', None), shape) == P(

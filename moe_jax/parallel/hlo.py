@@ -21,9 +21,9 @@ def count_collectives(text: str) -> dict[str, int]:
   """
   counts = {}
   for kind in _COLLECTIVES:
-    # An instruction is 'name = shape op(...'; the shape may be a tuple with
-    # spaces, and 'ragged-all-to-all' ends like 'all-to-all'.
-    found = re.findall(rf'= [^=\n]*?(?<![\w-]){kind}(?:-start)?\(', text)
+    # An instruction is 'name = shape op(...'. The shape may be a tuple with
+    # spaces and, past five parts, '/*index=5*/' in it; operands are '%name'.
+    found = re.findall(rf' {kind}(?:-start)?\(', text)
     if found:
       counts[kind] = len(found)
   return counts

@@ -65,19 +65,16 @@ def shape(
   for name, n in sizes.items():
     if not isinstance(n, int) or n < 1:
       raise ValueError(f'mesh: {name}={n!r} must be a whole number from 1')
-  if num_devices is None:
-    num_devices = math.prod(sizes.values())
-  if math.prod(sizes.values()) != num_devices:
+  needed = math.prod(sizes.values())
+  if num_devices not in (None, needed):
     raise ValueError(
-      f'mesh {spec!r} needs {math.prod(sizes.values())} devices, found '
-      f"{num_devices}; 'auto()' fits what is found"
+      f'mesh {spec!r} needs {needed} devices, found {num_devices}; '
+      "'auto()' fits what is found"
     )
   if num_experts % sizes['expert']:
-    valid = [
-      n
-      for n in range(1, num_devices + 1)
-      if num_devices % n == 0 and num_experts % n == 0
-    ]
+    # Devices that are not there yet may be any number.
+    common = math.gcd(num_experts, num_devices or num_experts)
+    valid = [n for n in range(1, common + 1) if common % n == 0]
     raise ValueError(
       f'num_experts={num_experts} is not divisible by the expert axis of size '
       f'{sizes["expert"]}; sizes that do: {", ".join(map(str, valid))}'
