@@ -91,6 +91,7 @@ MESHES = [
     ('scatter()', MESHES[2], 'row'),
     ('einsum()', MESHES[1], 'row'),
     ('dense()', MESHES[2], 'row'),
+    ('scatter(pipeline_degree=2)', MESHES[1], 'row'),
     ('scatter()', MESHES[2], 'shared'),
     ('scatter()', MESHES[1], 'expert'),
   ],

@@ -179,6 +179,8 @@ CELLS = [
   ('scatter()', MESHES[2], "top_k(k=2, renormalize='kept')", 0.5, None),
   ('scatter()', MESHES[1], 'top_k(k=3, renormalize=False)', 1.0, None),
   ('scatter()', dict(model=8), 'top_k()', 1.0, 'mlp(d_ff=16, bias=True)'),
+  ('scatter(pipeline_degree=3)', MESHES[1], 'top_k()', 1.0, None),
+  ('scatter(pipeline_degree=2, host=2)', MESHES[1], 'switch()', 0.5, None),
 ]
 
 
@@ -260,6 +262,18 @@ def test_forward_has_two_all_to_alls_and_one_sum():
   assert set(counts) == {'all-reduce'}
 
 
+@pytest.mark.parametrize(
+  ('options', 'exchanges'),
+  [('host=2', 4), ('pipeline_degree=2', 4), ('host=4', 2)],
+)
+def test_stages_and_chunks_multiply_the_exchanges(options, exchanges):
+  """A host of the whole axis leaves nothing to exchange across hosts."""
+  m = layer(f'scatter({options})', sizes=dict(data=2, expert=4))
+  forward = jax.jit(lambda v, x: m.apply(v, x, train=True))
+  text = forward.lower(variables(), X).compile().as_text()
+  assert hlo.count_collectives(text)['all-to-all'] == exchanges
+
+
 def test_one_device_has_no_collective():
   m = layer('scatter()')
   forward = jax.jit(lambda v, x: m.apply(v, x, train=True))
@@ -273,7 +287,7 @@ def test_hlo_counter_sees_tuples_and_asynchronous_pairs():
   %b = (f32[2]{0}, f32[4]{0}) all-reduce(%x, %y), to_apply=%add
   %c = (f32[2], f32[4]) all-gather-start(%x), dimensions={0}
   %d = f32[4] all-gather-done(%c)
-  %w = (f32[1], f32[1], f32[1], f32[1], f32[1], /*index=5*/f32[1]) all-to-all(%x)
+  %w = (f32[1], f32[1], f32[1], f32[1], f32[1], /*index=5*/f32[1]) all-to-all()
   ROOT %e = f32[4] ragged-all-to-all(%x, %y)
   %f = f32[4] fusion(%a), calls=%all-to-all.1
   """
@@ -381,6 +395,10 @@ def test_errors_name_value_and_choices():
     trace(layer(sizes=dict(data=8)), X[:4])
   with pytest.raises(ValueError, match="'both'; valid: none, shared, gated"):
     trace(layer(dense_branch='both'))
+  with pytest.raises(ValueError, match=r'host=3 does not divide .* size 4'):
+    trace(layer('scatter(host=3)', sizes=dict(data=2, expert=4)))
+  with pytest.raises(ValueError, match='pipeline_degree=0 must be a whole'):
+    layer('scatter(pipeline_degree=0)')
   with pytest.raises(ValueError, match='k=5 exceeds num_experts=4'):
     trace(layer(router='top_k(k=5)'), method='init')
 

@@ -14,7 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 from moe_jax.data import tokenizers
 from moe_jax.models import factory
-from moe_jax.parallel import axes, distributed, mesh as mesh_lib, rules
+from moe_jax.parallel import (
+  axes,
+  collectives,
+  distributed,
+  mesh as mesh_lib,
+  rules,
+)
 from moe_jax.training import session as session_lib
 from tests import tiny
 
@@ -59,7 +65,7 @@ def test_mesh_errors(spec, experts, message):
 def test_a_mesh_that_need_not_exist_takes_any_size():
   sizes = mesh_lib.shape('exact(data=3, expert=16)', None, 32)
   assert sizes == mesh_lib.exact(data=3, expert=16)
-  with pytest.raises(ValueError, match='sizes that do: 1, 2, 4, 8, 16, 32$'):
+  with pytest.raises(ValueError, match=r'sizes that do: 1, 2, 4, 8, 16, 32$'):
     mesh_lib.shape('exact(expert=5)', None, 32)
   with pytest.raises(ValueError, match="unknown mesh 'auto'; valid: exact"):
     mesh_lib.shape('auto()', None, 32)
@@ -158,6 +164,29 @@ def test_vocabulary(rows, model, want):
   mesh = mesh_lib.abstract(mesh_lib.exact(model=model))
   tokenizer = tokenizers.build('bytes()')
   assert session_lib.vocab_size(config, tokenizer, mesh) == want
+
+
+@pytest.mark.parametrize(('split', 'concat'), [(0, 1), (1, 0), (0, 0)])
+def test_two_stages_are_one_exchange(split, concat):
+  """Inside hosts of 2 or 4 and then across, on an axis of 8."""
+  mesh = mesh_lib.make(mesh_lib.exact(expert=8))
+  shape = (16, 6, 3) if split == 0 else (4, 16, 3)
+  x = np.arange(8.0 * np.prod(shape)).reshape(8 * shape[0], *shape[1:])
+  found = []
+  for host in (1, 2, 4):
+    exchange = jax.shard_map(
+      lambda v, host=host: collectives.all_to_all(
+        v, ('expert',), split=split, concat=concat, name='x', host=host
+      ),
+      mesh=mesh,
+      in_specs=P('expert'),
+      out_specs=P('expert'),
+    )
+    weigh = lambda v, f=exchange: (jax.numpy.sin(f(v)) * f(v)).sum()
+    found.append((jax.jit(exchange)(x), jax.jit(jax.grad(weigh))(x)))
+  for values, gradients in found[1:]:
+    np.testing.assert_array_equal(values, found[0][0])
+    np.testing.assert_allclose(gradients, found[0][1], rtol=1e-6)
 
 
 def test_process_flags_go_together():

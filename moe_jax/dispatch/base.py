@@ -103,10 +103,18 @@ def local_experts(axes: Axes, params: experts_base.Params) -> jax.Array:
   return collectives.index(axes.expert) * e + jnp.arange(e, dtype=jnp.int32)
 
 
-def exchanged_ops(key, params, axes: Axes, G: int, C: int):
-  """`buffer_ops` for the rows [e, n * G * C, D] that an all-to-all brought."""
+def exchanged_ops(key, params, axes: Axes, G: int, C: int, seats=None):
+  """`buffer_ops` for the rows [e, n * G * C, D] that an all-to-all brought.
+
+  Args:
+    key, axes: as in `Dispatch`.
+    params: this device's experts.
+    G, C: groups of a device, rows of an expert in a group.
+    seats: the range of an expert's rows that are there; None is all C.
+  """
   group = exchanged_groups(axes, G)[:, None]
-  rows_R = (group * C + jnp.arange(C, dtype=jnp.int32)).reshape(-1)
+  seat = jnp.asarray(seats or range(C), jnp.int32)
+  rows_R = (group * C + seat).reshape(-1)
   drop = dropper(key, local_experts(axes, params), rows_R, axes)
   return buffer_ops(axes.model, drop)
 

@@ -6,11 +6,17 @@ with static shapes.
 
 Per device: E x G x C rows of width D are sent, computed and returned. Forward
 compiles to two all-to-alls where the expert axis exceeds 1 and to no other
-collective; backward to two more. Dropless (C = T) pads E / K times: for small
-models, tests and generation.
+collective; backward to two more; each of them once for every chunk, and in two
+stages with `host`. Dropless (C = T) pads E / K times: for small models, tests
+and generation.
+
+Chunks overlap communication and compute, and two stages make few large messages
+between hosts of many small ones, as in Tutel (Hwang et al. 2022,
+arXiv:2206.03382; recalled, not read).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +30,39 @@ from moe_jax.parallel import collectives, compat
 @registry.register
 @dataclasses.dataclass(frozen=True)
 class Scatter(base.Dispatch):
-  """No options."""
+  """An exchange of padded buffers.
+
+  Attributes:
+    pipeline_degree: chunks that the rows of an expert are exchanged and
+      computed in, so that one chunk's exchange can run beside another's
+      products. Rows are padded to a multiple.
+    host: devices of a host on the expert axis; above 1 the exchange is in two
+      stages, inside hosts and across.
+  """
+
+  pipeline_degree: int = 1
+  host: int = 1
+
+  def __post_init__(self):
+    for name in ('pipeline_degree', 'host'):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise ValueError(
+          f'scatter: {name}={value!r} must be a whole number from 1'
+        )
 
   def __call__(self, experts, params, x_GTD, seated, axes, key):
     G, T, D = x_GTD.shape
-    r, C, E = seated.routing, seated.rows, seated.routing.num_experts
+    r, E = seated.routing, seated.routing.num_experts
     N = r.token_N.shape[1]
+    chunk = -(-seated.rows // self.pipeline_degree)
+    C = chunk * self.pipeline_degree
     group_G = jnp.arange(G, dtype=jnp.int32)[:, None]
 
     # Row (e, g, c) of the flattened buffers holds one edge, or is empty.
     edge_GEC = jax.vmap(base.buffer_edges)(seated)
+    padding = ((0, 0), (0, 0), (0, C - seated.rows))
+    edge_GEC = jnp.pad(edge_GEC, padding, constant_values=N)
     edge_GR = edge_GEC.reshape(G, E * C)
     empty_GR = edge_GR == N
     token_GR = jnp.take_along_axis(r.token_N, jnp.minimum(edge_GR, N - 1), 1)
@@ -60,15 +89,12 @@ class Scatter(base.Dispatch):
       rows_RD *= to_EGC(weight_GR)[:, None].astype(rows_RD.dtype)
       weight_GN = jnp.ones_like(weight_GN)
 
-    rows = rows_RD.reshape(E, G * C, D)
-    rows = collectives.all_to_all(
-      rows, axes.expert, split=0, concat=1, name=collectives.DISPATCHED
-    )
-    rows = experts(params, rows, base.exchanged_ops(key, params, axes, G, C))
-    rows = collectives.all_to_all(
-      rows, axes.expert, split=1, concat=0, name=collectives.RETURNED
-    )
-    y_RD = rows.reshape(E * G * C, D)
+    buffers = rows_RD.reshape(E, G, self.pipeline_degree, chunk, D)
+    chunks = [
+      self._chunk(experts, params, buffers[:, :, i], seated, axes, key, i)
+      for i in range(self.pipeline_degree)
+    ]
+    y_RD = jnp.stack(chunks, axis=2).reshape(E * G * C, D)
 
     if r.choices is None:
       y_TD = permute.from_rows_by_edges(
@@ -90,6 +116,24 @@ class Scatter(base.Dispatch):
       weight_KT = compat.device_varying(weight_KT, compat.varying(y_RD))
       y_TD = permute.from_rows(y_RD, weight_KT, token_R, edge_R, row_KT)
     return y_TD.reshape(G, T, D), seated.cause_N
+
+  def _chunk(self, experts, params, rows, seated, axes, key, i):
+    """Rows [E, G, chunk, D] to their experts and back."""
+    E, G, chunk, D = rows.shape
+    exchange = functools.partial(
+      collectives.all_to_all, axes=axes.expert, host=self.host
+    )
+    rows = exchange(
+      rows.reshape(E, G * chunk, D),
+      split=0,
+      concat=1,
+      name=collectives.DISPATCHED,
+    )
+    seats = range(i * chunk, (i + 1) * chunk)
+    ops = base.exchanged_ops(key, params, axes, G, seated.rows, seats)
+    rows = experts(params, rows, ops)
+    rows = exchange(rows, split=1, concat=0, name=collectives.RETURNED)
+    return rows.reshape(E, G, chunk, D)
 
 
 def _edge_by_choice(edge_R, group_R, G, T, N):

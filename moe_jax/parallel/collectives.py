@@ -16,9 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 DISPATCHED, RETURNED = 'moe_dispatched', 'moe_returned'
 
 
-def all_to_all(
-  x, axes, *, split: int, concat: int, name: str, host: int = 1
-):
+def all_to_all(x, axes, *, split: int, concat: int, name: str, host: int = 1):
   """Splits dimension `split` over `axes`, concatenates along `concat`.
 
   Args:
