@@ -123,6 +123,8 @@ EXPERTS = (
 DISPATCH = (
   Row('dense()'),
   Row('einsum()', '2006.16668'),
+  Row('gather_reduce()', '2211.15841'),
+  Row("ragged_all_to_all(overflow='gather_reduce')", '2211.15841'),
   Row('scatter()', '2006.16668'),
 )
 

@@ -47,7 +47,7 @@ ALLOWED = {
   'types': set(),
   'registry': set(),
   'parallel': {'registry'},
-  'kernels': {'parallel'},
+  'kernels': {'registry', 'parallel'},
   'routers': CORE,
   'balancing': CORE,
   'experts': CORE,

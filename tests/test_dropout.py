@@ -94,6 +94,8 @@ MESHES = [
     ('scatter(pipeline_degree=2)', MESHES[1], 'row'),
     ('scatter()', MESHES[2], 'shared'),
     ('scatter()', MESHES[1], 'expert'),
+    ('gather_reduce()', MESHES[1], 'row'),
+    ('ragged_all_to_all(buffer_factor=9.0)', MESHES[2], 'row'),
   ],
 )
 def test_masks_do_not_depend_on_the_mesh(dispatch, sizes, mask):

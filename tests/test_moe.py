@@ -161,6 +161,7 @@ def test_dense_equals_loops(router, capacity_factor):
   np.testing.assert_array_equal(aux.stats['loss_free_bias']['load'], load)
 
 
+EXACT = "ragged_all_to_all(buffer_factor=1.0, overflow='gather_reduce')"
 # All pairs of dispatch and mesh, and each router, expert kind and capacity on
 # some of them; the full product would compile for an hour.
 CELLS = [
@@ -181,6 +182,13 @@ CELLS = [
   ('scatter()', dict(model=8), 'top_k()', 1.0, 'mlp(d_ff=16, bias=True)'),
   ('scatter(pipeline_degree=3)', MESHES[1], 'top_k()', 1.0, None),
   ('scatter(pipeline_degree=2, host=2)', MESHES[1], 'switch()', 0.5, None),
+  ('gather_reduce()', MESHES[0], 'switch()', 1.0, None),
+  ('gather_reduce()', MESHES[1], "top_k(k=2, renormalize='kept')", 0.5, None),
+  ('gather_reduce()', MESHES[2], 'top_k()', 1.0, 'glu()'),
+  ("ragged_all_to_all(clip='priority')", MESHES[0], 'top_k()', 0.5, None),
+  (EXACT, MESHES[1], 'top_k()', None, None),
+  (EXACT, MESHES[2], "top_k(k=2, renormalize='kept')", 0.5, None),
+  ('ragged_all_to_all()', MESHES[3], 'top_k()', None, None),
 ]
 
 
@@ -208,48 +216,60 @@ def test_gradients_do_not_need_the_type_checker(monkeypatch):
   close(run(m, variables()), checked)
 
 
-@pytest.mark.parametrize('dispatch', [r.spec for r in rows.DISPATCH])
-@pytest.mark.parametrize('order', ['by_expert', 'reversed'])
-def test_edges_in_any_order_and_weights_on_the_input(dispatch, order):
-  """No `choices` hint (expert choice stores so), and Llama 4's side."""
-  base_router = registry.build('routers', 'top_k()')
+ORDERS = [('by_expert', 'output'), ('reversed', 'input'), ('stored', 'input')]
+
+
+@struct.dataclass
+class Reordered(routers.Router):
+  """Top-2 with its edges in another order, seated as before."""
+
+  order: str = struct.field(pytree_node=False)
+  weight_on: str = struct.field(pytree_node=False)
+
+  def init(self, key, E, D):
+    return routers.init_linear(key, E, D)
+
+  def experts_per_token(self, E):
+    return 2.0
+
+  def __call__(self, params, x_TD, ctx):
+    r = registry.build('routers', 'top_k()')(params, x_TD, ctx)
+    place = jnp.arange(r.expert_N.shape[0], dtype=jnp.int32)
+    if self.order == 'stored':
+      return r.replace(weight_on=self.weight_on)
+    by_expert = self.order == 'by_expert'
+    at = jnp.argsort(r.expert_N) if by_expert else place[::-1]
+    return r.replace(
+      token_N=r.token_N[at],
+      expert_N=r.expert_N[at],
+      weight_N=r.weight_N[at],
+      priority_N=place[at],
+      choices=None,
+      weight_on=self.weight_on,
+    )
+
+
+@functools.cache
+def run_reordered(dispatch, order, weight_on):
   m = layer(dispatch, sizes=dict(data=2, expert=4), experts='mlp()')
-  v = variables(experts='mlp()')
-
-  @struct.dataclass
-  class Reordered(routers.Router):
-    weight_on: str = struct.field(pytree_node=False, default='output')
-
-    def init(self, key, E, D):
-      return base_router.init(key, E, D)
-
-    def experts_per_token(self, E):
-      return 2.0
-
-    def __call__(self, params, x_TD, ctx):
-      r = base_router(params, x_TD, ctx)
-      place = jnp.arange(r.expert_N.shape[0], dtype=jnp.int32)
-      at = jnp.argsort(r.expert_N) if order == 'by_expert' else place[::-1]
-      return r.replace(
-        token_N=r.token_N[at],
-        expert_N=r.expert_N[at],
-        weight_N=r.weight_N[at],
-        priority_N=place[at],  # seated as before
-        choices=None,
-        weight_on=self.weight_on,
-      )
-
   # First choices are not known without the hint.
   rule = registry.build('balancing', "switch_loss(count='all')")
-  m = m.clone(router=Reordered(), balance=(rule, *m.balance[1:]))
-  ordered = m.clone(router=base_router)
-  close(run(m, v), run(ordered, v))
-  on_input = m.clone(router=Reordered(weight_on='input'))
-  if dispatch != 'dense()':
-    dense = on_input.clone(dispatch=registry.build('dispatch', 'dense()'))
-    close(run(on_input, v), run(dense, v))
-  # A ReLU expert without biases is homogeneous: the side does not matter.
-  close(run(on_input, v), run(ordered, v))
+  router = Reordered(order, weight_on)
+  m = m.clone(router=router, balance=(rule, *m.balance[1:]))
+  return run(m, variables(experts='mlp()'))
+
+
+@pytest.mark.parametrize('dispatch', [r.spec for r in rows.DISPATCH])
+@pytest.mark.parametrize(('order', 'weight_on'), ORDERS)
+def test_edges_in_any_order_and_weights_on_the_input(
+  dispatch, order, weight_on
+):
+  """No `choices` hint (expert choice stores so), and Llama 4's side.
+
+  A ReLU expert without biases is homogeneous: the side does not matter.
+  """
+  stored = run_reordered('dense()', 'stored', 'output')
+  close(run_reordered(dispatch, order, weight_on), stored)
 
 
 def test_forward_has_two_all_to_alls_and_one_sum():

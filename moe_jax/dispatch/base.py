@@ -1,4 +1,8 @@
-"""What a dispatch is, and the buffers that most share."""
+"""What a dispatch is, and the two layouts that they share.
+
+Buffers: each expert has C rows for each group, some of them empty. Sorted rows:
+those of `kernels.sorted_rows`, without gaps.
+"""
 
 import abc
 
@@ -7,6 +11,7 @@ import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.experts import base as experts_base
+from moe_jax.kernels import grouped, sorted_rows
 from moe_jax.parallel import collectives
 from moe_jax.parallel.axes import Axes
 
@@ -72,13 +77,18 @@ def dropper(key, expert_e: jax.Array, row_R: jax.Array, axes: Axes):
     else:
       row = lambda k, r: draw(jax.random.fold_in(k, r), wide)
       keep = jax.vmap(lambda k: jax.vmap(lambda r: row(k, r))(row_R))(keys_e)
-    if axes.model and mask != 'expert':
-      own = hidden.shape[-1]
-      at = jax.lax.axis_index(axes.model) * own
-      keep = jax.lax.dynamic_slice_in_dim(keep, at, own, axis=-1)
-    return jnp.where(keep, hidden / (1 - rate), 0).astype(hidden.dtype)
+    return _dropped(hidden, keep, rate, axes)
 
   return drop
+
+
+def _dropped(hidden, keep, rate, axes):
+  """Dropout, given what to keep of the whole width, or of every unit."""
+  if axes.model and keep.shape[-1] > 1:
+    own = hidden.shape[-1]
+    at = jax.lax.axis_index(axes.model) * own
+    keep = jax.lax.dynamic_slice_in_dim(keep, at, own, axis=-1)
+  return jnp.where(keep, hidden / (1 - rate), 0).astype(hidden.dtype)
 
 
 def local_groups(axes: Axes, G: int) -> jax.Array:
@@ -119,12 +129,147 @@ def exchanged_ops(key, params, axes: Axes, G: int, C: int, seats=None):
   return buffer_ops(axes.model, drop)
 
 
+def kept_counts(seated: types.Seated) -> jax.Array:
+  """int32 [G, E], the rows of each expert in each group."""
+  capacity_E = jnp.asarray(seated.capacity_E, jnp.int32)
+  return jnp.minimum(seated.count_E, capacity_E)
+
+
+def most_rows(seated: types.Seated, G: int, e: int) -> int:
+  """R, the most rows that G groups can have at e experts together."""
+  return G * min(seated.order_N.shape[-1], e * seated.rows)
+
+
+def run_sorted(
+  experts, params, rows_RD, count_Ge, seated, axes: Axes, key, matmul: str
+):
+  """The experts on sorted rows [R, D] of the groups of an expert axis.
+
+  Args:
+    experts, params, axes, key: as in `Dispatch`.
+    rows_RD: sorted by local expert, group, seat; rows past the last may hold
+      anything.
+    count_Ge: int32, rows of each group (in the order of `exchanged_groups`) at
+      each local expert.
+    seated: of this device's groups.
+    matmul: call string of `kernels.grouped`.
+  """
+  R, (H, _) = rows_RD.shape[0], count_Ge.shape
+  product, size_e = grouped.build(matmul), count_Ge.sum(0)
+  drop = None
+  if key is not None:
+    queue_R, slot_R = sorted_rows.segment(count_Ge.T.reshape(-1), R)
+    group_H = exchanged_groups(axes, H // axes.size(axes.expert))
+    expert_R = local_experts(axes, params)[queue_R // H]
+    row_R = group_H[queue_R % H] * seated.rows + slot_R
+    drop = sorted_dropper(key, expert_R, row_R, axes)
+  ops = sorted_ops(product, size_e, R, axes.model, drop)
+  return experts(params, rows_RD, ops)
+
+
+def sorted_ops(matmul, size_e, R: int, model: tuple[str, ...], drop=None):
+  """Operations on sorted rows [R, D].
+
+  Args:
+    matmul: from `kernels.grouped`.
+    size_e: int32, rows of each expert.
+    R: rows, those past the experts' included.
+    model, drop: as in `buffer_ops`.
+  """
+
+  # A product with ones, because its gradient is then a sum over an expert's
+  # rows in float32, and not a scatter-add; rows of no expert get zeros.
+  def spread(b_eF):
+    return matmul(jnp.ones((R, 1), b_eF.dtype), b_eF[:, None], size_e)
+
+  def once(b_eD):
+    first = jax.lax.axis_index(model) == 0 if model else True
+    return spread(jnp.where(first, b_eD, jnp.zeros_like(b_eD)))
+
+  return experts_base.Ops(
+    dot=lambda x, w: matmul(x, w, size_e),
+    spread=spread,
+    once=once,
+    drop=drop or (lambda hidden, rate, mask: hidden),
+  )
+
+
+def sorted_dropper(key, expert_R: jax.Array, row_R: jax.Array, axes: Axes):
+  """`dropper` for sorted rows [R, F / model]: the same masks.
+
+  Args:
+    key: of the layer and step.
+    expert_R, row_R: int32, global number of the expert, and the number that
+      `dropper` takes, of each row.
+    axes: mesh axes.
+  """
+
+  def drop(hidden, rate, mask):
+    if not rate:
+      return hidden
+    wide = hidden.shape[-1] * axes.size(axes.model)
+
+    def draw(expert, row):
+      k = jax.random.fold_in(key, expert)
+      if mask == 'row':
+        k = jax.random.fold_in(k, row)
+      width = 1 if mask == 'expert' else wide
+      return jax.random.bernoulli(k, 1 - rate, (width,))
+
+    return _dropped(hidden, jax.vmap(draw)(expert_R, row_R), rate, axes)
+
+  return drop
+
+
+def gather_reduce(
+  experts, params, x_GTD, seated: types.Seated, axes: Axes, key, matmul: str
+) -> jax.Array:
+  """The path of the dispatch of that name, also a fallback of others.
+
+  Arguments as in `Dispatch`, `matmul` as in `run_sorted`; returns y_GTD.
+  """
+  r, T = seated.routing, x_GTD.shape[1]
+  N, E = r.expert_N.shape[-1], r.num_experts
+  e = E // axes.size(axes.expert)
+
+  def gather(v):
+    name = collectives.DISPATCHED
+    return collectives.all_gather(v, axes.expert, dim=0, name=name)
+
+  x_HTD, weight_HN = gather(x_GTD), gather(r.weight_N)
+  edges = r.expert_N, seated.slot_N, r.token_N, kept_counts(seated)
+  edges = gather(jnp.concatenate(edges, axis=1))
+  expert_HN, slot_HN, token_HN, count_HE = jnp.split(
+    edges, (N, 2 * N, 3 * N), axis=1
+  )
+  first = collectives.index(axes.expert) * e
+  count_He = jax.lax.dynamic_slice_in_dim(count_HE, first, e, axis=1)
+  R = most_rows(seated, x_HTD.shape[0], e)
+  row_HN = sorted_rows.places(expert_HN - first, slot_HN, count_He, R)
+  rows = sorted_rows.Rows(
+    token_HN, weight_HN, row_HN, R, T, r.choices, r.weight_on
+  )
+  y_RD = run_sorted(
+    experts, params, rows.collect(x_HTD), count_He, seated, axes, key, matmul
+  )
+  y_HTD = rows.combine(y_RD, jnp.float32)
+  y_GTD = collectives.reduce_scatter(
+    y_HTD, axes.expert, dim=0, name=collectives.RETURNED
+  )
+  return y_GTD.astype(x_GTD.dtype)
+
+
 class Dispatch(abc.ABC):
   """Takes rows to their experts and back, inside the region.
 
   Concrete dispatches are frozen dataclasses. The result is a partial sum over
   the `model` axis where that splits the experts' hidden width.
+
+  Attributes:
+    random: whether training draws; it then gets a key, dropout or not.
   """
+
+  random: bool = False
 
   @abc.abstractmethod
   def __call__(
@@ -144,7 +289,8 @@ class Dispatch(abc.ABC):
       x_GTD: tokens.
       seated: with leading axis G.
       axes: mesh axes.
-      key: of the experts' dropout, the same on all devices; None is without.
+      key: of the experts' dropout and of what is `random`, the same on all
+        devices; None is without.
 
     Returns:
       y_GTD in the dtype of x, and int32 cause_GN: the seating's causes, with

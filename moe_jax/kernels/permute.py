@@ -10,6 +10,8 @@ All indices address flattened arrays: token `g * T + t`, row of the buffers.
 An index past the end reads zeros.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +19,19 @@ import jax.numpy as jnp
 def take(x_ND: jax.Array, index: jax.Array) -> jax.Array:
   """x[index], zeros where the index is past the end."""
   return x_ND.at[index].get(mode='fill', fill_value=0)
+
+
+@jax.custom_vjp
+def reorder(x_RD: jax.Array, index_R: jax.Array, inverse_R: jax.Array):
+  """take(x, index), whose transpose is take(dy, inverse)."""
+  del inverse_R
+  return take(x_RD, index_R)
+
+
+reorder.defvjp(
+  lambda x, index, inverse: (reorder(x, index, inverse), inverse),
+  lambda inverse, dy: (take(dy, inverse), None, None),
+)
 
 
 @jax.custom_vjp
@@ -44,11 +59,11 @@ def _to_rows_bwd(row_KT, dy_RD):
 to_rows.defvjp(_to_rows_fwd, _to_rows_bwd)
 
 
-@jax.custom_vjp
-def from_rows(y_RD, weight_KT, token_R, edge_R, row_KT):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def from_rows(y_RD, weight_KT, token_R, edge_R, row_KT, dtype=None):
   """Weighted sum of each token's K rows: [R, D] -> [T, D].
 
-  Products and the sum over K are float32, the result has the rows' dtype.
+  Products and the sum over K are float32.
 
   Args:
     y_RD: rows from the experts.
@@ -56,18 +71,20 @@ def from_rows(y_RD, weight_KT, token_R, edge_R, row_KT):
     token_R, edge_R: int32, the token and the edge (k * T + t) of each row; past
       the end where the row is empty.
     row_KT: int32, the row of each edge; R where dropped.
+    dtype: of the result; None is the rows'.
   """
   del token_R, edge_R
   y_KTD = take(y_RD, row_KT).astype(jnp.float32)
-  return (weight_KT[..., None] * y_KTD).sum(0).astype(y_RD.dtype)
+  return (weight_KT[..., None] * y_KTD).sum(0).astype(dtype or y_RD.dtype)
 
 
-def _from_rows_fwd(y_RD, weight_KT, token_R, edge_R, row_KT):
-  out = from_rows(y_RD, weight_KT, token_R, edge_R, row_KT)
+def _from_rows_fwd(y_RD, weight_KT, token_R, edge_R, row_KT, dtype):
+  out = from_rows(y_RD, weight_KT, token_R, edge_R, row_KT, dtype)
   return out, (y_RD, weight_KT, token_R, edge_R, row_KT)
 
 
-def _from_rows_bwd(saved, dy_TD):
+def _from_rows_bwd(dtype, saved, dy_TD):
+  del dtype
   y_RD, weight_KT, token_R, edge_R, row_KT = saved
   weight_R = take(weight_KT.reshape(-1), edge_R)
   dy_RD = take(dy_TD, token_R).astype(jnp.float32) * weight_R[:, None]
@@ -82,8 +99,10 @@ def _from_rows_bwd(saved, dy_TD):
 from_rows.defvjp(_from_rows_fwd, _from_rows_bwd)
 
 
-def from_rows_by_edges(y_RD, weight_N, token_N, row_N, T: int) -> jax.Array:
+def from_rows_by_edges(
+  y_RD, weight_N, token_N, row_N, T: int, dtype=None
+) -> jax.Array:
   """`from_rows` for edges in any order: a scatter-add over tokens."""
   y_ND = take(y_RD, row_N).astype(jnp.float32) * weight_N[:, None]
   out = jnp.zeros((T, y_RD.shape[-1]), jnp.float32).at[token_N].add(y_ND)
-  return out.astype(y_RD.dtype)
+  return out.astype(dtype or y_RD.dtype)

@@ -125,7 +125,7 @@ class MoE(nn.Module):
     bias_E = balancing.selection_bias(self.balance, states, E)
     key = self.make_rng('router') if self.has_rng('router') else None
     drop_key = None
-    if train and self.experts.dropout:
+    if train and (self.experts.dropout or self.dispatch.random):
       drop_key = self.make_rng('dropout')
 
     C = self.rows(T, factor)

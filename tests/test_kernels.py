@@ -1,0 +1,216 @@
+"""Grouped products and sorted rows against loops in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.kernels import blocked, grouped, permute, sorted_rows
+from moe_jax.parallel import mesh as mesh_lib
+
+P = jax.sharding.PartitionSpec
+A, B = 48, 5
+SPECS = ('auto()', 'blocked()', 'blocked(rows=3)', 'loop', 'ragged_dot()')
+# Three shapes, to compile few programs.
+SIZES = {
+  'an expert without rows': ([3, 0, 7, 1], 13),
+  'all rows at one': ([0, 0, 13, 0], 13),
+  'no row at all': ([0, 0, 0, 0], 13),
+  'more experts than rows': ([1, 0] * 6, 6),
+  'one row at the end': ([0, 0, 0, 2], 300),
+  'more than a block': ([70, 130, 0, 64], 300),
+}
+
+
+def oracle(x, w, sizes, dy):
+  """Values, and gradients of the rows and the matrices, row by row."""
+  y, dx, dw = np.zeros((len(x), B)), np.zeros(x.shape), np.zeros(w.shape)
+  expert = [e for e, n in enumerate(sizes) for _ in range(n)]
+  for r, e in enumerate(expert):
+    y[r], dx[r] = x[r] @ w[e], w[e] @ dy[r]
+    dw[e] += np.outer(x[r], dy[r])
+  return y, dx, dw
+
+
+def inputs(case, dtype):
+  """Rounded to dtype, NaN in the rows past the groups."""
+  sizes, R = SIZES[case]
+  rng = np.random.default_rng(R)
+  shapes = (R, A), (len(sizes), A, B), (R, B)
+  x, w, dy = (np.array(jnp.asarray(rng.normal(size=s), dtype)) for s in shapes)
+  exact = [v.astype(np.float64) for v in (x, w, dy)]
+  want = oracle(*exact[:2], sizes, exact[2])
+  x[sum(sizes) :] = dy[sum(sizes) :] = np.nan
+  return x, w, np.int32(sizes), dy, want
+
+
+@functools.cache
+def program(spec):
+  f = grouped.build(spec)
+
+  def run(x, w, sizes, dy):
+    y, transpose = jax.vjp(lambda x, w: f(x, w, sizes), x, w)
+    return y, *transpose(dy)
+
+  return jax.jit(run)
+
+
+@pytest.mark.parametrize('case', SIZES)
+@pytest.mark.parametrize('spec', SPECS)
+def test_grouped_product(spec, case):
+  x, w, sizes, dy, want = inputs(case, jnp.float32)
+  for got, exact in zip(program(spec)(x, w, sizes, dy), want):
+    np.testing.assert_allclose(got, exact, atol=3e-5)
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_bfloat16_sums_in_float32(spec):
+  """One rounding, of the result: sums in bf16 would be off by far more."""
+  x, w, sizes, dy, want = inputs('more than a block', jnp.bfloat16)
+  for got, exact in zip(program(spec)(x, w, sizes, dy), want):
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+      np.asarray(got, np.float64), exact, rtol=2**-8, atol=1e-5
+    )
+
+
+def test_ragged_dot_where_rows_stay_unwritten(monkeypatch):
+  """Hardware leaves garbage in rows past the groups; XLA on CPU does not."""
+  real = jax.lax.ragged_dot
+
+  def spoil(v, sizes):
+    past_R1 = (jnp.arange(v.shape[0]) >= sizes.sum())[:, None]
+    return jnp.where(past_R1, jnp.nan, v)
+
+  @jax.custom_vjp
+  def unwritten(x, w, sizes):
+    return spoil(real(x, w, sizes), sizes)
+
+  def backward(args, dy):
+    x, w, sizes = args
+    dx, dw = jax.vjp(lambda x, w: real(x, w, sizes), x, w)[1](dy)
+    return spoil(dx, sizes), dw, None
+
+  unwritten.defvjp(lambda *args: (unwritten(*args), args), backward)
+  monkeypatch.setattr(jax.lax, 'ragged_dot', unwritten)
+  x, w, sizes, dy, want = inputs('more than a block', jnp.float32)
+  for got, exact in zip(
+    program.__wrapped__('ragged_dot')(x, w, sizes, dy), want
+  ):
+    np.testing.assert_allclose(got, exact, atol=3e-5)
+
+
+def test_blocks_cost_what_their_rows_cost():
+  """Of all three products; and a loop runs as often as there are blocks."""
+  b, R, E, A, B = 16, 256, 8, 64, 96
+  x, w, dy = jnp.ones((R, A)), jnp.ones((E, A, B)), jnp.ones((R, B))
+  sizes = np.array([0, 33, 1, 16, 0, 100, 17, 0], np.int32)
+  f = blocked.make(b)
+
+  def flops(g, *args):
+    # Loops are counted once.
+    return jax.jit(g).lower(*args).compile().cost_analysis()['flops']
+
+  values = flops(f, x, w, sizes)
+  both = flops(lambda *a: jax.vjp(lambda x, w: f(x, w, a[2]), *a[:2])[1](a[3]),
+               x, w, sizes, dy)  # fmt: skip
+  assert 1 <= values / (2 * b * A * B) < 1.1
+  assert 2 <= both / (2 * b * A * B) < 2.2
+
+  def seen(carry, expert, at, live_b1):
+    runs, rows, experts = carry
+    return runs + 1, rows + live_b1.sum(), experts.at[expert].add(1)
+
+  zero = jnp.int32(0)
+  runs, rows, experts = blocked._over_blocks(
+    seen, (zero, zero, jnp.zeros(E, jnp.int32)), x, sizes, b
+  )
+  np.testing.assert_array_equal(experts, -(-sizes // b))
+  assert (runs, rows) == (3 + 1 + 1 + 7 + 2, sizes.sum())
+
+
+def test_auto_chooses_by_the_platform_it_is_lowered_for():
+  x, w, sizes, dy, _ = inputs('more than a block', jnp.float32)
+  traced = program('auto()').trace(x, w, sizes, dy)
+  loops = {
+    p: traced.lower(lowering_platforms=(p,)).as_text().count('stablehlo.while')
+    for p in ('cpu', 'tpu', 'cuda')
+  }
+  assert loops == {'cpu': 3, 'tpu': 0, 'cuda': 0}
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_weights_that_all_devices_share(spec):
+  """Inside a region, types checked: their gradient is summed over devices."""
+  x, w, sizes, dy, (y, dx, dw) = inputs('more than a block', jnp.float32)
+  mesh = mesh_lib.make(mesh_lib.exact(data=2), jax.devices()[:2])
+  both = lambda v: np.concatenate([v, v])
+  f = grouped.build(spec)
+  region = jax.shard_map(
+    f, mesh=mesh, in_specs=(P('data'), P(), P()), out_specs=P('data')
+  )
+
+  @jax.jit
+  def run(x, w, dy):
+    out, transpose = jax.vjp(lambda x, w: region(x, w, sizes), x, w)
+    return out, *transpose(dy)
+
+  got = run(both(x), w, both(dy))
+  for g, want in zip(got, (both(y), both(dx), 2 * dw)):
+    np.testing.assert_allclose(g, want, atol=6e-5)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('dots()', "unknown matmul 'dots'; valid: auto, blocked, loop, ragged_dot"),
+    ('blocked(rows=0)', 'rows=0 must be a whole number from 1'),
+    ('blocked(size=4)', "argument of matmul 'blocked' 'size'; valid: rows"),
+  ],
+)
+def test_errors(spec, message):
+  with pytest.raises(ValueError, match=message):
+    grouped.build(spec)
+
+
+def test_reorder_is_a_permutation_both_ways():
+  index = np.random.default_rng(0).permutation(9)
+  f = lambda x: permute.reorder(x, *map(jnp.asarray, (index, index.argsort())))
+  x = jax.random.normal(jax.random.key(0), (9, 3))
+  y, transpose = jax.vjp(f, x)
+  np.testing.assert_array_equal(y, x[index])
+  back = np.zeros((9, 3), np.float32)
+  for r, i in enumerate(index):
+    back[i] += x[r]
+  np.testing.assert_array_equal(transpose(x)[0], back)
+
+
+def test_regroup():
+  """Rows that came by source, then expert, by expert, then source."""
+  size = np.array([[2, 0, 1], [0, 0, 3]], np.int32)
+  came = [
+    (s, e, i) for s in range(2) for e in range(3) for i in range(size[s, e])
+  ]
+  by_expert = sorted(range(6), key=lambda r: (came[r][1], came[r][0], r))
+  np.testing.assert_array_equal(
+    sorted_rows.regroup(size, 8), by_expert + [8, 8]
+  )
+  np.testing.assert_array_equal(
+    sorted_rows.regroup(size.T, 8)[:6], np.argsort(by_expert)
+  )
+
+
+def test_places_and_segments():
+  """By expert, then group, then seat; none for those who have no seat."""
+  count = np.array([[2, 1], [0, 3], [1, 1]], np.int32)  # group, expert
+  expert = np.array([[0, 0, 1, 0], [1, 1, 1, 0], [1, 0, -1, 2]], np.int32)
+  slot = np.array([[1, 0, 0, 2], [0, 2, 1, 0], [0, 0, 0, 0]], np.int32)
+  rows = sorted_rows.places(expert, slot, count, 10)
+  np.testing.assert_array_equal(
+    rows, [[1, 0, 3, 10], [4, 6, 5, 10], [7, 2, 10, 10]]
+  )
+  queue, place = sorted_rows.segment(count.T.reshape(-1), 8)
+  np.testing.assert_array_equal(queue, [0, 0, 2, 3, 4, 4, 4, 5])
+  np.testing.assert_array_equal(place, [0, 1, 0, 0, 0, 1, 2, 0])

@@ -1,0 +1,441 @@
+"""Dispatches of sorted rows: skewed loads, garbage, clipping, exchanges."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import registry, types
+from moe_jax.dispatch import base, ragged_all_to_all as ragged
+from moe_jax.parallel import (
+  axes as axes_lib,
+  collectives,
+  compat,
+  hlo,
+  mesh as mesh_lib,
+  rules,
+)
+from moe_jax.seating import seat as seating
+
+P = jax.sharding.PartitionSpec
+D, F, G = 6, 8, 8
+RECEIVER = types.RECEIVER
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A dispatch on a mesh, and the sizes of its problem (see types)."""
+
+  dispatch: str
+  mesh: tuple[tuple[str, int], ...]
+  E: int
+  K: int
+  T: int
+  C: int
+  experts: str = 'mlp(bias=True)'
+
+  @property
+  def axis(self):
+    return dict(self.mesh).get('expert', 1)
+
+
+def make_mesh(sizes):
+  sizes = mesh_lib.exact(**dict(sizes))
+  return mesh_lib.make(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+
+
+def inputs(case):
+  """Parameters, tokens, weights and a cotangent."""
+  kind = registry.build('experts', case.experts, d_ff=F)
+  params = kind.init(jax.random.key(0), case.E, D)
+  params = {k: v + 0.1 * (k in ('bi', 'bo')) for k, v in params.items()}
+  rng = np.random.default_rng(1)
+  x, out = rng.normal(size=(2, G, case.T, D)).astype(np.float32)
+  weight = rng.uniform(0.1, 1, (G, case.K * case.T)).astype(np.float32)
+  return jax.device_get(params), x, weight, out
+
+
+def region(case, remat=None):
+  """The dispatch alone; `lost_GN` are edges that it must leave out."""
+  mesh = make_mesh(case.mesh)
+  axes = axes_lib.make(mesh.shape)
+  kind = registry.build('experts', case.experts, d_ff=F)
+  dispatch = registry.build('dispatch', case.dispatch)
+  token_N = jnp.tile(jnp.arange(case.T, dtype=jnp.int32), case.K)
+
+  def device(params, x_GTD, weight_GN, expert_GN, lost_GN, key):
+    def one(weight_N, expert_N, lost_N):
+      r = types.Routing(
+        token_N, expert_N, weight_N, num_experts=case.E, choices=case.K
+      )
+      seated = seating.seat(r, (case.C,) * case.E)
+      cause_N = jnp.where(lost_N, RECEIVER, seated.cause_N)
+      return seated.replace(cause_N=cause_N)
+
+    seated = jax.vmap(one)(weight_GN, expert_GN, lost_GN)
+    x_GTD = compat.device_varying(x_GTD, axes.batch + axes.model)
+    y, cause = dispatch(kind, params, x_GTD, seated, axes, key)
+    return collectives.psum(y, axes.model, name='model_sum'), cause
+
+  batch = rules.spec(('batch',), mesh.shape)
+  split = {k: rules.spec(v, mesh.shape) for k, v in kind.axes.items()}
+  f = jax.shard_map(
+    device,
+    mesh=mesh,
+    in_specs=(split, batch, batch, batch, batch, P()),
+    out_specs=(batch, batch),
+  )
+  return f if remat is None else jax.checkpoint(f, policy=remat)
+
+
+def traced(case, gradients=True, remat=None):
+  params, x, weight, out = inputs(case)
+  f = region(case, remat)
+  ints = np.zeros(weight.shape, np.int32)
+
+  def run(params, x, weight, expert, lost, key):
+    def loss(params, x, weight):
+      y, cause = f(params, x, weight, expert, lost, key)
+      return (jnp.tanh(y) * out).sum(), (y, cause)
+
+    if not gradients:
+      return loss(params, x, weight)
+    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, x, weight)
+
+  return jax.jit(run).trace(
+    params, x, weight, ints, ints > 0, jax.random.key(0)
+  )
+
+
+@functools.cache
+def program(case, gradients=True):
+  return traced(case, gradients).lower().compile()
+
+
+def run(case, expert, lost=None, key=0, compiled=None):
+  params, x, weight, _ = inputs(case)
+  lost = np.zeros(expert.shape, bool) if lost is None else lost
+  f = compiled or program(case)
+  (_, (y, cause)), grads = jax.device_get(
+    f(params, x, weight, expert, lost, jax.random.key(key))
+  )
+  return y, cause, grads
+
+
+def patterns(case):
+  """Expert of each edge [G, N]: loads that no balancing would allow."""
+  rng = np.random.default_rng(2)
+  shape = G, case.K * case.T
+  any_ = rng.integers(0, case.E, shape)
+  distinct = np.argsort(rng.random((G, case.T, case.E)), -1)[..., : case.K]
+  empty = any_.copy()
+  empty[G // 4 : G // 2] = case.E
+  some = np.where(rng.random(shape) < 0.5, any_, case.E)
+  return {
+    'distinct': distinct.swapaxes(1, 2).reshape(shape),
+    'all to one': np.zeros(shape, int),
+    'all to the last device': rng.integers(
+      case.E - case.E // case.axis, case.E, shape
+    ),
+    'one is never used': rng.integers(1, case.E, shape),
+    'shards without a row': empty,
+    'half of the edges unsent': some,
+    'nobody': np.full(shape, case.E),
+  }
+
+
+EIGHT, FOUR = (('expert', 8),), (('data', 2), ('expert', 4))
+SPLIT = (('expert', 4), ('model', 2))
+EXACT = "ragged_all_to_all(buffer_factor=1.0, overflow='gather_reduce')"
+PREFIX = 'ragged_all_to_all(buffer_factor=1.5)'
+PRIORITY = "ragged_all_to_all(buffer_factor=1.0, clip='priority')"
+RANDOM = "ragged_all_to_all(buffer_factor=1.0, clip='random', matmul='loop()')"
+CASES = [
+  Case('gather_reduce()', EIGHT, E=8, K=8, T=2, C=2),
+  Case("gather_reduce(matmul='ragged_dot()')", SPLIT, E=8, K=1, T=2, C=2),
+  Case('gather_reduce()', (), E=4, K=2, T=8, C=3, experts='glu()'),
+  Case(EXACT, FOUR, E=8, K=2, T=8, C=8),
+  Case(EXACT, EIGHT, E=8, K=8, T=2, C=2),
+  Case(PREFIX, EIGHT, E=8, K=2, T=4, C=4),
+  Case(PRIORITY, SPLIT, E=8, K=2, T=4, C=4, experts='glu()'),
+  Case(RANDOM, FOUR, E=4, K=2, T=8, C=8),
+]
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_skewed_loads(case):
+  """Values and every gradient are those of dense, less what was clipped."""
+  dense = dataclasses.replace(case, dispatch='dense()', mesh=())
+  clipped = {}
+  for name, expert in patterns(case).items():
+    expert = expert.astype(np.int32)
+    y, cause, grads = run(case, expert)
+    y_all, seated, _ = run(dense, expert)
+    lost = cause == RECEIVER
+    np.testing.assert_array_equal(np.where(lost, types.KEPT, cause), seated)
+    y_want, _, grads_want = run(dense, expert, lost)
+    np.testing.assert_allclose(y, y_want, atol=2e-5, err_msg=name)
+    assert np.abs(y - y_all).max() < 2e-5 or lost.any()
+    jax.tree.map(
+      lambda a, b, name=name: np.testing.assert_allclose(
+        a, b, atol=5e-5, err_msg=name
+      ),
+      grads,
+      grads_want,
+    )
+    clipped[name] = lost.sum()
+    check_buffers(case, expert, cause, seated)
+  assert clipped['nobody'] == 0
+  drops = case.dispatch in (PREFIX, PRIORITY, RANDOM)
+  assert (clipped['all to one'] > 0) == drops
+
+
+def check_buffers(case, expert, cause, seated):
+  """No buffer gets more rows than it has, and none clips while it has room."""
+  if case.dispatch not in (PREFIX, PRIORITY, RANDOM):
+    return
+  dispatch = registry.build('dispatch', case.dispatch)
+  groups = G // int(np.prod([n for a, n in case.mesh if a != 'model']))
+  n, e = case.axis, case.E // case.axis
+  balanced = groups * min(case.K * case.T, case.E * case.C)
+  rows = int(np.ceil(dispatch.buffer_factor * balanced))
+  for part in np.split(np.arange(G), G // (groups * n)):
+    for d in range(n):
+      here = expert[part] // e == d
+      want = (here & (seated[part] == types.KEPT)).sum()
+      assert (here & (cause[part] == types.KEPT)).sum() == min(want, rows)
+
+
+def test_rows_of_nobody_are_never_read(monkeypatch):
+  """On real hardware they are garbage: values and gradients stay the same."""
+  cases = [CASES[0], CASES[6]]
+  expert = [patterns(c)['shards without a row'].astype(np.int32) for c in cases]
+  want = [run(c, e) for c, e in zip(cases, expert)]
+  sorted_ops = base.sorted_ops
+  poisoned = []
+
+  def garbage(matmul, size_e, R, model, drop=None):
+    ops = sorted_ops(matmul, size_e, R, model, drop)
+    past_R1 = (jnp.arange(R) >= size_e.sum())[:, None]
+    spoil = lambda v: jnp.where(past_R1, jnp.nan, v)
+    poisoned.append(R)
+    return dataclasses.replace(
+      ops,
+      dot=lambda x, w: spoil(ops.dot(spoil(x), w)),
+      spread=lambda b: spoil(ops.spread(b)),
+      once=lambda b: spoil(ops.once(b)),
+    )
+
+  monkeypatch.setattr(base, 'sorted_ops', garbage)
+  for case, e, clean in zip(cases, expert, want):
+    got = run(case, e, compiled=traced(case).lower().compile())
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, clean
+    )
+  assert len(poisoned) >= 2
+
+
+@pytest.mark.parametrize('mask', ['row', 'shared', 'expert'])
+def test_masks_of_sorted_rows_are_those_of_buffers(mask):
+  axes = axes_lib.make(mesh_lib.exact())
+  key, E, R, rate = jax.random.key(5), 3, 10, 0.3
+  buffers = base.dropper(key, jnp.arange(E), jnp.arange(R), axes)
+  want = jax.jit(lambda x: buffers(x, rate, mask))(jnp.ones((E, R, F)))
+  at = np.random.default_rng(0).permutation(E * R)
+  rows = base.sorted_dropper(
+    key, jnp.asarray(at // R), jnp.asarray(at % R), axes
+  )
+  got = jax.jit(lambda x: rows(x, rate, mask))(jnp.ones((E * R, F)))
+  np.testing.assert_array_equal(got, np.asarray(want).reshape(E * R, F)[at])
+
+
+# The exchange.
+
+
+@functools.cache
+def exchange(rows):
+  f = jax.shard_map(
+    lambda x, sizes: collectives.ragged_all_to_all(
+      x, sizes, rows=rows, axes=('expert',), name='test'
+    ),
+    mesh=make_mesh(FOUR),
+    in_specs=(P(('data', 'expert')), P()),
+    out_specs=P(('data', 'expert')),
+  )
+
+  def both(x, sizes, dy):
+    y, transpose = jax.vjp(lambda x: f(x, sizes), x)
+    return y, transpose(dy)[0]
+
+  return jax.jit(both)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_exchange(seed):
+  """Block by block; the transpose sends all of it back; the rest is zeros."""
+  rng = np.random.default_rng(seed)
+  n, sent, got = 4, 9, 14
+  sizes = rng.integers(0, 4, (n, n)).astype(np.int32)
+  sizes[:, 0] = rng.permutation([0, 0, 2, 1])
+  sizes[1] = 0
+  sizes = np.where(sizes.cumsum(1) > sent, 0, sizes)
+  x = rng.normal(size=(2, n, sent, 3)).astype(np.float32)
+  dy = rng.normal(size=(2, n, got, 3)).astype(np.float32)
+  y, dx = np.zeros_like(dy), np.zeros_like(x)
+  for half in range(2):
+    filled = [0] * n
+    for source in range(n):
+      at = 0
+      for target in range(n):
+        for _ in range(sizes[source, target]):
+          y[half, target, filled[target]] = x[half, source, at]
+          dx[half, source, at] = dy[half, target, filled[target]]
+          at, filled[target] = at + 1, filled[target] + 1
+  flat = lambda v: v.reshape(-1, 3)
+  y_got, dx_got = exchange(got)(flat(x), sizes, flat(dy))
+  np.testing.assert_array_equal(y_got, flat(y))
+  np.testing.assert_array_equal(dx_got, flat(dx))
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu', 'cuda'])
+def test_the_real_exchange_where_it_exists(platform):
+  """Two forward, two back; on CPU all rows are gathered instead."""
+  text = traced(CASES[5]).lower(lowering_platforms=(platform,)).as_text()
+  real = text.count('@ragged_all_to_all(')
+  gathers = text.count('"stablehlo.all_gather"')
+  assert (real, gathers) == ((0, 5) if platform == 'cpu' else (4, 1))
+
+
+# Collectives.
+
+
+def counted(compiled):
+  return hlo.count_collectives(compiled.as_text())
+
+
+def test_collectives():
+  """As the docstrings say; on CPU a ragged exchange is one gather."""
+  loss = {'all-reduce': 1}  # the test's own
+  gather, prefix = CASES[0], CASES[5]
+  forward = {'all-gather': 3, 'reduce-scatter': 1}
+  assert counted(program(gather, gradients=False)) == forward | loss
+  both = {'all-gather': 3 + 1, 'reduce-scatter': 1 + 2}
+  assert counted(program(gather)) == both | loss
+  forward = {'all-gather': 1 + 2}
+  assert counted(program(prefix, gradients=False)) == forward | loss
+  assert counted(program(prefix)) == {'all-gather': 1 + 2 + 2} | loss
+  for case in (CASES[2], dataclasses.replace(prefix, mesh=())):
+    assert counted(program(case)) == {}
+
+
+@pytest.mark.parametrize('case', [CASES[0], CASES[5]], ids=str)
+def test_remat_by_name_runs_no_collective_again(case):
+  policy = jax.checkpoint_policies.save_only_these_names(
+    collectives.DISPATCHED, collectives.RETURNED
+  )
+  again = traced(case, remat=policy).lower().compile()
+  assert counted(again) == counted(program(case))
+
+
+# Who loses where a buffer is too small.
+
+
+def counts(seed, n=4, groups=2, E=8):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 12, (n * groups, E)).astype(np.int32), n
+
+
+@functools.cache
+def allot(clip, R, n):
+  one = lambda count, group, key: ragged.quotas(clip, count, R, n, group, key)
+  return jax.jit(jax.vmap(one, (None, None, 0)))
+
+
+def draws(clip, R, n, count, group, seeds):
+  """Quotas of several keys, [key, H, E]."""
+  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+  return np.asarray(allot(clip, R, n)(count, group, keys))
+
+
+@pytest.mark.parametrize('clip', ragged.CLIPS)
+@pytest.mark.parametrize('R', [0, 37, 500])
+def test_quotas(clip, R):
+  """Each buffer is filled; by queues in order, or seat by seat."""
+  count, n = counts(0)
+  H, E = count.shape
+  group = np.arange(H, dtype=np.int32)
+  quota = draws(clip, R, n, count, group, [1])[0]
+  assert (quota >= 0).all() and (quota <= count).all()
+  e = E // n
+  for d in range(n):
+    want = count[:, d * e : (d + 1) * e]
+    got = quota[:, d * e : (d + 1) * e]
+    assert got.sum() == min(R, want.sum())
+    if clip == 'prefix':
+      left = R
+      for s in range(n):
+        for i in range(e):
+          for h in range(s * H // n, (s + 1) * H // n):
+            fits = min(left, want[h, i])
+            assert got[h, i] == fits
+            left -= fits
+    elif clip == 'random':  # whole queues, but for one
+      assert ((got > 0) & (got < want)).sum() <= 1
+    else:
+      short = got[got < want]
+      assert not short.size or got.max() <= short.min() + 1
+
+
+def test_random_clipping_follows_key_and_group():
+  """Not the place of the group, nor anything else."""
+  count, n = counts(1)
+  group = np.arange(len(count), dtype=np.int32)
+  first, same, other = draws('random', 37, n, count, group, [1, 1, 2])
+  np.testing.assert_array_equal(first, same)
+  assert (first != other).any()
+  at = np.random.default_rng(0).permutation(len(count))
+  moved = draws('random', 37, n, count[at], group[at], [1, 1, 2])[0]
+  np.testing.assert_array_equal(moved, first[at])
+
+
+def test_who_loses():
+  """All tokens of 8 devices to one expert, room for a quarter of them."""
+  count = np.zeros((8, 8), np.int32)
+  count[:, 0] = 8
+  group = np.arange(8, dtype=np.int32)
+  kept = {
+    clip: draws(clip, 16, 8, count, group, range(200))[:, :, 0].mean(0) / 8
+    for clip in ragged.CLIPS
+  }
+  np.testing.assert_array_equal(kept['prefix'], [1, 1, 0, 0, 0, 0, 0, 0])
+  np.testing.assert_array_equal(kept['priority'], [0.25] * 8)
+  np.testing.assert_allclose(kept['random'], 0.25, atol=0.1)
+
+
+def test_only_random_clipping_wants_a_key():
+  wants = {
+    c: registry.build('dispatch', f'ragged_all_to_all(clip={c!r})').random
+    for c in ragged.CLIPS
+  }
+  assert wants == {'prefix': False, 'priority': False, 'random': True}
+  case = CASES[7]
+  expert = patterns(case)['all to one'].astype(np.int32)
+  lost = [run(case, expert, key=k)[1] == RECEIVER for k in range(2)]
+  assert lost[0].sum() == lost[1].sum() and (lost[0] != lost[1]).any()
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('buffer_factor=0.5', 'buffer_factor=0.5 must be at least 1'),
+    ("clip='last'", "clip='last'; valid: prefix, priority, random"),
+    ("overflow='fail'", "overflow='fail'; valid: drop, gather_reduce"),
+    ("matmul='dots()'", "unknown matmul 'dots'"),
+  ],
+)
+def test_errors(spec, message):
+  with pytest.raises(ValueError, match=message):
+    registry.build('dispatch', f'ragged_all_to_all({spec})')
