@@ -336,3 +336,18 @@ def test_program_fails_in_one_line():
   done = run('--config=configs/quickstart.py', '--mesh=exact(data=3)')
   assert done.returncode == 1 and not done.stdout
   assert re.fullmatch(r'error: train\.batch_size=8 is not .*\n', done.stderr)
+
+
+def test_traffic_that_depends_on_the_routing_is_not_counted():
+  """Rather than as padded buffers, which others do not have."""
+  found = {}
+  for spec in ('ragged_all_to_all()', 'scatter(host=2)', 'gather_reduce()'):
+    config = tiny.config(**{'moe.dispatch': spec})
+    plan = plans.describe(config, 'exact(data=2, expert=4)')
+    found[spec] = plan['all_to_all_bytes_per_step']
+    assert ('not counted' in report.text(plan)) == (found[spec] is None)
+  assert found == {
+    'ragged_all_to_all()': None,
+    'scatter(host=2)': None,
+    'gather_reduce()': 0,
+  }

@@ -45,7 +45,8 @@ def text(plan: Mapping[str, Any], parameters: bool = False) -> str:
     ('leaving_per_device', 'of it leaving the device'),
     ('leaving_total', 'leaving, all devices'),
   ):
-    rows.append((label, binary(plan['all_to_all'][key])))
+    moved = plan['all_to_all']
+    rows.append((label, binary(moved[key]) if moved else 'not counted'))
   for name, b in plan['buffers'].items():
     shape = 'E {experts:,} x G {groups:,} x C {capacity:,} x D {width:,}'
     text_ = f'{shape.format(**b)} x {b["itemsize"]} B'

@@ -49,14 +49,24 @@ def make(config, mesh_spec: str) -> session_lib.Session:
   )
 
 
-def buffers(session: session_lib.Session) -> dict[str, traffic.Buffers]:
-  """What each stack's sparse layers exchange in a training step."""
+# Of the dispatches: exchange padded buffers in all-to-alls; have none.
+PADDED, WITHOUT = ('scatter', 'einsum'), ('dense', 'gather_reduce')
+
+
+def buffers(session: session_lib.Session) -> dict[str, traffic.Buffers] | None:
+  """What each stack's sparse layers exchange in a training step.
+
+  None where that depends on the routing.
+  """
   c, found = session.config, {}
   axes = axes_lib.make(session.mesh.shape)
   rows = c.train.batch_size // axes.size(axes.batch) // c.train.accumulate
   for name, fields in session_lib.sparse_stacks(c).items():
-    if registry.parse(fields['dispatch'])[0] == 'dense':
-      continue  # it gathers weights instead
+    name_, options = registry.parse(fields['dispatch'])
+    if name_ in WITHOUT:
+      continue
+    if name_ not in PADDED or options:
+      return None
     stack = session.model.stacks[name]
     made = stack.moe(parent=None)
     tokens = rows * session_lib.lengths(c)[name]
@@ -74,6 +84,8 @@ def buffers(session: session_lib.Session) -> dict[str, traffic.Buffers]:
 
 def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
   """Parameters, FLOPs, bytes and exchanges of a training step, as JSON has it.
+
+  The exchanges are None for a dispatch whose traffic is not counted.
 
   Args:
     config, mesh_spec: as in `make`.
@@ -95,9 +107,11 @@ def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
     'balance_state': total(state.balance),
   }
   exchanged = buffers(session)
-  moved = traffic.all_to_all(
-    exchanged.values(), sizes, config.model.remat in ('full', 'dots')
-  )
+  moved = None
+  if exchanged is not None:
+    moved = traffic.all_to_all(
+      exchanged.values(), sizes, config.model.remat in ('full', 'dots')
+    )
   tokens, forward = session_lib.lengths(config), session.forward_flops()
   return {
     'params_total': counts.parameters(leaves),
@@ -111,9 +125,9 @@ def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
     'mesh': sizes,
     'devices': session.mesh.size,
     'bytes_per_device': held | {'total': sum(held.values())},
-    'all_to_all_bytes_per_step': moved['leaving_total'],
+    'all_to_all_bytes_per_step': moved and moved['leaving_total'],
     'all_to_all': moved,
-    'buffers': {k: dataclasses.asdict(v) for k, v in exchanged.items()},
+    'buffers': {k: dataclasses.asdict(v) for k, v in (exchanged or {}).items()},
     'parameters': [
       {
         'path': '/'.join(leaf.names),
