@@ -1,0 +1,397 @@
+"""The parity experiment: cells, the selection, and whether it sees bugs."""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from moe_jax import registry, types
+from moe_jax.benchmarks import covering, grid, loops, parity, parity_report
+from moe_jax.dispatch import base, scatter
+
+ROOT = pathlib.Path(__file__).parent.parent
+FACTORS = ('dispatch', 'matmul', 'mesh', 'router', 'capacity')
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(base.Dispatch):
+  """`scatter` with a bug that needs an expert axis to show."""
+
+  bug: str
+  matmul: str = 'loop'
+
+  def __call__(self, experts, params, x_GTD, seated, axes, key):
+    n = axes.size(axes.expert)
+    if (
+      self.bug == 'expert_gradient'
+    ):  # T5X's 'implicit averaging', uncalled for
+      keep = lambda w: n * w - jax.lax.stop_gradient((n - 1) * w)
+      params = jax.tree.map(keep, params)
+    if self.bug == 'token_gradient':
+      held = jax.lax.stop_gradient(x_GTD)
+      x_GTD = x_GTD if n == 1 else (x_GTD + held) / 2
+    if self.bug == 'raises' and n > 1:
+      raise ValueError('an expert axis\nof more than one device')
+    y_GTD, cause_GN = scatter.Scatter()(
+      experts, params, x_GTD, seated, axes, key
+    )
+    if self.bug == 'scaled':
+      y_GTD *= n
+    if self.bug == 'cause' and n > 1:
+      late_GN = cause_GN == types.CAPACITY
+      cause_GN = jax.numpy.where(late_GN, types.RECEIVER, cause_GN)
+    if self.bug == 'kept' and n > 1:
+      # As many are kept, by the counts, but they are others.
+      cause_GN = cause_GN[:, ::-1]
+    return y_GTD, cause_GN
+
+
+BROKEN = 'tests.test_parity.Broken(bug={!r}, matmul=None)'
+
+# None of these is a cell of test_moe; dispatches take turns, whoever joins.
+CELLS = [
+  ('fsdp=8', 'edges_on_input', 'binding'),
+  ('expert=8', 'top_2_token_major', 'tight'),
+  ('fsdp=2,expert=4', 'top_2_prioritized', 'tight'),
+  ('expert=4,model=2', 'edges_on_input', 'binding'),
+  ('data=2,fsdp=2,expert=2', 'no_token_left_behind', 'tight'),
+  ('expert=2,model=4', 'top_2_token_major', 'tight'),
+  ('data=2,fsdp=4', 'top_2_prioritized', 'tight'),
+  ('data=2,expert=2,model=2', 'edges_on_input', 'binding'),
+  ('data=4,model=2', 'no_token_left_behind', 'tight'),
+  ('fsdp=4,expert=2', 'edges_on_input', 'binding'),
+  ('expert=4', 'no_token_left_behind', 'tight'),
+  ('data=2,model=2', 'top_2_prioritized', 'tight'),
+]
+
+
+def default_cells():
+  every = grid.product()
+  variants = dict.fromkeys((c.dispatch, c.matmul) for c in every)
+  turn = itertools.cycle(variants)
+  return [grid.Cell(*next(turn), *values) for values in CELLS]
+
+
+def run_one(cell):
+  (result,) = parity.run([cell])
+  return result
+
+
+@pytest.mark.parametrize('cell', default_cells(), ids=lambda c: c.name)
+def test_cells_agree(cell):
+  result = run_one(cell)
+  assert result.ok, parity_report.failures([result])
+  # Everything was compared: with the loops and with dense on one device.
+  arrays = {'x', 'router', 'wi', 'bi', 'wo', 'bo'}
+  aux = {'loss', 'load_E', 'cause', 'entropy', 'losses/switch_loss'}
+  aux |= {'losses/z_loss', 'stats/loss_free_bias/load'}
+  values = {'y', 'kept', *(f'aux/{k}' for k in aux)}
+  assert set(result.errors) == {
+    *(f'{oracle}: {v}' for oracle in ('loops', 'dense') for v in values),
+    *(f'loops: slope/{a}' for a in arrays),
+    *(f'dense: gradient/{a}' for a in arrays),
+  }
+  assert result.error == max(result.errors.values()) > 0
+
+
+@pytest.mark.parametrize(
+  ('bug', 'leaf'),
+  [
+    ('scaled', 'loops: y'),
+    ('expert_gradient', 'loops: slope/wi'),
+    ('token_gradient', 'dense: gradient/x'),
+    ('cause', 'loops: aux/cause'),
+    ('kept', 'loops: kept'),
+  ],
+)
+def test_a_bug_fails_where_it_is(bug, leaf):
+  rest = ('', 'data=2,expert=4', 'top_2_prioritized', 'tight')
+  result = run_one(grid.Cell(BROKEN.format(bug), *rest))
+  assert not result.ok and leaf in result.failed
+  if bug in ('expert_gradient', 'token_gradient'):
+    assert all('gradient' in k or 'slope' in k for k in result.failed)
+  if bug == 'expert_gradient':
+    named = {k.rpartition('/')[2] for k in result.failed}
+    assert named == {'wi', 'bi', 'wo', 'bo'}
+  if bug == 'cause':
+    assert set(result.failed) == {'loops: aux/cause', 'dense: aux/cause'}
+
+
+def test_a_cell_that_raises_fails_alone():
+  cells = [
+    grid.Cell(BROKEN.format('raises'), '', mesh, 'top_2_prioritized', 'tight')
+    for mesh in ('expert=2', 'one')
+  ]
+  first, second = parity.run(cells)
+  assert first.error == math.inf and not first.ok and second.ok
+  assert first.message == 'ValueError: an expert axis of more than one device'
+
+
+@pytest.mark.parametrize(
+  ('rules', 'leaf'),
+  [
+    (loops.Rules(2, 'after', 'rank'), 'loops: kept'),
+    (loops.Rules(2, 'before', 'surest'), 'loops: y'),
+    (loops.Rules(2, 'after', 'surest', count_all=True), 'loops: aux/loss'),
+    (loops.Rules(2, 'after', 'surest', on_input=True), 'loops: slope/router'),
+    (loops.Rules(2, 'after', 'surest', one_seat=True), 'loops: aux/load_E'),
+  ],
+)
+def test_loops_see_another_method(rules, leaf, monkeypatch):
+  """The reference is no echo: with other rules the same layer is wrong."""
+  right = grid.ROUTERS['top_2_prioritized']
+  wanted = parity._dense('top_2_prioritized', 'tight')
+  wrong = dataclasses.replace(right, rules=rules)
+  name = f'not {rules}'  # what is computed is kept by name
+  monkeypatch.setitem(grid.ROUTERS, name, wrong)
+  monkeypatch.setattr(parity, '_evaluate', lambda cell: dict(wanted))
+  result = run_one(grid.Cell('dense', '', 'one', name, 'tight'))
+  assert leaf in result.failed
+  assert not any(k.startswith('dense') for k in result.failed)
+
+
+def test_capacities_bind_and_choices_are_clear():
+  """Drops rise as capacity falls; no tie that rounding could decide."""
+  arrays, mask_BL, _ = parity.inputs()
+  for router in grid.ROUTERS:
+    causes = [
+      parity._loops(router, c)['aux/cause']
+      for c in ('ample', 'binding', 'tight')
+    ]
+    dropped = [int(c[types.CAPACITY]) for c in causes]
+    assert dropped[0] == 0 < dropped[1] < dropped[2], router
+    assert all(c[types.PADDING] > 0 for c in causes)
+  x_ND = arrays['x'][mask_BL].astype(np.float64)
+  probs = loops.softmax(x_ND @ arrays['router'].astype(np.float64))
+  scores = np.sort(probs + arrays['bias'], -1)[:, ::-1][:, :4]
+  assert -np.diff(scores, axis=-1).max() > 1e-5
+  assert np.diff(np.sort(probs.max(-1))).min() > 1e-7
+
+
+def test_seats_by_hand():
+  """Two experts of one seat; tokens 1 and 2 are surer than token 0."""
+  probs = np.array([[0.6, 0.4], [0.7, 0.3], [0.2, 0.8]])
+  choices = {0: [0, 1], 1: [0, 1], 2: [1, 0]}
+  seat = lambda rules, rows=1: loops.seat(choices, probs, rules, rows)
+  assert seat(loops.Rules(2)) == {0: [0], 1: [], 2: [1]}
+  assert seat(loops.Rules(2, order='token')) == {0: [0, 1], 1: [], 2: []}
+  assert seat(loops.Rules(2, order='surest')) == {0: [], 1: [0], 2: [1]}
+  one = loops.Rules(2, one_seat=True)
+  assert seat(one) == {0: [0], 1: [], 2: [1]}
+  assert seat(one, 2) == {0: [0], 1: [0], 2: [1]}
+  weigh = lambda how, kept: loops.weigh(
+    probs[2], [1, 0], kept, loops.Rules(2, how)
+  )
+  assert weigh('no', [1])[1] == 0.8
+  assert weigh('before', [1])[0] == pytest.approx(0.2)
+  assert weigh('after', [1])[1] == 1.0
+  assert loops.Rules(2).rows(1.0, 16, 8) == 4
+  assert loops.Rules(3, one_seat=True).rows(0.5, 16, 8) == 1
+  assert loops.Rules(2).rows(None, 16, 8) == 16
+
+
+def test_error_is_relative_and_never_nan():
+  assert parity.error([1.0, 4.2], [1.0, 4.0]) == pytest.approx(0.05)
+  assert parity.error(np.zeros(2), np.zeros(2)) == 0
+  assert parity.error([1e-3], [0.0]) == 1e-3
+  assert parity.error([np.nan, 1.0], [1.0, 1.0]) == math.inf
+  with pytest.raises(ValueError, match=r'shape \(2,\), expected \(1, 2\)'):
+    parity.error([1, 2], [[1, 2]])
+
+
+def brute_pairs(cells):
+  found = set()
+  for c in cells:
+    for i in range(len(c)):
+      for j in range(i):
+        found.add((i, c[i], j, c[j]))
+  return found
+
+
+def test_pairwise_covers_every_pair():
+  """Of a product with a hole, in few cells, the same ones each time."""
+  full = itertools.product('abc', range(4), 'xyz', range(5), (True, False))
+  cells = [c for c in full if not (c[0] == 'a' and c[1] == 3)]
+  chosen = covering.pairwise(cells)
+  assert brute_pairs(cells[i] for i in chosen) == brute_pairs(cells)
+  assert 20 <= len(chosen) <= 30 < len(cells)
+  # Values that nothing calls for take turns.
+  last = [cells[i][4] for i in chosen]
+  assert abs(last.count(True) - last.count(False)) <= 2
+  assert chosen == covering.pairwise(cells)
+
+
+@pytest.mark.parametrize('joined', [False, True])
+def test_selection_has_all_pairs_within_the_limit(joined):
+  """Of today's family, and with two dispatches more that take a matmul."""
+  family = [*registry.names('dispatch'), *grid.OPTIONS]
+  grouped = [f'tests.test_parity.Broken(bug={b!r})' for b in ('a', 'b')]
+  cells = grid.product(family + grouped if joined else ())
+  chosen = grid.select(cells)
+  assert len(set(chosen)) == len(chosen) <= 400
+  assert brute_pairs(map(dataclasses.astuple, chosen)) == brute_pairs(
+    map(dataclasses.astuple, cells)
+  )
+  dispatches = {c.dispatch for c in cells}
+  assert dispatches == {*family, *(grouped if joined else ())}
+  meshes = grid.meshes()
+  assert {(c.dispatch, c.mesh) for c in chosen} == set(
+    itertools.product(dispatches, meshes)
+  )
+  if joined:
+    for g in grouped:
+      found = {c.matmul for c in cells if c.dispatch == g}
+      assert found == set(grid.MATMULS)
+    assert BROKEN.format('a') not in dispatches
+
+
+def test_a_given_matmul_is_no_factor():
+  spec = "tests.test_parity.Broken(bug='a', matmul='loop')"
+  cells = grid.product([spec, 'einsum'])
+  assert {c.matmul for c in cells} == {''}
+  assert len(cells) == 2 * 35 * len(grid.ROUTERS) * len(grid.CAPACITIES)
+
+
+def test_meshes_are_all_factorisations():
+  found = [
+    tuple(grid.Cell('', '', m, '', '').sizes.values()) for m in grid.meshes()
+  ]
+  # Exponents of 2 along 4 axes that add up to at most 3: 7 over 3.
+  assert len(set(found)) == len(found) == 35
+  assert sum(math.prod(f) == 8 for f in found) == 20
+  assert {math.prod(f) for f in found} == {1, 2, 4, 8}
+  assert grid.Cell('', '', 'fsdp=2,model=4', '', '').sizes == {
+    'data': 1,
+    'fsdp': 2,
+    'expert': 1,
+    'model': 4,
+  }
+
+
+def result(mesh, error, failed=(), raised=None):
+  cell = grid.Cell('scatter', 'loop', mesh, 'switch', 'tight')
+  errors = {} if raised else {'dense: y': error, 'loops: y': error / 2}
+  return parity.Result(cell, errors, failed, 1.25, raised)
+
+
+def test_table_and_failures_by_hand():
+  results = [
+    result('one', 1e-7),
+    result('data=2,expert=4', 0.5, ('dense: y', 'loops: y')),
+    result('model=8', 0, raised=ValueError('no such\n  thing')),
+  ]
+  header, rows = parity_report.table(results)
+  cells = dict(zip(header, rows[0]))
+  assert cells == {
+    'largest error': 'scatter+loop',
+    'cells': '3',
+    'failed': '2',
+    'one device': '1.0e-07',
+    'data': '5.0e-01',
+    'fsdp': '-',
+    'expert': '5.0e-01',
+    'model': 'inf',
+    'all': 'inf',
+  }
+  assert [r[0] for r in rows] == ['scatter+loop', 'switch', 'tight', 'all']
+  assert parity_report.worst(results, 2)[1] == [
+    ['inf', 'ValueError: no such thing', *results[2].cell.name.split('/')],
+    ['5.0e-01', 'dense: y', *results[1].cell.name.split('/')],
+  ]
+  wrong, raised = parity_report.failures(results, ['a.B(c=1)'])
+  assert wrong.splitlines() == [
+    'FAILED scatter+loop/data=2,expert=4/switch/tight',
+    '  dense: y: off by 5.0e-01 of its largest entry',
+    '  loops: y: off by 2.5e-01 of its largest entry',
+    '  python -m experiments.parity --all '
+    "--only=scatter+loop/data=2,expert=4/switch/tight --dispatch='a.B(c=1)'",
+  ]
+  assert '  ValueError: no such thing' in raised.splitlines()
+  cells = [r.cell for r in results]
+  record = parity_report.record(results, cells)
+  text = json.dumps(record, allow_nan=False)
+  assert json.loads(text)['results'][2]['error'] is None
+  assert (record['cells'], record['failed']) == (3, 2)
+  assert record['max_error'] is None and record['seconds'] == 3.8
+  line = parity_report.coverage(results[:1], cells)
+  # Of 5 factors 10 pairs; 4 of them with the mesh, which has three values.
+  assert line == '1 of 3 cells, 10 of 18 pairs of factor values'
+
+
+def run_program(*flags):
+  # In a process of its own: programs share names of flags.
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.parity', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_program_writes_what_it_prints(tmp_path):
+  only = 'scatter/data=4/top_2_prioritized/tight'
+  folder = tmp_path / 'new'
+  done = run_program(
+    '--all', f'--only={only}', '--markdown', f'--workdir={folder}'
+  )
+  assert done.returncode == 0, done.stderr
+  assert f'| {only.replace("/", " | ")} |' in done.stdout
+  assert (folder / 'parity.md').read_text() == done.stdout
+  assert '1/1' in done.stderr
+  record = json.loads((folder / 'parity.json').read_text())
+  assert {'cells', 'failed', 'max_error', 'tolerance', 'grid'} < set(record)
+  assert (record['cells'], record['failed']) == (1, 0)
+  (found,) = record['results']
+  assert found['name'] == only and found['failed'] == []
+  assert 0 < record['max_error'] == found['error'] < record['tolerance'] == 2e-5
+  assert '/'.join(found[k] for k in FACTORS if found[k]) == only
+  assert set(record['grid']) == {*FACTORS, 'cells'}
+  assert set(record['grid']['dispatch']) > set(registry.names('dispatch'))
+  assert len(record['grid']['mesh']) == 35
+
+
+def test_program_fails_with_a_bug(tmp_path):
+  """A private dispatch from the command line: exit code 1 and its name."""
+  spec = BROKEN.format('scaled')
+  # Of the selection's cells the first on this mesh.
+  flags = ('--only=/fsdp=2,expert=4/', '--cells=1', f'--workdir={tmp_path}')
+  done = run_program(f'--dispatch={spec}', *flags)
+  assert done.returncode == 1, done.stderr
+  record = json.loads((tmp_path / 'parity.json').read_text())
+  assert record['failed'] == record['cells'] == 1
+  (found,) = record['results']
+  assert 'dense: y' in found['failed']
+  assert f'FAILED {found["name"]}\n' in done.stdout
+  # y is four times too large.
+  assert ': off by 3.0e+00 of its largest entry\n' in done.stdout
+  assert 'python -m experiments.parity --all --only=' in done.stdout
+
+
+def test_program_names_a_cell_when_none_match():
+  done = run_program('--only=scater')
+  assert done.returncode == 1 and done.stdout == ''
+  every = grid.product()
+  assert done.stderr == (
+    f"error: --only='scater' is in the name of none of "
+    f"{len(grid.select(every))} cells, such as 'dense/one/switch/ample'; "
+    f'--all chooses from {len(every)}\n'
+  )
+
+
+def test_benchmarks_import_alone():
+  code = (
+    'import sys\n'
+    "for m in ('grain', 'tensorflow_datasets', 'ml_collections', 'orbax',\n"
+    "          'matplotlib', 'optax'):\n"
+    '  sys.modules[m] = None\n'
+    'from moe_jax.benchmarks import grid, parity_report\n'
+    'assert grid.select(grid.product())\n'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
