@@ -113,8 +113,8 @@ FOUR = {'model.num_layers': 4}
 @pytest.mark.parametrize(
   'change',
   [
-    {'model.scan': False},
-    {'model.remat': 'full'},
+    pytest.param({'model.scan': False}, marks=pytest.mark.slow),
+    pytest.param({'model.remat': 'full'}, marks=pytest.mark.slow),
     {'model.remat': 'dispatch'},
     {'model.remat': 'dots', 'model.scan': False},
   ],
@@ -361,6 +361,7 @@ def test_fields_of_the_decoder_are_checked(overrides, own, message):
     factory.make(config, V)
 
 
+@pytest.mark.slow
 def test_nnx_bridge():
   """`flax.nnx.bridge.ToNNX` over a model computes what the model does."""
   from flax import nnx

@@ -216,6 +216,7 @@ if jax.process_index() == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
   """Three steps on two processes of four devices: the same losses and loads."""
   (tmp_path / 'text').mkdir()

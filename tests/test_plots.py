@@ -285,11 +285,12 @@ def test_compare_gives_differences_to_the_first(tmp_path):
   assert 'All runs have the same config' in found.text
 
 
-def test_compare_says_what_is_not_alike(tmp_path):
-  runs = [write_run(tmp_path / n) for n in 'abcdef']
-  config = tmp_path / 'b' / 'config.json'
+def test_compare_says_what_is_not_alike(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # names of a length that is known
+  runs = [write_run(pathlib.Path('a_long_name_of_runs') / n) for n in 'abcdef']
+  config = pathlib.Path(runs[1]) / 'config.json'
   config.write_text('{"seed": 1, "train": {"steps": 400}}')
-  summary = tmp_path / 'c' / 'summary.json'
+  summary = pathlib.Path(runs[2]) / 'summary.json'
   summary.write_text(json.dumps({**SUMMARY, 'eval/english/bytes': 5}))
   read = records.read_all(runs)
   assert [r.name for r in read] == runs  # one name for all: workdirs instead

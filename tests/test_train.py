@@ -102,7 +102,11 @@ def one_device(corpus):
   return three_steps(corpus, MESHES[0])
 
 
-@pytest.mark.parametrize('sizes', MESHES[1:], ids=str)
+@pytest.mark.parametrize(
+  'sizes',
+  [*MESHES[1:-1], pytest.param(MESHES[-1], marks=pytest.mark.slow)],
+  ids=str,
+)
 def test_mesh_changes_nothing(corpus, one_device, sizes):
   """Losses, drops, gradients and parameters of three steps, to 1e-5."""
   metrics, params, balance = three_steps(corpus, sizes)

@@ -84,7 +84,9 @@ def two_layers():
   return model, init(jax.random.key(0))['params'], batch
 
 
-@pytest.mark.parametrize('over_layers', step_lib.OVER_LAYERS)
+@pytest.mark.parametrize(
+  'over_layers', ['mean', pytest.param('sum', marks=pytest.mark.slow)]
+)
 def test_total_loss_is_a_mean_over_tokens_and_its_layers(over_layers):
   """Mesh-TensorFlow adds the layers' losses, T5X averages them."""
   model, params, batch = two_layers()
