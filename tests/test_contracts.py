@@ -69,6 +69,7 @@ FORBIDDEN = {
   'plots': {'jax', 'flax'},
   'layers': {'grain', 'tensorflow_datasets', 'ml_collections'},
   'models': {'grain', 'tensorflow_datasets', 'ml_collections'},
+  'benchmarks': {'grain', 'tensorflow_datasets', 'ml_collections'},
 }
 
 
@@ -123,7 +124,7 @@ def test_mains_are_short_and_say_help():
       assert re.search(rf'python -m experiments\.{path.stem}', text), path
 
 
-def test_layers_and_models_import_alone():
+def test_layers_models_and_benchmarks_import_alone():
   """Benchmarks run on machines that hold only jax and flax."""
   code = (
     'import sys\n'
@@ -131,6 +132,7 @@ def test_layers_and_models_import_alone():
     '  sys.modules[m] = None\n'
     'from moe_jax.layers import moe\n'
     'from moe_jax.models import factory\n'
+    'from moe_jax.benchmarks import parity_report\n'
     "assert 'tensorflow' not in sys.modules\n"
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT.parent)

@@ -26,10 +26,12 @@ DEVICES = 8
 # Beside every method of the family at its defaults. No device is asked for more
 # than 1.7 times a balanced load: the buffer of `ragged_all_to_all` (2.0) clips
 # nobody; with 1.0 most dropless cells with an expert axis take the other path.
-OPTIONS = (
-  'scatter(pipeline_degree=2, host=2)',
-  "ragged_all_to_all(buffer_factor=1.0, overflow='gather_reduce')",
-)
+OPTIONS = {
+  'scatter_in_stages': 'scatter(pipeline_degree=2, host=2)',
+  'ragged_with_fallback': (
+    "ragged_all_to_all(buffer_factor=1.0, overflow='gather_reduce')"
+  ),
+}
 MATMULS = ('loop', 'ragged_dot', 'blocked')
 CAPACITIES = {'ample': None, 'binding': 1.0, 'tight': 0.5}
 
@@ -72,7 +74,7 @@ class Cell:
   """One value of each factor, as names.
 
   Attributes:
-    dispatch: a method of the family, or a call string.
+    dispatch: a method of the family, of OPTIONS, or a call string.
     matmul: one of MATMULS, or '' where the dispatch has no such field.
     mesh: `'data=2,expert=4'` or `'one'`.
     router: of ROUTERS.
@@ -84,6 +86,11 @@ class Cell:
   mesh: str
   router: str
   capacity: str
+
+  @property
+  def spec(self) -> str:
+    """The call string of the dispatch."""
+    return OPTIONS.get(self.dispatch, self.dispatch)
 
   @property
   def variant(self) -> str:
@@ -115,13 +122,13 @@ def meshes() -> list[str]:
 def product(dispatches: Sequence[str] = ()) -> list[Cell]:
   """Every cell, of these dispatches (default: the whole family and OPTIONS)."""
   found = []
-  family = (*registry.names('dispatch'), *OPTIONS)
-  for spec in dispatches or family:
+  for name in dispatches or (*registry.names('dispatch'), *OPTIONS):
+    spec = OPTIONS.get(name, name)
     fields = dataclasses.fields(registry.build('dispatch', spec))
     free = {f.name for f in fields} - set(registry.parse(spec)[1])
     matmuls = MATMULS if 'matmul' in free else ('',)
     rest = itertools.product(matmuls, meshes(), ROUTERS, CAPACITIES)
-    found += [Cell(spec, *values) for values in rest]
+    found += [Cell(name, *values) for values in rest]
   return found
 
 

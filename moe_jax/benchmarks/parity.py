@@ -221,21 +221,24 @@ def _evaluate(cell: grid.Cell) -> dict[str, np.ndarray]:
   layer = _layer(cell)
   kept_layer = layer.clone(dispatch=_Kept(layer.dispatch))
 
-  def loss(arrays):
+  def apply(layer, arrays):
     experts = {k: v for k, v in arrays.items() if k not in ('x', 'router')}
     params = {'router': {'kernel': arrays['router']}, 'experts': experts}
-    apply = lambda m: m.apply(
+    return layer.apply(
       {'params': params, **state}, arrays['x'], mask_BL, train=True
     )
-    y, _, aux = apply(layer)
-    kept = apply(kept_layer)[0].astype(jnp.int32)
-    values = {'y': y, 'kept': kept, 'aux': aux}
-    return _objective(y, aux.loss, out_BLD), values
 
-  options = _compiler_options()
-  run = jax.jit(jax.grad(loss, has_aux=True), compiler_options=options)
-  gradients, values = jax.device_get(run(arrays))
-  return _leaves({**values, 'gradient': gradients})
+  def loss(arrays):
+    y, _, aux = apply(layer, arrays)
+    return _objective(y, aux.loss, out_BLD), {'y': y, 'aux': aux}
+
+  def everything(arrays):
+    gradients, values = jax.grad(loss, has_aux=True)(arrays)
+    kept = apply(kept_layer, arrays)[0].astype(jnp.int32)
+    return {**values, 'kept': kept, 'gradient': gradients}
+
+  run = jax.jit(everything, compiler_options=_compiler_options())
+  return _leaves(jax.device_get(run(arrays)))
 
 
 @functools.cache
@@ -270,7 +273,7 @@ def _layer(cell: grid.Cell) -> moe.MoE:
     num_experts=E,
     router=registry.build('routers', routing.router),
     experts=registry.build('experts', EXPERTS),
-    dispatch=registry.build('dispatch', cell.dispatch, **matmul),
+    dispatch=registry.build('dispatch', cell.spec, **matmul),
     balance=tuple(registry.build('balancing', s) for s in balance),
     group_size=T,
     capacity_factor=grid.CAPACITIES[cell.capacity],

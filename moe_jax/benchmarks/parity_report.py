@@ -35,6 +35,7 @@ def record(
     'tolerance': parity.TOLERANCE,
     'seconds': round(sum(r.seconds for r in results), 1),
     'jax': jax.__version__,
+    'options': grid.OPTIONS,
     'sizes': {k: getattr(grid, k) for k in sizes},
     'grid': {f: distinct(f) for f in factors} | {'cells': len(product)},
     'results': [
@@ -66,7 +67,7 @@ def table(
   groups = [lambda c, f=f: getattr(c, f) for f in ROWS]
   rows = []
   for value in (*groups, lambda c: 'all'):
-    for v in dict.fromkeys(value(r.cell) for r in results):
+    for v in sorted({value(r.cell) for r in results}):
       mine = [r for r in results if value(r.cell) == v]
       row = [v, str(len(mine)), str(sum(not r.ok for r in mine))]
       for has in columns.values():
