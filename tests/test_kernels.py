@@ -12,7 +12,13 @@ from moe_jax.parallel import mesh as mesh_lib
 
 P = jax.sharding.PartitionSpec
 A, B = 48, 5
-SPECS = ('auto()', 'blocked()', 'blocked(rows=3)', 'loop', 'ragged_dot()')
+SPECS = (
+  'auto()',
+  'blocked()',
+  'blocked(rows=5, grain=2)',
+  'loop',
+  'ragged_dot()',
+)
 # Three shapes, to compile few programs.
 SIZES = {
   'an expert without rows': ([3, 0, 7, 1], 13),
@@ -103,32 +109,46 @@ def test_ragged_dot_where_rows_stay_unwritten(monkeypatch):
 
 
 def test_blocks_cost_what_their_rows_cost():
-  """Of all three products; and a loop runs as often as there are blocks."""
-  b, R, E, A, B = 16, 256, 8, 64, 96
-  x, w, dy = jnp.ones((R, A)), jnp.ones((E, A, B)), jnp.ones((R, B))
-  sizes = np.array([0, 33, 1, 16, 0, 100, 17, 0], np.int32)
-  f = blocked.make(b)
+  """As many blocks as are needed, the last of an expert cut to the grain."""
+  sizes = jnp.array([0, 33, 1, 16, 0, 100, 17, 3])
+  b, grain, R = 16, 4, 256
+
+  def blocks(expert):
+    def product(n, begin, end):
+      return jnp.array([1, n, end - begin])
+
+    def step(row, begin, end, carry):
+      del begin, end
+      return carry + row
+
+    return blocked._over_blocks(
+      product, step, jnp.zeros(3, jnp.int32), sizes, expert, R, b, grain
+    )
+
+  for expert, size in enumerate(sizes):
+    full, rest = divmod(int(size), b)
+    rounded = -(-rest // grain) * grain
+    np.testing.assert_array_equal(
+      jax.jit(blocks)(expert), [full + (rest > 0), full * b + rounded, size]
+    )
+
+
+def test_a_block_has_the_flops_of_its_rows():
+  """In each of the three products; each loop body is counted once."""
+  b, R, E = 16, 256, 8
+  x, w, dy = jnp.ones((R, A)), jnp.ones((E, A, 96)), jnp.ones((R, 96))
+  sizes = jnp.full(E, R // E)
+  f = blocked.make(b, b)
 
   def flops(g, *args):
-    # Loops are counted once.
     return jax.jit(g).lower(*args).compile().cost_analysis()['flops']
 
-  values = flops(f, x, w, sizes)
-  both = flops(lambda *a: jax.vjp(lambda x, w: f(x, w, a[2]), *a[:2])[1](a[3]),
-               x, w, sizes, dy)  # fmt: skip
-  assert 1 <= values / (2 * b * A * B) < 1.1
-  assert 2 <= both / (2 * b * A * B) < 2.2
+  def gradients(x, w, sizes, dy):
+    return jax.vjp(lambda x, w: f(x, w, sizes), x, w)[1](dy)
 
-  def seen(carry, expert, at, live_b1):
-    runs, rows, experts = carry
-    return runs + 1, rows + live_b1.sum(), experts.at[expert].add(1)
-
-  zero = jnp.int32(0)
-  runs, rows, experts = blocked._over_blocks(
-    seen, (zero, zero, jnp.zeros(E, jnp.int32)), x, sizes, b
-  )
-  np.testing.assert_array_equal(experts, -(-sizes // b))
-  assert (runs, rows) == (3 + 1 + 1 + 7 + 2, sizes.sum())
+  block = 2 * b * A * 96
+  assert 1 <= flops(f, x, w, sizes) / block < 1.1
+  assert 2 <= flops(gradients, x, w, sizes, dy) / block < 2.4
 
 
 def test_auto_chooses_by_the_platform_it_is_lowered_for():
@@ -138,7 +158,7 @@ def test_auto_chooses_by_the_platform_it_is_lowered_for():
     p: traced.lower(lowering_platforms=(p,)).as_text().count('stablehlo.while')
     for p in ('cpu', 'tpu', 'cuda')
   }
-  assert loops == {'cpu': 3, 'tpu': 0, 'cuda': 0}
+  assert loops == {'cpu': 6, 'tpu': 0, 'cuda': 0}
 
 
 @pytest.mark.parametrize('spec', SPECS)
@@ -167,7 +187,11 @@ def test_weights_that_all_devices_share(spec):
   [
     ('dots()', "unknown matmul 'dots'; valid: auto, blocked, loop, ragged_dot"),
     ('blocked(rows=0)', 'rows=0 must be a whole number from 1'),
-    ('blocked(size=4)', "argument of matmul 'blocked' 'size'; valid: rows"),
+    ('blocked(rows=16)', 'grain=32 exceeds rows=16'),
+    (
+      'blocked(size=4)',
+      "argument of matmul 'blocked' 'size'; valid: grain, rows",
+    ),
   ],
 )
 def test_errors(spec, message):
