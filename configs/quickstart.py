@@ -109,6 +109,8 @@ def get_config(arg='moe'):
   train.log_every = 10
   train.eval_every = 0
   train.checkpoint_every = 250
+  # Steps between checks that copies on several devices are equal; 0 is never.
+  train.check_replicas_every = 0
   train.keep = 2
 
   config.eval = ml_collections.ConfigDict()

@@ -209,7 +209,8 @@ from moe_jax.training import loop
 from tests import tiny
 config = tiny.config(**{
   'data.name': 'text_files', 'data.dir': sys.argv[5], 'data.cache': sys.argv[6],
-  'train.steps': 3, 'train.checkpoint_every': 3})
+  'train.steps': 3, 'train.checkpoint_every': 3,
+  'train.check_replicas_every': 1})
 summary = loop.train(config, sys.argv[7])
 if jax.process_index() == 0:
   print('RESULT', summary['eval/loss'], summary['eval/bits_per_byte'])

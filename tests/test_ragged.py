@@ -1,4 +1,4 @@
-"""Dispatches of sorted rows: skewed loads, garbage, clipping, exchanges."""
+"""Skewed loads, garbage rows, clipping, exchanges."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.dispatch import base, ragged_all_to_all as ragged
+from moe_jax.experts import mlp
 from moe_jax.parallel import (
   axes as axes_lib,
   collectives,
@@ -162,6 +163,8 @@ CASES = [
   Case(PREFIX, EIGHT, E=8, K=2, T=4, C=4),
   Case(PRIORITY, SPLIT, E=8, K=2, T=4, C=4, experts='glu()'),
   Case(RANDOM, FOUR, E=4, K=2, T=8, C=8),
+  Case('scatter(pipeline_degree=2)', FOUR, E=8, K=2, T=8, C=3),
+  Case('einsum()', EIGHT, E=8, K=8, T=2, C=2),
 ]
 
 
@@ -236,6 +239,25 @@ def test_rows_of_nobody_are_never_read(monkeypatch):
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, clean
     )
   assert len(poisoned) >= 2
+
+
+def test_results_of_empty_slots_are_never_read(monkeypatch):
+  """Empty slots come as zeros; NaN in their results changes nothing."""
+  case = CASES[8]
+  assert case.dispatch.startswith('scatter')
+  expert = patterns(case)['half of the edges unsent'].astype(np.int32)
+  want = run(case, expert)
+  computed = mlp.Mlp.__call__
+
+  def spoiled(self, params, rows, ops):
+    empty = (rows == 0).all(-1, keepdims=True)
+    return jnp.where(empty, jnp.nan, computed(self, params, rows, ops))
+
+  monkeypatch.setattr(mlp.Mlp, '__call__', spoiled)
+  got = run(case, expert, compiled=traced(case).lower().compile())
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want
+  )
 
 
 @pytest.mark.parametrize('mask', ['row', 'shared', 'expert'])

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from moe_jax.models import factory
-from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.parallel import mesh as mesh_lib, replicas
 from moe_jax.planning import counts
 from moe_jax.training import (
   checkpoint,
@@ -51,6 +51,7 @@ def train(
   Raises:
     ValueError: config, data or workdir do not fit; nothing was written.
     FloatingPointError: the loss is not finite; names step and checkpoint.
+    RuntimeError: from `replicas.check`.
   """
   lead = jax.process_index() == 0
   config_dict = configs.to_dict(config)
@@ -169,6 +170,9 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
       if pending is not None:
         report(pending[0], fetch(*pending))
       pending = step, metrics
+      if c.check_replicas_every and step % c.check_replicas_every == 0:
+        with clock.paused():
+          replicas.check((state, metrics), step)
       saves = step % c.checkpoint_every == 0 or step == c.steps
       judges = step == c.steps or (c.eval_every and step % c.eval_every == 0)
       if not (saves or judges):
