@@ -16,7 +16,6 @@ from moe_jax.data import tokenizers
 from moe_jax.models import factory
 from moe_jax.parallel import (
   axes,
-  collectives,
   distributed,
   mesh as mesh_lib,
   rules,
@@ -164,29 +163,6 @@ def test_vocabulary(rows, model, want):
   mesh = mesh_lib.abstract(mesh_lib.exact(model=model))
   tokenizer = tokenizers.build('bytes()')
   assert session_lib.vocab_size(config, tokenizer, mesh) == want
-
-
-@pytest.mark.parametrize(('split', 'concat'), [(0, 1), (1, 0), (0, 0)])
-def test_two_stages_are_one_exchange(split, concat):
-  """Inside hosts of 2 or 4 and then across, on an axis of 8."""
-  mesh = mesh_lib.make(mesh_lib.exact(expert=8))
-  shape = (16, 6, 3) if split == 0 else (4, 16, 3)
-  x = np.arange(8.0 * np.prod(shape)).reshape(8 * shape[0], *shape[1:])
-  found = []
-  for host in (1, 2, 4):
-    exchange = jax.shard_map(
-      lambda v, host=host: collectives.all_to_all(
-        v, ('expert',), split=split, concat=concat, name='x', host=host
-      ),
-      mesh=mesh,
-      in_specs=P('expert'),
-      out_specs=P('expert'),
-    )
-    weigh = lambda v, f=exchange: (jax.numpy.sin(f(v)) * f(v)).sum()
-    found.append((jax.jit(exchange)(x), jax.jit(jax.grad(weigh))(x)))
-  for values, gradients in found[1:]:
-    np.testing.assert_array_equal(values, found[0][0])
-    np.testing.assert_allclose(gradients, found[0][1], rtol=1e-6)
 
 
 def test_process_flags_go_together():

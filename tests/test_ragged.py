@@ -274,54 +274,6 @@ def test_masks_of_sorted_rows_are_those_of_buffers(mask):
   np.testing.assert_array_equal(got, np.asarray(want).reshape(E * R, F)[at])
 
 
-# The exchange.
-
-
-@functools.cache
-def exchange(rows):
-  f = jax.shard_map(
-    lambda x, sizes: collectives.ragged_all_to_all(
-      x, sizes, rows=rows, axes=('expert',), name='test'
-    ),
-    mesh=make_mesh(FOUR),
-    in_specs=(P(('data', 'expert')), P()),
-    out_specs=P(('data', 'expert')),
-  )
-
-  def both(x, sizes, dy):
-    y, transpose = jax.vjp(lambda x: f(x, sizes), x)
-    return y, transpose(dy)[0]
-
-  return jax.jit(both)
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_exchange(seed):
-  """Block by block; the transpose sends all of it back; the rest is zeros."""
-  rng = np.random.default_rng(seed)
-  n, sent, got = 4, 9, 14
-  sizes = rng.integers(0, 4, (n, n)).astype(np.int32)
-  sizes[:, 0] = rng.permutation([0, 0, 2, 1])
-  sizes[1] = 0
-  sizes = np.where(sizes.cumsum(1) > sent, 0, sizes)
-  x = rng.normal(size=(2, n, sent, 3)).astype(np.float32)
-  dy = rng.normal(size=(2, n, got, 3)).astype(np.float32)
-  y, dx = np.zeros_like(dy), np.zeros_like(x)
-  for half in range(2):
-    filled = [0] * n
-    for source in range(n):
-      at = 0
-      for target in range(n):
-        for _ in range(sizes[source, target]):
-          y[half, target, filled[target]] = x[half, source, at]
-          dx[half, source, at] = dy[half, target, filled[target]]
-          at, filled[target] = at + 1, filled[target] + 1
-  flat = lambda v: v.reshape(-1, 3)
-  y_got, dx_got = exchange(got)(flat(x), sizes, flat(dy))
-  np.testing.assert_array_equal(y_got, flat(y))
-  np.testing.assert_array_equal(dx_got, flat(dx))
-
-
 @pytest.mark.parametrize('platform', ['cpu', 'tpu', 'cuda'])
 def test_the_real_exchange_where_it_exists(platform):
   """Two forward, two back; on CPU all rows are gathered instead."""
