@@ -5,12 +5,14 @@
 
 Prints parameters by part, total and active; model FLOPs; bytes on each device
 of parameters, gradients and optimizer state, by their real shardings; what the
-all-to-alls of a training step move; and, unless --noparams, a line for each
+dispatches of a training step exchange; and, unless --noparams, a line for each
 parameter: shape, logical axes, mesh axes and bytes on a device. --json prints
 one JSON object instead. Its `flops_per_token` is of training, 3 x forward, over
 encoder and target tokens alike; `flops_per_target_token`, which MFU is reckoned
 with, divides by the target tokens alone (a decoder's are all it has).
-`all_to_all_bytes_per_step` is what leaves its device, all devices together.
+`all_to_all_bytes_per_step` is what leaves its device, all devices together,
+whatever the collective, at balanced loads. `experiments.plan` compares
+dispatches, and counts a layer's buffers.
 Not counted: activations, and what FSDP and tensor parallelism exchange.
 """
 

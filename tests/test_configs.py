@@ -250,7 +250,7 @@ def test_a_step_of_the_whole_model_traces():
   """Forward, backward and Adafactor, on devices that are not there."""
   mesh = 'exact(data=4, expert=16, model=16)'
   session = plans.make(get('st_moe_32b'), mesh)
-  groups = {k: b.groups for k, b in plans.buffers(session).items()}
+  groups = {k: b.groups for k, b in plans.layers(session).items()}
   assert groups == {'encoder': 4, 'decoder': 4}
   batch = jax.eval_shape(
     lambda: factory.dummy_batch(session.config, 2048, S, L)

@@ -1,5 +1,6 @@
 """Parameters, FLOPs, bytes and exchanges against traces and real arrays."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -13,7 +14,13 @@ import pytest
 
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib, rules
-from moe_jax.planning import counts, memory, report, traffic
+from moe_jax.planning import (
+  counts,
+  layers as planned_layers,
+  memory,
+  report,
+  traffic,
+)
 from moe_jax.training import plans, state as state_lib
 from tests import tiny
 
@@ -170,48 +177,102 @@ def test_active_parameters_by_hand():
   assert 'other' not in parts
 
 
+_COLLECTIVES = {
+  'all_to_all': 'all-to-all',
+  'all_gather': 'all-gather',
+  'reduce_scatter': 'reduce-scatter',
+}
+SCATTER, GATHER = 'scatter()', 'gather_reduce()'
+
+
+def exchanged(jaxpr):
+  """Bytes by kind of all collectives but sums, as a device hands them over.
+
+  Without an fsdp axis they are the dispatch's.
+  """
+  total = dict.fromkeys(_COLLECTIVES.values(), 0)
+  for eqn, times in walk(jaxpr):
+    name = eqn.primitive.name
+    if name in _COLLECTIVES:
+      # A gather counts with what it brings.
+      side = eqn.outvars if name == 'all_gather' else eqn.invars
+      size = side[0].aval.size * side[0].aval.dtype.itemsize
+      total[_COLLECTIVES[name]] += times * size
+  return total
+
+
 @pytest.mark.parametrize(
-  ('remat', 'layers'), [('none', 4), ('full', 2), ('dots', 2), ('dispatch', 2)]
+  ('dispatch', 'remat', 'layers'),
+  [
+    (SCATTER, 'none', 4),
+    (SCATTER, 'full', 2),
+    (SCATTER, 'dots', 2),
+    (SCATTER, 'dispatch', 2),
+    ('scatter(pipeline_degree=2)', 'full', 2),
+    (GATHER, 'none', 2),
+    (GATHER, 'full', 2),
+    (GATHER, 'dispatch', 2),
+    ('ragged_all_to_all()', 'full', 2),
+  ],
 )
-def test_all_to_all_bytes_are_the_traced_ones(remat, layers):
-  """Operands of every all-to-all in the gradient's program, on one device."""
+def test_exchanged_bytes_are_the_traced_ones(dispatch, remat, layers):
+  """Of every collective in the gradient's program, on one device."""
   overrides = {
     'model.num_layers': layers,
     'model.dtype': 'bfloat16',
     'model.remat': remat,
     'moe.decoder.group_size': 8,
+    'moe.dispatch': dispatch,
     'moe.capacity_factor': 1.25,
     'train.batch_size': 16,
   }
   config = small(**ENCODER_DECODER | overrides)
   mesh = 'exact(data=2, expert=2, model=2)'
-  traced = 0
-  for eqn, times in walk(trace(plans.make(config, mesh), grad=True)):
-    if eqn.primitive.name == 'all_to_all':
-      aval = eqn.invars[0].aval
-      traced += times * aval.size * aval.dtype.itemsize
-  moved = plans.describe(config, mesh)['all_to_all']
-  assert moved['payload_per_device'] == traced > 0
-  assert moved['leaving_per_device'] == traced / 2
-  assert moved['leaving_total'] == 8 * traced / 2
+  session = plans.make(config, mesh)
+  traced = exchanged(trace(session, grad=True))
+  # A traced ragged exchange holds both, that of CPU and the real one.
+  cpu = dispatch.startswith('ragged')
+  planned = dict.fromkeys(traced, 0)
+  pairs = [
+    (v, plans.dispatch(dispatch)) for v in plans.layers(session).values()
+  ]
+  for layer, d in pairs:
+    for c in traffic.collectives(layer, d, cpu):
+      times = 1 + (c.again and remat in ('full', 'dots'))
+      planned[c.kind] += layer.layers * times * c.payload()
+  assert planned == traced and any(traced.values())
+  if not cpu:
+    total = sum(traced.values())
+    moved = plans.describe(config, mesh)['all_to_all']
+    assert moved['payload_per_device'] == total
+    assert moved['leaving_per_device'] == moved['worst_per_device'] == total / 2
+    assert moved['leaving_total'] == 8 * total / 2
 
 
 def test_no_expert_axis_no_exchange():
   plan = plans.describe(small(), 'exact(data=2)')
   assert plan['buffers'] and set(plan['all_to_all'].values()) == {0}
-  config = small(**{'moe.dispatch': 'dense()'})
-  plan = plans.describe(config, 'exact(expert=2)')
-  assert plan['all_to_all_bytes_per_step'] == 0 and not plan['buffers']
 
 
 def test_micro_batches_add_up():
-  whole, parts = (
-    plans.buffers(
-      plans.make(small(**{'train.accumulate': n}), 'exact(expert=2)')
-    )
-    for n in (1, 4)
+  moved, groups = [], []
+  for n in (1, 4):
+    config = small(**{'train.accumulate': n})
+    moved.append(plans.describe(config, 'exact(expert=2)')['all_to_all'])
+    layer = plans.layers(plans.make(config, 'exact(expert=2)'))['decoder']
+    groups.append((layer.micro_batches, layer.groups))
+  assert moved[0] == moved[1] and groups == [(1, 4), (4, 1)]
+
+
+def planned(mesh, **fields):
+  """3 layers of 4 experts, 2 groups of 10 tokens and edges, 6 wide."""
+  sizes = {'data': 3, 'fsdp': 2, 'expert': 4, 'model': 5} | mesh
+  found = planned_layers.Layer(
+    **dict(layers=3, micro_batches=1, groups=2, tokens=10, edges=10),
+    **dict(choices=1.0, experts=4, capacity=5, width=6, hidden=8),
+    **dict(matrices=2, kept=2, itemsize=2, mesh=sizes),
   )
-  assert whole == parts and whole['decoder'].groups == 4
+  return dataclasses.replace(found, **fields)
 
 
 def test_bytes_by_hand():
@@ -220,13 +281,43 @@ def test_bytes_by_hand():
   assert memory.shard_bytes((8, 7, 20), 2, spec, mesh) == 8 * 7 * 20 * 2 // 40
   assert memory.shard_bytes((8, 7), 4, (), mesh) == 8 * 7 * 4
   # 3 layers of 4 x 2 x 5 rows of 6 x 2 bytes, four or six times.
-  rows = traffic.Buffers(3, 4, 2, 5, 6, 2)
-  moved = traffic.all_to_all([rows, rows], mesh, recomputed=False)
+  rows = planned({}), plans.dispatch('scatter()')
+  moved = traffic.wire([rows, rows], recomputed=False)
   assert moved['payload_per_device'] == 2 * 4 * 3 * 40 * 12
   assert moved['leaving_per_device'] == moved['payload_per_device'] * 3 // 4
+  assert moved['worst_per_device'] == moved['leaving_per_device']
   assert moved['leaving_total'] == moved['leaving_per_device'] * 120
-  again = traffic.all_to_all([rows, rows], mesh, recomputed=True)
+  again = traffic.wire([rows, rows], recomputed=True)
   assert again['payload_per_device'] == moved['payload_per_device'] * 3 // 2
+
+
+def test_bytes_of_stages_and_chunks_by_hand():
+  """Rows are padded to whole chunks; a stage leaves out one of its devices."""
+  of = lambda spec, layer: traffic.wire([(layer, plans.dispatch(spec))], False)
+  once = 3 * 4 * 2 * 6 * 12  # 3 layers of 4 experts x 2 groups x 6 rows
+  chunks = of('scatter(pipeline_degree=3)', planned({}))
+  assert chunks['payload_per_device'] == 4 * once
+  layer = planned({'expert': 8}, experts=8, capacity=6)
+  stages = of('scatter(host=2)', layer)
+  assert stages['payload_per_device'] == 2 * 4 * 2 * once
+  assert stages['leaving_per_device'] == 4 * 2 * once * (1 / 2 + 3 / 4)
+  whole, plain = of('scatter(host=8)', layer), of('scatter()', layer)
+  assert whole == plain
+
+
+def test_worst_bytes_are_of_the_fallback_where_it_is_more():
+  wide = planned({'expert': 4}, width=64)
+  gather = traffic.wire([(wide, plans.dispatch('gather_reduce()'))], True)
+  spec = "ragged_all_to_all(buffer_factor=1.0, overflow='{}')"
+  moved = {
+    k: traffic.wire([(wide, plans.dispatch(spec.format(k)))], False)
+    for k in ('drop', 'gather_reduce')
+  }
+  assert moved['drop']['worst_per_device'] < gather['worst_per_device']
+  worst = moved['gather_reduce'].pop('worst_per_device')
+  assert worst == gather['worst_per_device']
+  del moved['drop']['worst_per_device']
+  assert moved['drop'] == moved['gather_reduce']
 
 
 def test_bytes_per_device_are_those_of_real_arrays():
@@ -287,7 +378,7 @@ def test_text_is_aligned_and_complete():
   for name in plan['parts']:
     assert f'\n{name}  ' in blocks[0]
   assert '8 devices: data=2 fsdp=1 expert=4 model=1' in blocks[2]
-  assert 'E 4 x G 1 x C 4 x D 16 x 4 B' in blocks[3]
+  assert re.search(r'decoder \(scatter\) +16 x D 16 x 4 B', blocks[3])
   row = next(r for r in lines if 'experts/wi ' in r)
   assert re.search(r'4 x 16 x 32 +float32 +.*expert embed mlp .*expert', row)
 
@@ -338,16 +429,12 @@ def test_program_fails_in_one_line():
   assert re.fullmatch(r'error: train\.batch_size=8 is not .*\n', done.stderr)
 
 
-def test_traffic_that_depends_on_the_routing_is_not_counted():
-  """Rather than as padded buffers, which others do not have."""
+def test_traffic_of_unknown_dispatches_is_not_counted():
+  """Those of other rooms, and the oracle, which gathers weights."""
   found = {}
-  for spec in ('ragged_all_to_all()', 'scatter(host=2)', 'gather_reduce()'):
+  for spec in ('ragged_all_to_all()', 'scatter(host=2)', GATHER, 'dense()'):
     config = tiny.config(**{'moe.dispatch': spec})
     plan = plans.describe(config, 'exact(data=2, expert=4)')
     found[spec] = plan['all_to_all_bytes_per_step']
     assert ('not counted' in report.text(plan)) == (found[spec] is None)
-  assert found == {
-    'ragged_all_to_all()': None,
-    'scatter(host=2)': None,
-    'gather_reduce()': 0,
-  }
+  assert found.pop('dense()') is None and all(found.values())

@@ -17,13 +17,13 @@ def text(plan: Mapping[str, Any], parameters: bool = False) -> str:
     share = f'{100 * part["total"] / total:.2f}'
     rows.append((name, _int(part['total']), share, _int(part['active'])))
   rows.append(('all', _int(total), '100.00', _int(active)))
-  blocks = [_table(rows)]
+  blocks = [table(rows)]
 
   tokens = ' + '.join(
     f'{n:,} {name}' for name, n in plan['tokens_per_sequence'].items()
   )
   blocks.append(
-    _table(
+    table(
       [
         ('FLOPs', f'a sequence is {tokens} tokens'),
         ('forward, a sequence', si(plan['flops_per_sequence_forward'])),
@@ -37,21 +37,22 @@ def text(plan: Mapping[str, Any], parameters: bool = False) -> str:
   sizes = ' '.join(f'{k}={v}' for k, v in plan['mesh'].items())
   rows = [('bytes on each device', f'{_count(plan["devices"])}: {sizes}')]
   rows += [(k, binary(v)) for k, v in plan['bytes_per_device'].items()]
-  blocks.append(_table([(k.replace('_', ' '), v) for k, v in rows]))
+  blocks.append(table([(k.replace('_', ' '), v) for k, v in rows]))
 
-  rows = [('all-to-all bytes a step', 'forward and backward')]
+  rows = [('dispatch, bytes a step', 'forward and backward')]
   for key, label in (
     ('payload_per_device', 'payload, a device'),
-    ('leaving_per_device', 'of it leaving the device'),
-    ('leaving_total', 'leaving, all devices'),
+    ('leaving_per_device', 'of it leaving the device, balanced loads'),
+    ('worst_per_device', 'of it leaving the device, any loads'),
+    ('leaving_total', 'leaving, all devices, balanced loads'),
   ):
     moved = plan['all_to_all']
     rows.append((label, binary(moved[key]) if moved else 'not counted'))
   for name, b in plan['buffers'].items():
-    shape = 'E {experts:,} x G {groups:,} x C {capacity:,} x D {width:,}'
-    text_ = f'{shape.format(**b)} x {b["itemsize"]} B'
-    rows.append((f'a buffer of {b["layers"]} layers, {name}', text_))
-  blocks.append(_table(rows))
+    if b['rows'] is not None:
+      size = f'{b["rows"]:,} x D {b["width"]:,} x {b["itemsize"]} B'
+      rows.append((f'rows of a layer, {name} ({b["dispatch"]})', size))
+  blocks.append(table(rows))
 
   if parameters:
     rows = [('parameter', 'shape', 'dtype', 'axes', 'spec', 'a device')]
@@ -63,7 +64,7 @@ def text(plan: Mapping[str, Any], parameters: bool = False) -> str:
       )
       size = binary(p['bytes_per_device'])
       rows.append((p['path'], shape, p['dtype'], axes, spec, size))
-    blocks.append(_table(rows, left=(0, 2, 3, 4)))
+    blocks.append(table(rows, left=(0, 2, 3, 4)))
   return '\n\n'.join(blocks)
 
 
@@ -91,7 +92,7 @@ def _int(value: float) -> str:
   return f'{round(value):,}'
 
 
-def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
   """Aligned columns; the first row is a header over a rule."""
   widths = [max(map(len, column)) for column in zip(*rows)]
   lines = [

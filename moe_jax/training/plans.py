@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
 from moe_jax import registry
@@ -11,9 +12,17 @@ from moe_jax.data import tokenizers
 from moe_jax.layers import moe
 from moe_jax.models import factory
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
-from moe_jax.planning import counts, memory, traffic
+from moe_jax.planning import (
+  advice,
+  counts,
+  layers as planned,
+  loads as loads_lib,
+  memory,
+  traffic,
+)
 from moe_jax.training import (
   configs,
+  seats,
   session as session_lib,
   state as state_lib,
 )
@@ -49,43 +58,78 @@ def make(config, mesh_spec: str) -> session_lib.Session:
   )
 
 
-# Of the dispatches: exchange padded buffers in all-to-alls; have none.
-PADDED, WITHOUT = ('scatter', 'einsum'), ('dense', 'gather_reduce')
-
-
-def buffers(session: session_lib.Session) -> dict[str, traffic.Buffers] | None:
-  """What each stack's sparse layers exchange in a training step.
-
-  None where that depends on the routing.
-  """
+def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
+  """One device's share of each stack's sparse layers in a training step."""
   c, found = session.config, {}
-  axes = axes_lib.make(session.mesh.shape)
+  sizes = dict(session.mesh.shape)
+  axes = axes_lib.make(sizes)
   rows = c.train.batch_size // axes.size(axes.batch) // c.train.accumulate
-  for name, fields in session_lib.sparse_stacks(c).items():
-    name_, options = registry.parse(fields['dispatch'])
-    if name_ in WITHOUT:
-      continue
-    if name_ not in PADDED or options:
-      return None
+  for name in session_lib.sparse_stacks(c):
     stack = session.model.stacks[name]
     made = stack.moe(parent=None)
     tokens = rows * session_lib.lengths(c)[name]
+    E, D = made.num_experts, stack.d_model
     T = moe.group_size(made.group_size, tokens, made.capacity_factor)
-    found[name] = traffic.Buffers(
+    matrices, hidden = _sizes(made.experts, D)
+    found[name] = planned.Layer(
       layers=sum(stack.sparse),
-      experts=made.num_experts,
-      groups=tokens // T * c.train.accumulate,
+      micro_batches=c.train.accumulate,
+      groups=tokens // T,
+      tokens=T,
+      edges=seats.edges(made, T, D),
+      choices=made.router.experts_per_token(E),
+      experts=E,
       capacity=made.rows(T, made.capacity_factor),
-      width=stack.d_model,
+      width=D,
+      hidden=hidden // sizes['model'],
+      matrices=matrices,
+      kept=_kept(made.experts, matrices - 1),
       itemsize=stack.dtype.dtype.itemsize,
+      mesh=sizes,
     )
   return found
+
+
+def _sizes(experts, D: int) -> tuple[int, int]:
+  """Matrices of an expert that are D x F or F x D, and F."""
+  shapes = jax.eval_shape(lambda: experts.init(jax.random.key(0), 1, D))
+  found = [
+    shapes[k].shape[axes.index('mlp')]
+    for k, axes in experts.axes.items()
+    if {'embed', 'mlp'} <= set(axes)
+  ]
+  return len(found), found[0]
+
+
+def _kept(experts, ups: int) -> int:
+  """Arrays [R, F] that XLA keeps of an expert's forward pass.
+
+  The results of the products into the hidden width, the activation of a gate,
+  what goes into the last product, and what the derivative needs of a smooth
+  activation (its tanh or logistic) or of a gain.
+  """
+  smooth = getattr(experts, 'activation', 'relu') != 'relu'
+  gain = getattr(experts, 'bias', '') == 'multiplicative'
+  return ups + (ups > 1) + 1 + smooth + gain
+
+
+def dispatch(spec: str) -> planned.Dispatch | None:
+  """A call string as planning takes it; None where it has no numbers for it."""
+  name, _ = registry.parse(spec)
+  if name not in planned.ALGORITHMS:
+    return None
+  options = dataclasses.asdict(registry.build('dispatch', spec))
+  return planned.Dispatch(name, options)
+
+
+def _recomputed(config) -> bool:
+  return config.model.remat in ('full', 'dots')
 
 
 def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
   """Parameters, FLOPs, bytes and exchanges of a training step, as JSON has it.
 
-  The exchanges are None for a dispatch whose traffic is not counted.
+  The exchanges are None for a dispatch that planning has no numbers for.
 
   Args:
     config, mesh_spec: as in `make`.
@@ -106,12 +150,12 @@ def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
     'optimizer_state': total(state.opt_state),
     'balance_state': total(state.balance),
   }
-  exchanged = buffers(session)
+  found = layers(session)
+  fields = session_lib.sparse_stacks(config)
+  pairs = [(v, dispatch(fields[k]['dispatch'])) for k, v in found.items()]
   moved = None
-  if exchanged is not None:
-    moved = traffic.all_to_all(
-      exchanged.values(), sizes, config.model.remat in ('full', 'dots')
-    )
+  if all(d for _, d in pairs):
+    moved = traffic.wire(pairs, _recomputed(config))
   tokens, forward = session_lib.lengths(config), session.forward_flops()
   return {
     'params_total': counts.parameters(leaves),
@@ -127,7 +171,14 @@ def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
     'bytes_per_device': held | {'total': sum(held.values())},
     'all_to_all_bytes_per_step': moved and moved['leaving_total'],
     'all_to_all': moved,
-    'buffers': {k: dataclasses.asdict(v) for k, v in (exchanged or {}).items()},
+    'buffers': {
+      k: {
+        **dataclasses.asdict(v),
+        'dispatch': d and d.name,
+        'rows': d and d.rows(v),
+      }
+      for k, (v, d) in zip(found, pairs)
+    },
     'parameters': [
       {
         'path': '/'.join(leaf.names),
@@ -140,3 +191,119 @@ def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
       for leaf, x in zip(leaves, jax.tree.leaves(state.params))
     ],
   }
+
+
+def compare(
+  config,
+  mesh_spec: str = 'exact()',
+  *,
+  skew: float = 0.5,
+  loads: str = '',
+  cpu: bool = False,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """What each dispatch would cost the sparse layers, as JSON has it.
+
+  Args:
+    config, mesh_spec: as in `make`.
+    skew: deviation of the experts' mean logits where tokens are simulated.
+    loads: file or workdir of recorded loads (see `planning.loads.read`).
+    cpu: as in `planning.memory.buffers`.
+    seed: of the simulation.
+
+  Raises:
+    ValueError: as `make`; a model without experts, or loads of another.
+  """
+  if not 0 <= skew <= 10:
+    raise ValueError(f'skew={skew} must be from 0 to 10')
+  recorded = loads_lib.read(loads) if loads else None
+  session = make(config, mesh_spec)
+  found, stacks = layers(session), {}
+  if not found:
+    raise ValueError(f'moe.layers={config.moe.layers!r}: no layer has experts')
+  depths = {k: v.layers for k, v in found.items()}
+  if recorded is not None:
+    _check_loads(recorded, loads, depths, config.moe.num_experts)
+    if len(recorded) == 1:
+      recorded = np.repeat(recorded, sum(depths.values()), axis=0)
+  first = 0
+  for name, layer in found.items():
+    rng = np.random.default_rng(seed)
+    K, E = layer.choices, layer.experts
+    if recorded is None:
+      count = min(layer.layers, 4)
+      mean_QE = [loads_lib.skewed(E, skew, rng) for _ in range(count)]
+    else:
+      own = recorded[first : first + layer.layers]
+      mean_QE = [loads_lib.popularity(share_E, K, rng) for share_E in own]
+    first += layer.layers
+    made = session.model.stacks[name].moe(parent=None)
+    kept_QGE, wanted_QGE, dropped_QG = seats.simulate(
+      made, layer.tokens, np.array(mean_QE), seed
+    )
+    spec = session_lib.sparse_stacks(config)[name]['dispatch']
+    figures = _figures(config, layer, spec, kept_QGE, cpu, seed)
+    load_QE = wanted_QGE.sum(1)
+    best, why = advice.recommend(layer, figures, cpu)
+    stacks[name] = {
+      'layer': dataclasses.asdict(layer),
+      'dispatch': spec,
+      'dropped': float(dropped_QG.sum() / max(wanted_QGE.sum(), 1)),
+      'busiest': float((load_QE.max(1) / load_QE.mean(1)).mean()),
+      'groups_simulated': kept_QGE.shape[0] * kept_QGE.shape[1],
+      'algorithms': figures,
+      'recommended': best,
+      'because': why,
+    }
+  sizes = dict(session.mesh.shape)
+  return {
+    'mesh': sizes,
+    'devices': session.mesh.size,
+    'platform': 'cpu' if cpu else 'accelerator',
+    'remat': config.model.remat,
+    'routing': {'loads': loads} if loads else {'skew': skew},
+    'stacks': stacks,
+  }
+
+
+def _check_loads(recorded, loads: str, depths: dict[str, int], E: int) -> None:
+  count, experts = recorded.shape
+  if experts != E:
+    raise ValueError(
+      f'{loads} has loads of {experts} experts; the config has '
+      f'moe.num_experts={E}'
+    )
+  if count not in (1, sum(depths.values())):
+    raise ValueError(
+      f'{loads} has loads of {count} layers; the config has '
+      f'{sum(depths.values())} sparse ones (1 stands for all)'
+    )
+
+
+def _figures(config, layer, own: str, kept_QGE, cpu: bool, seed: int):
+  """Each algorithm's figures; the config's own options where it is that."""
+  figures = {}
+  for name in planned.ALGORITHMS:
+    d = dispatch(own if registry.parse(own)[0] == name else f'{name}()')
+    sizes = {
+      'balanced': (layer.balanced(), d),
+      'held': (layer, d),
+      'worst': (layer.dropless(), d.roomy()),
+    }
+    tables = {k: memory.buffers(*v, cpu) for k, v in sizes.items()}
+    peaks = {k: memory.peak(v) for k, v in tables.items()}
+    flops = traffic.flops(layer, d)
+    figures[name] = {
+      'options': dict(d.options),
+      'rows': {k: d_.rows(layer_) for k, (layer_, d_) in sizes.items()},
+      'peak': {k: v for k, (_, v) in peaks.items()},
+      'peak_at': peaks['held'][0],
+      'buffers': {
+        k: [dataclasses.asdict(b) for b in v] for k, v in tables.items()
+      },
+      'wire': traffic.wire([(layer, d)], _recomputed(config), cpu),
+      'flops': flops,
+      'flops_of_dispatch': flops['dispatch'] / flops['experts'],
+      **loads_lib.fate(kept_QGE, layer, d, seed),
+    }
+  return figures

@@ -1,0 +1,506 @@
+"""What dispatches would cost, against XLA's own numbers."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from moe_jax import registry
+from moe_jax.layers import moe
+from moe_jax.parallel import hlo, mesh as mesh_lib, rules
+from moe_jax.planning import advice, comparison, layers, loads, memory, traffic
+from moe_jax.training import plans, seats, writers
+from tests import test_planning, tiny
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+P = jax.sharding.PartitionSpec
+RAGGED = 'ragged_all_to_all(buffer_factor=1.25)'
+FALLBACK = "ragged_all_to_all(buffer_factor=1.0, overflow='gather_reduce')"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A layer on a mesh; B x L tokens in groups of T."""
+
+  dispatch: str
+  mesh: tuple[tuple[str, int], ...] = ()
+  E: int = 8
+  K: int = 2
+  D: int = 64
+  F: int = 128
+  T: int = 256
+  B: int = 8
+  L: int = 256
+  factor: float | None = 1.25
+  experts: str = 'mlp()'
+
+  def __str__(self):
+    changed = [
+      f'{f.name}={getattr(self, f.name)}'
+      for f in dataclasses.fields(self)
+      if getattr(self, f.name) != f.default and f.name != 'mesh'
+    ]
+    return ' '.join([*changed, *(f'{k}={v}' for k, v in self.mesh)])
+
+  @property
+  def sizes(self):
+    return mesh_lib.exact(**dict(self.mesh))
+
+  def make(self):
+    sizes = self.sizes
+    devices = jax.devices()[: math.prod(sizes.values())]
+    router = f'top_k(k={self.K})' if self.K > 1 else 'switch()'
+    return moe.MoE(
+      num_experts=self.E,
+      router=registry.build('routers', router),
+      experts=registry.build('experts', self.experts, d_ff=self.F),
+      dispatch=registry.build('dispatch', self.dispatch),
+      balance=(registry.build('balancing', 'switch_loss()'),),
+      group_size=self.T,
+      capacity_factor=self.factor,
+      mesh=mesh_lib.make(sizes, devices),
+    )
+
+  def planned(self):
+    """The layer as planning sees it, sizes by hand."""
+    sizes = self.sizes
+    batch = sizes['data'] * sizes['fsdp'] * sizes['expert']
+    C = math.ceil((self.factor or 1e9) * self.T * self.K / self.E)
+    gated = self.experts.startswith('glu')
+    layer = layers.Layer(
+      layers=1,
+      micro_batches=1,
+      groups=self.B * self.L // self.T // batch,
+      tokens=self.T,
+      edges=self.K * self.T,
+      choices=self.K,
+      experts=self.E,
+      capacity=min(C, self.T),
+      width=self.D,
+      hidden=self.F // sizes['model'],
+      matrices=3 if gated else 2,
+      kept=5 if gated else 3 if 'gelu' in self.experts else 2,
+      itemsize=4,
+      mesh=sizes,
+    )
+    return layer, plans.dispatch(self.dispatch)
+
+
+def traced(case):
+  """Value and gradients by parameters and tokens, placed as in training."""
+  layer = case.make()
+  mesh = layer.mesh
+  x = jax.ShapeDtypeStruct((case.B, case.L, case.D), jnp.float32)
+  init = lambda: layer.init(jax.random.key(0), jnp.zeros(x.shape), train=True)
+  boxed = jax.eval_shape(init)
+  place = lambda axes: jax.sharding.NamedSharding(
+    mesh, rules.spec(axes, mesh.shape)
+  )
+  where = jax.tree.map(
+    lambda spec: place(tuple(spec)),
+    nn.get_partition_spec(boxed),
+    is_leaf=lambda v: isinstance(v, P),
+  )
+  tokens, one = place(('batch',)), place(())
+
+  def loss(variables, x):
+    y, _, aux = layer.apply(variables, x, train=True)
+    return jnp.square(y).sum() + aux.loss
+
+  step = jax.jit(
+    jax.value_and_grad(loss, (0, 1)),
+    in_shardings=(where, tokens),
+    out_shardings=(one, (where, tokens)),
+  )
+  return step.trace(nn.unbox(boxed), x)
+
+
+@functools.cache
+def program(case):
+  return traced(case).lower().compile()
+
+
+FOUR, WIDE = (('expert', 4),), (('data', 2), ('expert', 4))
+MIXED = (('fsdp', 2), ('expert', 2), ('model', 2))
+SMALL = dict(T=64, B=8, L=128)
+MANY = dict(E=64, K=8, F=64, T=512, B=4, L=512)
+LARGE = dict(E=32, D=256, F=512, T=512, B=16, L=512)
+CASES = [
+  Case('einsum()', FOUR),
+  Case('scatter()', WIDE, **SMALL),
+  Case('scatter(pipeline_degree=2)', FOUR),
+  Case('gather_reduce()', FOUR),
+  Case(RAGGED, WIDE, K=1, E=16, D=128, F=256, B=16),
+]
+MORE = [
+  Case('scatter(host=2)', FOUR, **SMALL),
+  Case('gather_reduce()', factor=None),
+  *(
+    Case(d, mesh, **sizes)
+    for d in ('einsum()', 'scatter()', 'gather_reduce()', RAGGED)
+    for mesh, sizes in (
+      ((('model', 2),), {}),
+      ((('fsdp', 2),), {}),
+      (MIXED, dict(B=16, D=128, F=512)),
+      (WIDE, LARGE),
+      ((), MANY),
+      (FOUR, MANY | dict(F=128)),
+      (FOUR, dict(experts='glu()', D=128, B=16)),
+      ((), dict(experts="mlp(activation='gelu')")),
+      ((('expert', 8),), dict(E=16, K=4, F=256, D=128, B=16)),
+      ((), dict(K=1, F=1024, D=256, B=16)),
+    )
+  ),
+  Case('scatter(pipeline_degree=4)', WIDE, B=16, F=256),
+  Case('scatter(host=2)', (('expert', 8),), B=16),
+  Case(FALLBACK, FOUR),
+]
+
+
+def check_program(case):
+  """Its memory to 25 %, and its exchanges to the byte."""
+  layer, dispatch = case.planned()
+  compiled = program(case)
+  kept = compiled.memory_analysis()
+  # Gradients are outputs, and so is memory that XLA may use before they are.
+  outputs = kept.output_size_in_bytes
+  held = kept.temp_size_in_bytes + outputs
+  _, peak = memory.peak(memory.buffers(layer, dispatch, cpu=True))
+  assert 0.8 < peak / held < 1.25
+  if outputs < held / 10:
+    assert 0.8 < peak / kept.temp_size_in_bytes < 1.25
+  own = [(c, 1) for c in traffic.collectives(layer, dispatch, cpu=True)]
+  if dispatch.falls_back(layer):
+    # The other branch, whose backward pass recomputes it.
+    other = plans.dispatch('gather_reduce()')
+    both = traffic.collectives(layer, other)
+    own += [(c, 1 + c.again) for c in both]
+  want = {}
+  for c, times in own:
+    want[c.kind] = want.get(c.kind, 0) + times * c.bytes
+  text = compiled.as_text()
+  assert hlo.collective_bytes(text, 'moe_(dispatched|returned)') == want
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_memory_and_exchanges_are_those_of_the_program(case):
+  check_program(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', MORE, ids=str)
+def test_more_memory_and_exchanges(case):
+  check_program(case)
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_ragged_exchanges_have_the_planned_buffers(platform):
+  """Operand and result of each, there and back, forward and backward."""
+  case = Case(RAGGED, FOUR, D=48, factor=None, **SMALL)
+  layer, dispatch = case.planned()
+  text = traced(case).lower(lowering_platforms=(platform,)).as_text()
+  calls = re.findall(
+    r'@ragged_all_to_all\(.*?: \(tensor<(\d+)x48xf32>.*-> tensor<(\d+)x48xf32>',
+    text,
+  )
+  sent, rows = dispatch.sent(layer), dispatch.rows(layer)
+  # By hand: 4 groups of 128 edges of a device, and a quarter more.
+  assert (sent, rows) == (4 * 128, 640)
+  pairs = sorted((int(a), int(b)) for a, b in calls)
+  assert pairs == [(sent, rows)] * 2 + [(rows, sent)] * 2
+  # In them, a balanced load leaves but for a quarter; at worst all are full.
+  found = traffic.collectives(layer, dispatch)
+  ragged = [c for c in found if c.kind == 'ragged-all-to-all']
+  row = 48 * 4
+  assert [c.leaving() for c in ragged] == [sent * row * 3 // 4] * 4
+  assert [c.leaving(worst=True) for c in ragged] == [sent * row, rows * row] * 2
+
+
+def test_bytes_in_a_programs_text():
+  text = """
+  %a = f32[2,3]{1,0} all-to-all(%x), metadata={op_name="jit(f)/one/b"}
+  %b = (bf16[2]{0}, s32[4]{0}) all-gather(%x, %y), metadata={op_name="two"}
+  %c = pred[] all-reduce(%x), metadata={op_name="one"}
+  %d = f8e4m3fn[7] all-gather(%x), dimensions={0}
+  %f = f32[9] fusion(%a), calls=%all-to-all.1, metadata={op_name="one"}
+  """
+  found = {'all-to-all': 24, 'all-gather': 20 + 7, 'all-reduce': 1}
+  assert hlo.collective_bytes(text) == found
+  assert hlo.collective_bytes(text, 'one') == {
+    'all-to-all': 24,
+    'all-reduce': 1,
+  }
+
+
+# FLOPs, loads, seats.
+
+
+@pytest.mark.parametrize('experts', ['mlp()', 'glu()'])
+def test_flops_of_masks_are_the_traced_ones(experts):
+  """What einsum multiplies beyond scatter; 2 T / (M F) of M matrices."""
+  flops = {}
+  for name in ('einsum()', 'scatter()'):
+    case = Case(name, E=4, T=64, D=32, F=48, experts=experts)
+    layer, x = case.make(), jnp.zeros((case.B, case.L, case.D))
+    variables = jax.eval_shape(
+      lambda layer=layer, x=x: layer.init(jax.random.key(0), x, train=True)
+    )
+    forward = lambda v, layer=layer, x=x: layer.apply(v, x, train=True)[0]
+    jaxpr = jax.make_jaxpr(forward)(nn.unbox(variables)).jaxpr
+    flops[name] = test_planning.product_flops(jaxpr)
+  planned = traffic.flops(
+    *dataclasses.replace(case, dispatch='einsum()').planned()
+  )
+  assert planned['dispatch'] == flops['einsum()'] - flops['scatter()']
+  matrices = 3 if experts == 'glu()' else 2
+  ratio = planned['dispatch'] / planned['experts']
+  np.testing.assert_allclose(ratio, 2 * 64 / (matrices * 48))
+  assert traffic.flops(*case.planned())['dispatch'] == 0
+
+
+def moe_layer(E=8, router='switch()', **fields):
+  return moe.MoE(
+    num_experts=E,
+    router=registry.build('routers', router),
+    experts=registry.build('experts', 'mlp(d_ff=8)'),
+    dispatch=registry.build('dispatch', 'scatter()'),
+    **fields,
+  )
+
+
+def test_drops_of_alike_experts_are_binomial():
+  """E[(Bin(T, 1 / E) - C)+] E / T."""
+  E, T, C = 8, 128, 16
+  made = moe_layer(E, capacity_factor=C * E / T)
+  kept, wanted, dropped = seats.simulate(made, T, np.zeros((4, E)), seed=0)
+  load = np.arange(T + 1)
+  chance = scipy.stats.binom.pmf(load, T, 1 / E)
+  want = (chance * np.maximum(load - C, 0)).sum() * E / T
+  assert wanted.sum() == kept.shape[0] * kept.shape[1] * T
+  np.testing.assert_array_equal(kept.sum(2) + dropped, T)
+  np.testing.assert_allclose(dropped.mean() / T, want, rtol=0.1)
+
+
+@pytest.mark.parametrize('K', [1, 2])
+def test_recorded_loads_come_back(K):
+  share_E = np.array([0.3, 0.25, 0.15, 0.1, 0.1, 0.05, 0.03, 0.02])
+  rng = np.random.default_rng(0)
+  mean_E = loads.popularity(share_E, K, rng)
+  router = f'top_k(k={K})' if K > 1 else 'switch()'
+  made = moe_layer(router=router, capacity_factor=None)
+  kept, wanted, dropped = seats.simulate(made, 1024, mean_E[None], seed=1)
+  np.testing.assert_array_equal(kept, wanted)
+  assert not dropped.any()
+  got_E = wanted.sum((0, 1)) / wanted.sum()
+  np.testing.assert_allclose(got_E, share_E, atol=0.01)
+
+
+def test_seats_follow_the_config():
+  """No token left behind drops less than its first choices alone would."""
+  mean_QE = np.linspace(0, 2, 8)[None]
+  dropped = {
+    router: seats.simulate(moe_layer(router=router), 256, mean_QE, 0)[2].mean()
+    for router in ('switch()', 'no_token_left_behind()')
+  }
+  assert 0 < dropped['no_token_left_behind()'] < 0.8 * dropped['switch()']
+
+
+def test_fate_by_loops():
+  """Two devices of two experts, each with one group; every step is alike."""
+  sizes = mesh_lib.exact(expert=2)
+  layer = dataclasses.replace(
+    Case('scatter()', E=4, T=8, K=1, B=1, L=8).planned()[0],
+    mesh=sizes,
+    capacity=6,
+  )
+  kept = np.array([[[6, 1, 0, 1]]])
+  of = lambda spec: loads.fate(kept, layer, plans.dispatch(spec), seed=0)
+  padded = of('scatter(pipeline_degree=4)')
+  assert padded['empty'] == padded['unused'] == 1 - 8 / 32
+  assert padded['clipped'] == 0
+  ragged = of('ragged_all_to_all(buffer_factor=1.0)')
+  # 7 rows of each group go to the first device, which has room for 8.
+  assert ragged['clipped'] == 6 / 16 and ragged['empty'] == 0
+  assert ragged['buffer_factor'] == 14 / 8
+  assert ragged['unused'] == 0
+  fits = of('ragged_all_to_all(buffer_factor=1.75)')
+  assert fits['clipped'] == 0 and fits['unused'] == 1 - 16 / 28
+
+
+def test_loads_of_a_run(tmp_path):
+  """The last tenth of the steps, by layer; a workdir or its file."""
+  with writers.Writer(tmp_path) as w:
+    for step in range(1, 21):
+      load = [[1, 3], [0.5, 0.5]] if step > 18 else [[1, 0], [1, 0]]
+      w.write(step, {'loss': 1.0, 'moe/load': load, 'moe/layers': [1, 3]})
+    w.write(21, {'eval/loss': 1.0})
+  for path in (tmp_path, tmp_path / 'metrics.jsonl'):
+    np.testing.assert_allclose(
+      loads.read(str(path)), [[0.25, 0.75], [0.5, 0.5]]
+    )
+  plain = tmp_path / 'plain.json'
+  plain.write_text('[[1, 1, 2]]')
+  np.testing.assert_allclose(loads.read(str(plain)), [[0.25, 0.25, 0.5]])
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('[[1, 2], [3]]', 'entry 1: loads must be a list of lists'),
+    ('[[1, -2]]', 'not below 0'),
+    ('[[0, 0]]', 'not all 0'),
+    ('[1, 2]', 'list of lists'),
+    ('{"moe/load": [[1]]}\n{"moe/load": [[1, 2]]}', 'entry 2: loads change'),
+    ('{"loss": 1}', 'no loads'),
+    ('{"loss": 1}\n{"a', 'line 2: broken JSON'),
+  ],
+)
+def test_loads_that_are_none(tmp_path, text, message):
+  path = tmp_path / 'loads.json'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=message):
+    loads.read(str(path))
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'flags', 'message'),
+  [
+    ({'moe.layers': 'none'}, {}, "moe.layers='none': no layer has experts"),
+    ({}, {'skew': -1.0}, 'skew=-1.0 must be'),
+    ({}, {'loads': '[[1, 1]]'}, r'loads of 2 experts; .*\.num_experts=4'),
+    ({}, {'loads': '[[1, 1, 1, 1], [1, 1, 1, 1]]'}, 'has loads of 2 layers'),
+    ({}, {'mesh_spec': 'exact(expert=3)'}, 'num_experts=4 is not divisible'),
+  ],
+)
+def test_comparison_refuses(tmp_path, overrides, flags, message):
+  if 'loads' in flags:
+    path = tmp_path / 'loads.json'
+    path.write_text(flags['loads'])
+    flags = {'loads': str(path)}
+  with pytest.raises(ValueError, match=message):
+    plans.compare(tiny.config(**overrides), **flags)
+
+
+# Advice, and all of it together.
+
+
+@functools.cache
+def plan(mesh, cpu=False, **overrides):
+  return plans.compare(tiny.config(**overrides), mesh, cpu=cpu)
+
+
+TOP_2 = {'moe.router': 'top_k(k=2)', 'moe.seating': 'token_major()'}
+DROPLESS = {'moe.capacity_factor': 0.0}
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'overrides', 'cpu', 'name', 'why'),
+  [
+    ('exact(data=2)', {}, False, 'gather_reduce', 'size 1 exchanges nothing'),
+    ('exact(expert=4)', {}, False, 'scatter', 'no receiver can overflow'),
+    ('exact(expert=4)', DROPLESS, False, 'ragged_all_to_all', 'only rows that'),
+    ('exact(expert=4)', DROPLESS, True, 'gather_reduce', ''),
+    (
+      'exact(expert=2)',
+      {'moe.router': 'top_k(k=4)', 'moe.capacity_factor': 1.0},
+      False,
+      'gather_reduce',
+      'S = 2, K = 4',
+    ),
+  ],
+)
+def test_advice(mesh, overrides, cpu, name, why):
+  stack = plan(mesh, cpu, **overrides)['stacks']['decoder']
+  assert stack['recommended'] == name and why in stack['because']
+
+
+def test_advice_names_a_buffer_that_holds_all():
+  stack = plan('exact(expert=4)', **DROPLESS)['stacks']['decoder']
+  figures = json.loads(json.dumps(stack['algorithms']))
+  figures['ragged_all_to_all'] |= {'clipped': 0.01, 'buffer_factor': 2.31}
+  layer = layers.Layer(**stack['layer'])
+  _, why = advice.recommend(layer, figures, cpu=False)
+  assert 'clips 1 % of the rows here: buffer_factor=2.4 holds' in why
+
+
+def test_comparison_is_that_of_the_config():
+  spec = 'ragged_all_to_all(buffer_factor=1.5)'
+  made = plan('exact(data=2, expert=2)', **TOP_2, **{'moe.dispatch': spec})
+  stack = made['stacks']['decoder']
+  found = stack['algorithms']
+  assert found['ragged_all_to_all']['options']['buffer_factor'] == 1.5
+  # 2 groups of 16 tokens on a device, 2 choices, 8 rows for each expert.
+  rows = {k: v['rows']['held'] for k, v in found.items()}
+  assert rows == {
+    'einsum': 4 * 2 * 8,
+    'scatter': 64,
+    'gather_reduce': 2 * 2 * 16,
+    'ragged_all_to_all': 64,
+  }
+  worst = {k: v['rows']['worst'] for k, v in found.items()}
+  assert worst['scatter'] == 4 * 2 * 16
+  assert worst['ragged_all_to_all'] == worst['gather_reduce'] == 2 * 2 * 32
+  described = plans.describe(
+    tiny.config(**TOP_2, **{'moe.dispatch': spec}), 'exact(data=2, expert=2)'
+  )
+  wire = found['ragged_all_to_all']['wire']
+  assert described['all_to_all'] == wire
+  assert described['buffers']['decoder']['rows'] == 64
+
+
+def test_text_is_aligned():
+  made = plan('exact(data=2, expert=2)', **TOP_2)
+  text = comparison.text(made)
+  assert max(map(len, text.splitlines())) <= 130
+  for block in text.split('\n\n'):
+    if block.startswith('buffers'):
+      _, rule, *rows = block.splitlines()
+      assert {len(r) for r in rows} == {len(rule)}, block
+  for name in layers.ALGORITHMS:
+    assert f'\nbuffers of {name} ' in text
+  assert 'scatter (config)' in text and 'simulated, skew 0.5' in text
+  assert 'Recommended for the decoder' in text
+  assert '\nbuffers of einsum' not in comparison.text(made, buffers=False)
+
+
+def run(*flags):
+  command = [sys.executable, '-m', 'experiments.plan', *flags]
+  return subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+
+
+def test_program():
+  done = run(
+    *('--config=configs/st_moe_32b.py', '--mesh=data=8,expert=16', '--json')
+  )
+  assert done.returncode == 0, done.stderr
+  made = json.loads(done.stdout)
+  assert made['devices'] == 128 and set(made['stacks']) == {
+    'encoder',
+    'decoder',
+  }
+  stack = made['stacks']['encoder']
+  # Capacity 1.25 of one choice, where two are made.
+  assert stack['dropped'] > 1 - 1.25 / 2
+  assert stack['algorithms']['scatter']['rows']['held'] == 64 * 2 * 80
+
+
+def test_program_fails_in_one_line():
+  done = run('--config=configs/quickstart.py', '--mesh=rows=2')
+  assert done.returncode == 1 and not done.stdout
+  assert done.stderr.startswith(
+    "error: unknown argument of mesh 'exact' 'rows'"
+  )
+  assert done.stderr.count('\n') == 1
