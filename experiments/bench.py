@@ -1,0 +1,88 @@
+"""Times the layer, its products and whole steps beside their baselines.
+
+  python -m experiments.bench --suite=layer --baseline=dense --workdir=DIR
+
+Suites: layer (forward and backward of the whole MoE layer), memory and scaling
+of it, kernel (grouped matrix products), step (a decoder's training step, its
+time by part), compile, parallel (8 simulated devices). Baselines of suite
+layer: dense, ragged_dot, and, with the extra `oracle`, hf and st_moe_pytorch.
+
+Candidates run in turn, a, b, c, a, b, c, ...; a ratio is the median over rounds
+of two times of the same round. --workdir receives bench.json, after every case,
+and scaling.png from suite scaling; with --profile a trace of one more run of
+each candidate, for Perfetto or TensorBoard. The exit code is 1 where a
+candidate failed; the others are measured all the same.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+
+_SUITE = flags.DEFINE_string('suite', 'layer', 'What is measured.')
+_BASELINE = flags.DEFINE_list('baseline', ['dense'], 'What it is beside.')
+_CASES = flags.DEFINE_list(
+  'cases', [], 'Only cases whose name contains one of these.'
+)
+_REPEATS = flags.DEFINE_integer('repeats', 7, 'Rounds.', lower_bound=1)
+_TOKENS = flags.DEFINE_integer('tokens', 4096, 'Tokens of the layer suites.')
+_WIDTH = flags.DEFINE_integer('width', 512, 'Their width D.')
+_GROUP_SIZE = flags.DEFINE_integer('group_size', 0, 'Theirs; 0 is one group.')
+_CAPACITY = flags.DEFINE_float('capacity_factor', 1.0, 'Where tokens drop.')
+_EXPERTS = flags.DEFINE_string(
+  'experts', "mlp(activation='relu')", "Expert kind; 'glu()' is SwiGLU."
+)
+_ZIPF = flags.DEFINE_float('zipf', 0.0, 'Exponent of a skewed load; 0 is none.')
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'], 'Theirs.'
+)
+_NAIVE = flags.DEFINE_bool('naive', False, 'Also a loop over all experts.')
+_PROFILE = flags.DEFINE_bool('profile', False, 'Write traces to the workdir.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go.')
+
+
+def main(_: list[str]) -> int:
+  """Prints the tables; 1 where a candidate failed."""
+  from moe_jax.benchmarks import bench_report, cases, costs, layers, suites
+  from moe_jax.parallel import distributed
+  from moe_jax.plots import scaling, style, tables
+
+  if _PROFILE.value and not _WORKDIR.value:
+    raise ValueError('--profile writes to a workdir: give --workdir')
+  if _SUITE.value == 'parallel':
+    distributed.simulate(costs.DEVICES)
+  options = layers.Options(
+    tokens=_TOKENS.value,
+    D=_WIDTH.value,
+    experts=_EXPERTS.value,
+    group_size=_GROUP_SIZE.value,
+    capacity_factor=_CAPACITY.value,
+    zipf=_ZIPF.value,
+    dtype=_DTYPE.value,
+  )
+  chosen = suites.build(
+    _SUITE.value, options, _BASELINE.value, _NAIVE.value, _CASES.value
+  )
+  workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+  if workdir:
+    workdir.mkdir(parents=True, exist_ok=True)
+
+  rows = []
+  for i, case in enumerate(chosen):
+    trace = str(workdir / f'profile/{i}') if _PROFILE.value else ''
+    rows.append(cases.run(case, _REPEATS.value, trace=trace))
+    print(tables.text(*bench_report.table(rows[-1])), end='\n\n', flush=True)
+    record = bench_report.record(rows, _REPEATS.value)
+    if workdir:
+      (workdir / 'bench.json').write_text(json.dumps(record, indent=1))
+  if workdir and _SUITE.value == 'scaling':
+    style.png(scaling.scaling(record), str(workdir / 'scaling.png'))
+  failures = bench_report.failures(rows)
+  print('\n'.join([bench_report.machine_line(record), *failures]))
+  return 1 if failures else 0
+
+
+if __name__ == '__main__':
+  cli.run(main)

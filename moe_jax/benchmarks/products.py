@@ -1,0 +1,122 @@
+"""Grouped matrix products beside one plain product of the same FLOPs.
+
+Values, and the gradients of rows and of weights, each by itself; all backends
+of `kernels.grouped`, and loads that are equal or follow a Zipf law.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_jax.benchmarks import cases, machine
+from moe_jax.kernels import grouped
+
+LOADS = ('uniform', 'zipf')
+PASSES = ('forward', 'rows', 'weights')
+# Where a backend multiplies by every expert, more of them take minutes.
+LOOP_EXPERTS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Rows of all experts together, and the sizes of each product."""
+
+  E: int
+  rows: int
+  D: int
+  F: int
+  dtype: str = 'bfloat16'
+
+
+GPU = (
+  Shape(8, 8 * 8192, 4096, 14336),  # Mixtral 8x7B's, 64k assignments
+  Shape(64, 8 * 32768, 2048, 1024),  # OLMoE's, 32k tokens
+  Shape(256, 8 * 32768, 7168, 2048),  # DeepSeek-V3's, 32k tokens
+)
+CPU = (
+  Shape(8, 4096, 256, 512, 'float32'),
+  Shape(64, 4096, 256, 128, 'float32'),
+  Shape(256, 4096, 128, 64, 'float32'),
+)
+
+
+def suite(shapes: Sequence[Shape] = ()) -> list[cases.Case]:
+  """Cases for each shape, load and pass; () chooses shapes by platform."""
+  default = CPU if jax.default_backend() == 'cpu' else GPU
+  return [
+    case(shape, load, pass_)
+    for shape in shapes or default
+    for load in LOADS
+    for pass_ in PASSES
+  ]
+
+
+def case(shape: Shape, load: str, pass_: str) -> cases.Case:
+  """One pass of one shape by every backend."""
+  named = [
+    name
+    for name in grouped.MATMULS
+    if name != 'auto' and (name != 'loop' or shape.E <= LOOP_EXPERTS)
+  ]
+  return cases.Case(
+    'kernel',
+    f'E={shape.E} D={shape.D} F={shape.F} {load} {pass_}',
+    dataclasses.asdict(shape) | {'load': load, 'pass': pass_},
+    [
+      machine.matmul(shape.dtype),
+      machine.copy(),
+      _candidate('plain', shape, load, pass_),
+      *(_candidate(name, shape, load, pass_) for name in named),
+    ],
+    ('plain',),
+    tolerance=1e-4 if shape.dtype == 'float32' else 5e-2,
+  )
+
+
+def sizes(shape: Shape, load: str) -> np.ndarray:
+  """int32 [E], the rows of each expert; a Zipf law has exponent 1.
+
+  Raises:
+    ValueError: an unknown load.
+  """
+  if load not in LOADS:
+    raise ValueError(f'load={load!r}; valid: {", ".join(LOADS)}')
+  share_E = np.ones(shape.E)
+  if load == 'zipf':
+    share_E = 1.0 / (1 + np.random.default_rng(0).permutation(shape.E))
+  ends = np.cumsum(share_E) / share_E.sum() * shape.rows
+  return np.diff(np.round(ends), prepend=0).astype(np.int32)
+
+
+def _candidate(name, shape, load, pass_) -> cases.Candidate:
+  S, E = shape, shape.E
+
+  def build():
+    draw = lambda i, *dims: jax.random.normal(jax.random.key(i), dims, S.dtype)
+    x, dy = draw(0, S.rows, S.D), draw(2, S.rows, S.F)
+    if name == 'plain':
+      w, size_E, f = draw(1, S.D, S.F), None, lambda x, w, _: x @ w
+    else:
+      w = draw(1, E, S.D, S.F)
+      size_E, f = jnp.asarray(sizes(S, load)), grouped.build(name)
+    # The cotangent is an argument, lest it be a constant of the program.
+    passes = {
+      'forward': lambda x, w, n, dy: f(x, w, n),
+      'rows': lambda x, w, n, dy: jax.vjp(lambda x: f(x, w, n), x)[1](dy)[0],
+      'weights': lambda x, w, n, dy: jax.vjp(lambda w: f(x, w, n), w)[1](dy)[0],
+    }
+    return cases.compiled(passes[pass_], x, w, size_E, dy)
+
+  item = jnp.dtype(S.dtype).itemsize
+  # Each pass reads two of the three arrays and writes the third.
+  numbers = S.rows * (S.D + S.F) + E * S.D * S.F
+  return cases.Candidate(
+    name,
+    build,
+    flops=2.0 * S.rows * S.D * S.F,
+    bytes=float(item * numbers),
+    result=None if name == 'plain' else lambda y: y,
+  )

@@ -1,0 +1,459 @@
+"""The benchmarks' arithmetic, by known times; their cases at toy sizes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.benchmarks import (
+  bench_report,
+  cases,
+  costs,
+  layers,
+  machine,
+  peers,
+  products,
+  scopes,
+  steps,
+  suites,
+  timing,
+)
+from moe_jax.plots import scaling, tables
+
+TOY = layers.Options(tokens=64, D=16)
+
+
+class Clock:
+  """Seconds that pass only while a candidate runs."""
+
+  def __init__(self):
+    self.now = 0.0
+    self.ran = []
+
+  def __call__(self):
+    return self.now
+
+  def candidate(self, name, times):
+    times = iter(times)
+
+    def run():
+      self.ran.append(name)
+      took = next(times)
+      if took is None:
+        raise RuntimeError('out of\n memory')
+      self.now += took
+
+    return run
+
+
+def test_candidates_alternate_and_only_counted_rounds_count():
+  clock = Clock()
+  seconds, failed = timing.alternate(
+    {
+      'a': clock.candidate('a', [9, 1, 2, 3]),
+      'b': clock.candidate('b', [9, 2, 2, 12]),
+    },
+    repeats=3,
+    warmup=1,
+    clock=clock,
+  )
+  assert clock.ran == list('abababab')
+  assert seconds == {'a': [1, 2, 3], 'b': [2, 2, 12]} and not failed
+
+
+def test_ratio_is_of_the_same_round():
+  # The machine is slower in the later rounds; the ratio of the medians is 1.
+  of, to = [2.0, 20.0, 10.0], [1.0, 10.0, 20.0]
+  assert timing.ratio(of, to) == timing.Spread(2.0, 1.25, 2.0)
+  with pytest.raises(ValueError, match='shorter'):
+    timing.ratio(of, to[:2])
+
+
+@pytest.mark.parametrize('times', [[None], [1, None], [1, 1, None]])
+def test_one_that_fails_is_recorded_and_the_rest_goes_on(times):
+  clock = Clock()
+  named = {
+    'bad': clock.candidate('bad', times),
+    'good': clock.candidate('good', [1] * 4),
+  }
+  seconds, failed = timing.alternate(named, 3, 1, clock=clock)
+  assert seconds == {'good': [1, 1, 1]}
+  assert cases.message(failed['bad']) == 'RuntimeError: out of memory'
+  assert clock.ran.count('bad') == len(times)
+
+
+def known(clock, name, times, **fields):
+  run = clock.candidate(name, times)
+  return cases.Candidate(name, lambda: (run, {'kept': 0.5}), **fields)
+
+
+def test_row_from_known_times():
+  clock = Clock()
+
+  def cannot():
+    raise ImportError('no such package')
+
+  case = cases.Case(
+    'layer',
+    'E=2',
+    {'E': 2},
+    [
+      # The machine is half as fast in the last round.
+      known(clock, cases.MATMUL, [0.5, 0.5, 1], flops=50.0, reference=True),
+      known(clock, cases.COPY, [0.125] * 3, bytes=1.25, reference=True),
+      known(clock, 'dense', [1, 2, 4], flops=100.0),
+      known(clock, 'sparse', [3, 4, 4], flops=100.0, bytes=20.0),
+      cases.Candidate('absent', cannot),
+      cases.Candidate('counted', lambda: (None, {'temporaries': 3})),
+    ],
+    ('dense',),
+  )
+  row = json.loads(json.dumps(cases.run(case, 3, 0, clock)))
+  assert row['rates'] == {'flops_per_second': 100.0, 'bytes_per_second': 10.0}
+  sparse = row['candidates']['sparse']
+  assert sparse['seconds']['median'] == 4
+  assert sparse['seconds']['rounds'] == [3, 4, 4]
+  assert sparse['ratios'] == {'dense': {'median': 2, 'low': 1.5, 'high': 2.5}}
+  # 100 FLOPs take 1, 1 and 2 seconds at those rates; 20 bytes take 2.
+  assert sparse['floor_seconds'] == 2 and sparse['over_floor'] == 2
+  dense = row['candidates']['dense']
+  assert dense['floor_seconds'] == 1 and dense['over_floor'] == 2
+  assert row['candidates']['matmul']['ratios'] == {}
+  assert row['candidates']['counted'] == {'facts': {'temporaries': 3}}
+  assert row['failed'] == {'absent': 'ImportError: no such package'}
+
+  record = bench_report.record([row], 3)
+  assert record['failed'] == 1 and record['machine']['threads'] >= 1
+  assert record['machine']['versions']['jax'] == jax.__version__
+  header, lines = bench_report.table(row)
+  line = dict(zip(header, next(x for x in lines if x[0] == 'sparse')))
+  assert line['x dense'] == '2.00 (1.50-2.50)' and line['x floor'] == '2.00'
+  assert line['kept %'] == '50.0' and line['ms'] == '4000.0'
+  assert 'load' not in header
+  assert bench_report.failures([row]) == [
+    'FAILED layer E=2, absent: ImportError: no such package'
+  ]
+  assert 'rounds' in bench_report.machine_line(record)
+  assert tables.text(header, lines)
+
+
+def test_a_wrong_result_is_a_failure():
+  def candidate(name, value):
+    result = np.array([1.0, value])
+    return cases.Candidate(name, lambda: (lambda: result, {}), result=np.array)
+
+  named = [candidate('a', 2.0), candidate('b', 2.0), candidate('c', 2.1)]
+  row = cases.run(cases.Case('layer', 'x', {}, named), 1)
+  assert row['candidates']['b']['facts']['difference'] == 0
+  assert list(row['failed']) == ['c'] and '5.0e-02' in row['failed']['c']
+
+
+# Each layer compiles for two seconds.
+FEW = ('dense', 'own_matmuls', 'dropping')
+ALL = (*FEW, *layers.DROPLESS, 'ragged_dot', 'naive')
+
+
+@pytest.mark.parametrize(
+  'names', [FEW, pytest.param(ALL, marks=pytest.mark.slow)]
+)
+def test_layer_case(names):
+  """The candidates agree, keep what they should, and share a floor."""
+  case = layers.case(TOY, 4, 2, 8, ('dense', 'ragged_dot'), naive=True)
+  assert {c.name for c in case.candidates} == {*ALL, cases.MATMUL, cases.COPY}
+  mine = [c for c in case.candidates if c.name in names]
+  row = cases.run(dataclasses.replace(case, candidates=mine), 1, 0)
+  assert not row['failed']
+  found = row['candidates']
+  assert set(found) == set(names)
+  assert {'dense', 'own_matmuls'} <= found['dropping']['ratios'].keys()
+  assert 0.5 < found['dropping']['facts']['kept'] < 1
+  assert found['dropping']['facts']['load'] >= 1
+  assert 'difference' not in found['dropping']['facts']
+  for name in set(names) - set(FEW):
+    assert found[name]['facts']['kept'] == 1
+    assert found[name]['facts'].get('difference', 0) < 1e-5
+  assert len(names) == 3 or 'difference' in found['naive']['facts']
+  # Both FFNs of two products, forward and twice backward.
+  flops = 3 * 64 * 2 * 2 * 2 * 16 * 8
+  assert {v['flops'] for v in found.values()} == {flops}
+
+
+def test_work_counts_seats_where_they_are_fewer():
+  half = dataclasses.replace(TOY, capacity_factor=0.5)
+  assert layers.work(half, 4, 2, 8)[0] * 2 == layers.work(TOY, 4, 2, 8)[0]
+  gated = dataclasses.replace(TOY, experts='glu()')
+  flops, moved = layers.work(gated, 4, 2, 8)
+  assert flops == layers.work(TOY, 4, 2, 8)[0] * 1.5
+  assert moved == 3 * 4 * (3 * 4 * 16 * 8) + 4 * 4 * 64 * 16
+
+
+def test_zipf_makes_the_load_follow_the_law():
+  """Top-1 loads of 4096 tokens against rank^-s, whatever the router."""
+  E, s = 8, 1.0
+  o = dataclasses.replace(TOY, tokens=4096)
+  x, _ = layers.tokens(o)
+  w = jax.random.normal(jax.random.key(9), (16, E)) / 4
+  logits = layers.skew(x, {'w': w}, E, s) @ w
+  np.testing.assert_allclose(
+    logits, layers.zipf_logits(x.shape[:2], E, s), atol=1e-4
+  )
+  load = np.bincount(np.asarray(logits.argmax(-1)).ravel(), minlength=E)
+  law = 1.0 / np.arange(1, E + 1)
+  np.testing.assert_allclose(
+    np.sort(load)[::-1] / 4096, law / law.sum(), atol=0.03
+  )
+  with pytest.raises(ValueError, match='needs E <= D, got E=32, D=16'):
+    layers.skew(x, {'w': jnp.zeros((16, 32))}, 32, s)
+
+
+@pytest.mark.parametrize(
+  'pass_',
+  [
+    pytest.param('forward', marks=pytest.mark.slow),
+    pytest.param('rows', marks=pytest.mark.slow),
+    'weights',
+  ],
+)
+def test_product_case(pass_):
+  shape = products.Shape(4, 64, 8, 4, 'float32')
+  row = cases.run(products.case(shape, 'zipf', pass_), 1, 0)
+  assert not row['failed']
+  found = row['candidates']
+  assert {'plain', 'blocked', 'ragged_dot', 'loop'} <= set(found)
+  assert found['blocked']['flops'] == 2 * 64 * 8 * 4
+  assert found['blocked']['bytes'] == 4 * (64 * 12 + 4 * 32)
+
+
+def test_product_sizes():
+  shape = products.Shape(4, 50, 8, 4)
+  assert products.sizes(shape, 'uniform').tolist() == [12, 13, 13, 12]
+  zipf = products.sizes(shape, 'zipf')
+  assert zipf.sum() == 50 and sorted(zipf)[::-1] == [24, 12, 8, 6]
+  with pytest.raises(ValueError, match="load='even'; valid: uniform, zipf"):
+    products.sizes(shape, 'even')
+
+
+def test_arrays_of_a_program():
+  text = 'a = f32[64,16]{1,0} b = pred[4,32,64]{2,1,0} c = bf16[2,3] d = s32[]'
+  assert costs.arrays(text) == {(64, 16), (4, 32, 64), (2, 3)}
+  assert costs.largest_array(text) == (4, 32, 64)
+  for needed in (0, 10**9):
+    with pytest.raises(ValueError, match=r'\[4, 32, 64\] is as large'):
+      costs.check_arrays(text, T=64, E=4, C=32, needed=needed)
+  with pytest.raises(ValueError, match='as large as'):
+    costs.check_arrays(text, T=64, E=2, C=16)
+  costs.check_arrays(text, T=64, E=2, C=16, needed=10**4)
+
+
+@pytest.mark.slow
+def test_memory_without_the_router_and_no_array_of_all():
+  """The one-hot dispatch has the array that the others lack."""
+  (case, *_) = costs.memory(TOY)
+  assert [c.name for c in case.candidates] == ['dropping', *layers.DROPLESS]
+  _, facts = costs._memory('dropping', TOY, 4, 2, 8, 'scatter()').build()
+  assert 0 < facts['beyond_router'] < facts['temporaries']
+  message = r'as large as \[T, E, C\] = \[64, 4, 32\]'
+  with pytest.raises(ValueError, match=message):
+    costs._memory('einsum', TOY, 4, 2, 8, 'einsum()').build()
+
+
+def test_shares_of_overlapping_operations():
+  scope = {'a': 'experts', 'b': 'routing', 'c': 'experts'}
+  intervals = [(0, 10, 'a'), (4, 10, 'b'), (12, 14, 'c'), (14, 15, 'x')]
+  assert scopes.shares(intervals, scope) == {
+    'experts': 4 + 3 + 2,
+    'routing': 3,
+    'idle': 2,
+    'other': 1,
+  }
+  assert scopes.text({'experts': 60.4, 'idle': 0.4}) == 'experts 60'
+
+
+def test_scopes_of_a_program():
+  """By the text of a real one, fusions too."""
+
+  def f(x, w):
+    with jax.named_scope('experts'):
+      y = jnp.tanh(x @ w)
+    with jax.named_scope('router'):
+      return jnp.cumsum(jnp.sin(y), 0).sum()
+
+  args = jnp.ones((8, 8)), jnp.ones((8, 8))
+  text = jax.jit(jax.grad(f)).lower(*args).compile().as_text()
+  found, _ = scopes.scopes(text)
+  dots = [k for k in found if k.startswith('dot')]
+  assert dots and all(found[k] == 'experts' for k in dots)
+  assert 'routing' in found.values()
+  assert scopes.part('jit(f)/transpose(jvp(dispatch))/experts/mul') == 'experts'
+  assert scopes.part('jit(f)/ffn_norm/mul') == 'other'
+  text = (
+    'ENTRY %main (a: f32[2]) -> f32[2] {\n'
+    '  %a = f32[2] parameter(0)\n'
+    '  ROOT %w = f32[2] while(%a), condition=%c, body=%b\n'
+    '}\n'
+  )
+  assert scopes.scopes(text)[1] == {'w'}
+
+
+def test_peers_say_what_to_install(monkeypatch):
+  for name in ('torch', 'transformers', 'st_moe_pytorch'):
+    monkeypatch.setitem(sys.modules, name, None)
+  for name, make in peers.BASELINES.items():
+    (case,) = make(TOY, [(4, 2, 8)])[:1]
+    c = next(c for c in case.candidates if c.name == name)
+    with pytest.raises(ImportError) as e:
+      c.build()
+    assert 'pip install -e' in cases.message(e.value)
+    assert '[oracle]' in str(e.value) and '\n' not in str(e.value)
+    # Ours do without.
+    names = [c.name for c in case.candidates]
+    assert {'hf': 'dropless', 'st_moe_pytorch': 'scatter'}[name] in names
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'message'),
+  [
+    ({'name': 'layers'}, "unknown suite 'layers'; valid: compile, kernel"),
+    ({'baselines': ['torch']}, "unknown baseline 'torch'; valid: dense, hf"),
+    ({'only': ['E=7']}, 'cases=E=7 is in the name of none: E=8 K=1'),
+  ],
+)
+def test_suites_name_what_is_valid(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    suites.build(**{'name': 'layer', 'options': TOY} | kwargs)
+
+
+def test_benchmarks_need_neither_data_nor_configs_nor_torch():
+  code = (
+    'import sys\n'
+    "for m in ('grain', 'tensorflow_datasets', 'ml_collections', 'orbax',\n"
+    "          'torch', 'transformers', 'st_moe_pytorch'):\n"
+    '  sys.modules[m] = None\n'
+    'from moe_jax.benchmarks import bench_report, suites\n'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_options_are_checked():
+  with pytest.raises(ValueError, match='tokens=30 must be a multiple of 4'):
+    layers.Options(tokens=30)
+  with pytest.raises(ValueError, match="dtype='f32'; valid: float32, bfloat16"):
+    layers.Options(dtype='f32')
+  with pytest.raises(ValueError, match='repeats=0 must be at least 1'):
+    timing.alternate({}, 0)
+
+
+def test_scaling_varies_one_size_at_a_time():
+  found = costs.scaling(TOY)
+  for case in found:
+    at = case.sizes
+    fixed = {k: v for k, v in costs.FIXED.items() if k != at['axis']}
+    assert {k: at[k] for k in fixed} == fixed
+    assert at[at['axis']] == at['value']
+    assert at['tokens'] == at['T']
+  assert [c.name for c in found][:2] == ['E=4', 'E=8']
+
+
+def test_scaling_figure():
+  row = lambda axis, value, ms: {
+    'suite': 'scaling',
+    'sizes': {'axis': axis, 'value': value},
+    'candidates': {
+      'dense': {'seconds': {'median': ms, 'low': ms / 2, 'high': 2 * ms}}
+    },
+  }
+  rows = [row('E', 4, 1.0), row('E', 8, 2.0), row('K', 1, 1.0)]
+  fig = scaling.scaling({'rows': rows})
+  axes = [ax for ax in fig.axes if ax.get_visible()]
+  assert [ax.get_xlabel() for ax in axes] == [
+    'experts E',
+    'experts per token K',
+  ]
+  (line,) = axes[0].lines
+  assert line.get_ydata().tolist() == [1e3, 2e3]
+  with pytest.raises(ValueError, match='no rows of suite scaling'):
+    scaling.scaling({'rows': []})
+
+
+def test_step_flops_by_hand():
+  """OLMoE: 6 FLOPs a token and active weight, and attention's products."""
+  size = steps.OLMOE
+  attention = 4 * 2048 * 2048
+  experts = 8 * 3 * 2048 * 1024
+  layer = attention + experts + 2048 * 64
+  weights = 16 * layer + 2048 * 50304
+  tokens = size.batch * 4096
+  by_hand = 6 * tokens * weights + 3 * 4 * 16 * 2048 * 4096 * tokens
+  assert steps.flops(size) == by_hand
+  # "About 1.3B active, 7B total".
+  *_, lay = steps.make(size, 'scatter()', 1.25, abstract=True)
+  total = sum(leaf.size for leaf in lay.leaves())
+  assert abs(total - 6.9e9) < 0.1e9 and abs(weights - 1.2e9) < 0.1e9
+
+
+@pytest.mark.slow
+def test_step_case():
+  size = dataclasses.replace(
+    steps.SMALL, layers=2, D=16, length=16, batch=2, E=4, K=2, F=8, vocab=32
+  )
+  row = cases.run(steps.suite(size)[0], 1, 0)
+  assert not row['failed']
+  for name in ('dropless', 'dropping'):
+    facts = row['candidates'][name]['facts']
+    assert abs(sum(facts['parts_percent'].values()) - 100) < 1
+    assert {'experts', 'routing', 'attention'} <= facts['parts_percent'].keys()
+  assert 'experts' not in row['candidates']['dense']['facts']['parts_percent']
+
+
+@pytest.mark.slow
+def test_compile_and_parallel_cases():
+  tiny = dataclasses.replace(costs.COMPILED, layers=3, D=16, length=16, F=8)
+  row = cases.run(costs.compilation(tiny)[0], 1, 0)
+  assert not row['failed']
+  assert row['candidates']['two steps']['facts'] == {'compiled_again': 0}
+  with costs._Compilations() as count:
+    jax.jit(lambda x: x * 3.25)(jnp.ones(5)).block_until_ready()
+  assert count[0] > 0
+  batch = dataclasses.replace(tiny, batch=8)
+  case = costs.parallel(batch)[1]
+  assert [c.name for c in case.candidates] == ['one device', *costs.MESHES]
+  few = [case.candidates[0], case.candidates[2]]
+  row = cases.run(dataclasses.replace(case, candidates=few), 1, 0)
+  assert not row['failed'], row['failed']
+  losses = [c['facts']['loss'] for c in row['candidates'].values()]
+  np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_main(tmp_path):
+  run = lambda *flags: subprocess.run(
+    [sys.executable, '-m', 'experiments.bench', *flags],
+    capture_output=True,
+    text=True,
+  )
+  small = ('--tokens=64', '--width=16', '--repeats=2')
+  out = run(*small, '--cases=E=8 K=2', f'--workdir={tmp_path}', '--profile')
+  assert out.returncode == 0, out.stderr
+  assert 'dropless' in out.stdout and 'x dense' in out.stdout
+  record = json.loads((tmp_path / 'bench.json').read_text())
+  assert [r['case'] for r in record['rows']] == ['E=8 K=2 F=2048']
+  assert list(tmp_path.rglob('perfetto_trace.json.gz'))
+  out = run(*small, '--cases=E=9')
+  assert out.returncode == 1
+  assert out.stderr.startswith('error: cases=E=9') and '\n' not in (
+    out.stderr.strip()
+  )
+
+
+def test_rates():
+  for c in (machine.matmul('float32', 64), machine.copy(1000)):
+    run, _ = c.build()
+    run()
+    run()
+    assert c.reference
+  assert machine.matmul('float32', 64).flops == 4 * 2 * 64**3
