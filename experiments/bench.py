@@ -53,6 +53,8 @@ def main(_: list[str]) -> int:
     raise ValueError('--profile writes to a workdir: give --workdir')
   if _SUITE.value == 'parallel':
     distributed.simulate(costs.DEVICES)
+  else:
+    cli.keep_memory()
   options = layers.Options(
     tokens=_TOKENS.value,
     D=_WIDTH.value,
