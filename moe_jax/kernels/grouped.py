@@ -2,9 +2,14 @@
 
 One function, (x_RA, w_eAB, sizes_e) -> y_RB, and several ways to compute it:
 
-  auto        `blocked` on CPU, `ragged_dot` elsewhere
+  auto        by platform: `blocked` on CPU, `megablox` on TPU, on NVIDIA GPUs
+              `tokamax` where it is installed, `triton` where not; `ragged_dot`
+              elsewhere, and for types other than float32 and bfloat16 off CPU
   blocked     blocks of rows of one expert each, in a loop
+  megablox    JAX's kernels for TPU
   ragged_dot  XLA's own
+  tokamax     a library of kernels
+  triton      our kernels for NVIDIA GPUs
   loop        one expert at a time over all rows; for tests
 
 Rows are sorted by expert, `sizes_e` (int32) of them each. Rows past
@@ -16,60 +21,64 @@ Sums run in float32, the result has the dtype of x, the gradients those of
 their arguments. Differentiable once, in reverse.
 """
 
+import functools
+import importlib.util
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from moe_jax import registry
-from moe_jax.kernels import blocked, loop, ragged_dot
+from moe_jax.kernels import (
+  blocked,
+  gradients,
+  loop,
+  megablox,
+  pallas_triton,
+  ragged_dot,
+  tokamax_dot,
+)
 from moe_jax.parallel import compat
 
 Matmul = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+@functools.cache
 def auto() -> Matmul:
   """The fastest of the platform that the program is compiled for."""
-  on_cpu, elsewhere = blocked.make(), ragged_dot.make()
+  kernels = {'cpu': blocked.make(), 'default': ragged_dot.make()}
+  kernels |= {'tpu': megablox.make(), 'cuda': kernels['default']}
+  if importlib.util.find_spec('tokamax'):
+    kernels['cuda'] = tokamax_dot.make()
+  elif pallas_triton.triton:
+    kernels['cuda'] = pallas_triton.make()
+  transposes = {p: gradients.by_transposition(f) for p, f in kernels.items()}
+
+  def choice(functions):
+    # All are traced, whatever the platform: a compiled function once a shape.
+    few = {p: functions[p] for p in ('cpu', 'default')}
+    all_ = few | {p: jax.jit(functions[p]) for p in ('tpu', 'cuda')}
+
+    def choose(x_RA, w_eAB, *args):
+      known = {x_RA.dtype, w_eAB.dtype} <= {jnp.dtype('f4'), jnp.bfloat16.dtype}
+      branches = all_ if known else few
+      return jax.lax.platform_dependent(x_RA, w_eAB, *args, **branches)
+
+    return choose
 
   # Differentiated from outside: the choice is a conditional until it is
-  # lowered, and would keep the residuals of both.
-  @jax.custom_vjp
-  def matmul(x_RA, w_eAB, sizes_e):
-    return jax.lax.platform_dependent(
-      x_RA, w_eAB, sizes_e, cpu=on_cpu, default=elsewhere
-    )
-
-  def forward(*args):
-    return matmul(*args), args
-
-  def backward(args, dy_RB):
-    x_RA, w_eAB, sizes_e = args
-
-    def gradients(f):
-      def of(x, w, sizes, dy):
-        return jax.vjp(lambda x, w: f(x, w, sizes), x, w)[1](dy)
-
-      return of
-
-    dx, dw = jax.lax.platform_dependent(
-      x_RA,
-      w_eAB,
-      sizes_e,
-      dy_RB,
-      cpu=gradients(on_cpu),
-      default=gradients(elsewhere),
-    )
-    return dx, dw, None
-
-  matmul.defvjp(forward, backward)
-  return matmul
+  # lowered, and would keep the residuals of all.
+  return gradients.given(choice(kernels), choice(transposes))
 
 
 MATMULS = {
   'auto': auto,
   'blocked': blocked.make,
   'loop': loop.make,
+  'megablox': megablox.make,
   'ragged_dot': ragged_dot.make,
+  'tokamax': tokamax_dot.make,
+  'triton': pallas_triton.make,
 }
 
 

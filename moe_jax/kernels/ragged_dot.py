@@ -10,13 +10,17 @@ import jax.numpy as jnp
 
 def make():
   """XLA's ragged product, its undefined rows made zeros."""
+  return over_live_rows(lambda *args: jax.lax.ragged_dot(*args))
+
+
+def over_live_rows(dot):
+  """`dot` of (x_RA, w_eAB, sizes_e), zeros for rows past the groups."""
 
   def matmul(x_RA, w_eAB, sizes_e):
     row_R = jnp.arange(x_RA.shape[0], dtype=jnp.int32)
     live_R1 = (row_R < sizes_e.sum())[:, None]
     # The transposes of both masks make the undefined gradients zeros.
     x_RA = jnp.where(live_R1, x_RA, 0)
-    y_RB = jax.lax.ragged_dot(x_RA, w_eAB, sizes_e)
-    return jnp.where(live_R1, y_RB, 0)
+    return jnp.where(live_R1, dot(x_RA, w_eAB, sizes_e), 0)
 
   return matmul

@@ -1,6 +1,7 @@
 """What differs between jax 0.7.2 and today, in one place."""
 
 import jax
+from jax._src import config
 
 
 def varying(x: jax.Array) -> frozenset[str]:
@@ -23,3 +24,20 @@ def device_varying(x: jax.Array, axes) -> jax.Array:
   if hasattr(jax.lax, 'pcast'):
     return jax.lax.pcast(x, new, to='varying')
   return jax.lax.pvary(x, new)
+
+
+def untyped(f):
+  """f, traced as if `check_vma` were off; its results vary as its arguments do.
+
+  For Pallas kernels of others, whose results carry no varying-axes types, and
+  for interpreted ones, which fail inside a region that checks. The switch has
+  no public name; it has this one from jax 0.7.2 on.
+  """
+
+  def run(*args):
+    axes = frozenset().union(*map(varying, args))
+    with config._check_vma(False):
+      out = f(*args)
+    return jax.tree.map(lambda v: device_varying(v, axes), out)
+
+  return run

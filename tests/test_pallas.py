@@ -1,0 +1,250 @@
+"""Kernels for accelerators, interpreted on CPU, and what they lower to."""
+
+import contextlib
+import importlib.machinery
+import re
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.kernels import grouped, pallas_triton
+from moe_jax.parallel import mesh as mesh_lib
+from tests import test_kernels
+
+P = jax.sharding.PartitionSpec
+# Tiles that neither divide the widths nor the groups.
+TRITON = 'triton(rows=16, cols=32, inner=32, band=3, interpret=True)'
+MEGABLOX = 'megablox(rows=16, cols=128, inner=128, interpret=True)'
+WHOLE = (
+  'triton(rows=16, cols=16, inner=16, interpret=True)',
+  'triton(interpret=True)',
+  'megablox(interpret=True)',
+)
+FEW = ('an expert without rows', 'all rows at one', 'no row at all')
+
+
+def check(run, case, dtype):
+  """Values and gradients, in float32 but for one rounding; their dtypes."""
+  x, w, sizes, dy, want = test_kernels.inputs(case, dtype)
+  got = run(x, w, sizes, dy)
+  rtol, atol = (2**-8, 1e-5) if dtype == jnp.bfloat16 else (0, 3e-5)
+  for g, exact in zip(got, want):
+    assert g.dtype == dtype
+    g = np.asarray(g, np.float64)
+    np.testing.assert_allclose(g, exact, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize('case', FEW)
+@pytest.mark.parametrize('spec', (TRITON, MEGABLOX))
+def test_grouped_product(spec, case):
+  check(test_kernels.program(spec), case, jnp.float32)
+
+
+@pytest.mark.parametrize('spec', (TRITON, MEGABLOX))
+def test_many_tiles_of_bfloat16(spec):
+  check(test_kernels.program(spec), 'more than a block', jnp.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', (jnp.float32, jnp.bfloat16))
+@pytest.mark.parametrize('case', test_kernels.SIZES)
+@pytest.mark.parametrize('spec', (TRITON, MEGABLOX, *WHOLE))
+def test_grouped_product_elsewhere(spec, case, dtype):
+  check(test_kernels.program(spec), case, dtype)
+
+
+@pytest.mark.parametrize(
+  'spec', (TRITON, pytest.param(MEGABLOX, marks=pytest.mark.slow))
+)
+def test_weights_that_all_devices_share(spec):
+  """In a region that checks types, of which the kernels carry none."""
+  case = 'an expert without rows'
+  x, w, sizes, dy, want = test_kernels.inputs(case, jnp.float32)
+  mesh = mesh_lib.make(mesh_lib.exact(data=2), jax.devices()[:2])
+  region = jax.shard_map(
+    grouped.build(spec),
+    mesh=mesh,
+    in_specs=(P('data'), P(), P()),
+    out_specs=P('data'),
+  )
+  both = lambda v: np.concatenate([v, v])
+
+  @jax.jit
+  def run(x, w, dy):
+    y, transpose = jax.vjp(lambda x, w: region(x, w, sizes), x, w)
+    return y, *transpose(dy)
+
+  y, dx, dw = run(both(x), w, both(dy))
+  for got, exact in (
+    (y, both(want[0])),
+    (dx, both(want[1])),
+    (dw, 2 * want[2]),
+  ):
+    np.testing.assert_allclose(got, exact, atol=6e-5)
+
+
+def test_tiles_cover_every_row_once():
+  """Of one expert each; the rows past the groups are those of nobody."""
+  R, rows = 100, 16
+  tiles = jax.jit(lambda sizes: pallas_triton.tile_list(sizes, R, rows))
+  for sizes in ([0, 33, 0, 16, 51, 0], [0] * 6, [100] + [0] * 5, [1, 2, 3] * 2):
+    expert, begin, end = map(np.asarray, tiles(np.int32(sizes)))
+    found = [
+      (e, row)
+      for e, first, last in zip(expert, begin, end)
+      for row in range(first, last)
+    ]
+    owners = np.repeat(range(7), [*sizes, R - sum(sizes)])
+    assert found == [(e, row) for row, e in enumerate(owners)]
+    assert (end - begin <= rows).all()
+    # Tiles that are full, and one of each expert and of the rest that is not.
+    assert len(expert) == (R + 7 * (rows - 1)) // rows <= R // rows + 7
+
+
+def test_tiles_take_turns_in_bands():
+  """Three rows of tiles at a time, down each column; the last band is lower."""
+  want = [(r, c) for c in range(2) for r in range(3)]
+  want += [(r, c) for c in range(2) for r in range(3, 5)]
+  place = jax.vmap(lambda i: jnp.stack(pallas_triton._place(i, 5, 2, 3)))
+  np.testing.assert_array_equal(place(jnp.arange(10)), want)
+
+
+def hopper():
+  """Newer versions of jax want to know which GPU they lower for."""
+  if jax.__version_info__ < (0, 11):
+    return contextlib.nullcontext()
+  device = jax.sharding.AbstractDevice('NVIDIA H200', 132, 'gpu')
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  return jax.sharding.use_abstract_mesh(mesh)
+
+
+def kernels_in(f, platform, dtype=jnp.bfloat16):
+  """The names of what a product and its gradients call when lowered.
+
+  Of shapes that tiles do not divide.
+  """
+
+  def run(x, w, sizes, dy):
+    y, transpose = jax.vjp(lambda x, w: f(x, w, sizes), x, w)
+    return y, *transpose(dy)
+
+  S = jax.ShapeDtypeStruct
+  R, E, wide, narrow = 1000, 3, 1408, 1100
+  shapes = S((R, narrow), dtype), S((E, narrow, wide), dtype)
+  shapes += S((E,), jnp.int32), S((R, wide), dtype)
+  with hopper():
+    traced = jax.jit(run).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+  return re.findall(r'(tpu_custom_call|gpu.triton|chlo.ragged_dot)"?\(', text)
+
+
+@pytest.mark.filterwarnings('ignore:The Pallas Triton backend is deprecated')
+@pytest.mark.parametrize(
+  ('spec', 'platform', 'dtype', 'kernel'),
+  [
+    ('triton()', 'cuda', jnp.bfloat16, 'gpu.triton'),
+    ('triton()', 'cuda', jnp.float32, 'gpu.triton'),
+    ('megablox()', 'tpu', jnp.bfloat16, 'tpu_custom_call'),
+    ('megablox()', 'tpu', jnp.float32, 'tpu_custom_call'),
+    ('auto()', 'cuda', jnp.bfloat16, 'gpu.triton'),
+    ('auto()', 'tpu', jnp.bfloat16, 'tpu_custom_call'),
+    ('auto()', 'tpu', jnp.float16, 'chlo.ragged_dot'),
+    ('auto()', 'rocm', jnp.bfloat16, 'chlo.ragged_dot'),
+  ],
+)
+def test_lowers_to_its_kernels(spec, platform, dtype, kernel, monkeypatch):
+  """One for values, one for each of the gradients, and nothing else's."""
+  monkeypatch.setitem(sys.modules, 'tokamax', None)
+  grouped.auto.cache_clear()
+  assert kernels_in(grouped.build(spec), platform, dtype) == [kernel] * 3
+
+
+def test_auto_on_cpu_is_blocked():
+  assert kernels_in(grouped.build('auto()'), 'cpu') == []
+
+
+@pytest.fixture
+def tokamax(monkeypatch):
+  """What hardware does: garbage where a kernel of tokamax writes nothing."""
+  fake = types.ModuleType('tokamax')
+  fake.__spec__ = importlib.machinery.ModuleSpec('tokamax', None)
+  fake.called_with = []
+
+  @jax.custom_vjp
+  def unwritten(x, w, sizes):
+    past_R1 = (jnp.arange(x.shape[0]) >= sizes.sum())[:, None]
+    return jnp.where(past_R1, jnp.nan, jax.lax.ragged_dot(x, w, sizes))
+
+  def backward(args, dy):
+    x, w, sizes = args
+    past_R1 = (jnp.arange(x.shape[0]) >= sizes.sum())[:, None]
+    f = lambda x, w: jax.lax.ragged_dot(x, w, sizes)
+    dx, dw = jax.vjp(f, x, w)[1](dy)
+    dw = jnp.where(sizes[:, None, None] == 0, jnp.nan, dw)
+    return jnp.where(past_R1, jnp.nan, dx), dw, None
+
+  unwritten.defvjp(lambda *args: (unwritten(*args), args), backward)
+
+  def ragged_dot(x, w, sizes, **kwargs):
+    fake.called_with.append(kwargs)
+    return unwritten(x, w, sizes)
+
+  fake.ragged_dot = ragged_dot
+  monkeypatch.setitem(sys.modules, 'tokamax', fake)
+  grouped.auto.cache_clear()
+  yield fake
+  grouped.auto.cache_clear()
+
+
+@pytest.mark.parametrize('case', FEW)
+def test_tokamax(tokamax, case):
+  program = test_kernels.program.__wrapped__
+  check(program("tokamax(implementation='triton')"), case, jnp.float32)
+  asked = {'preferred_element_type': 'float32', 'implementation': 'triton'}
+  assert tokamax.called_with and all(c == asked for c in tokamax.called_with)
+
+
+def test_auto_prefers_tokamax_on_cuda(tokamax):
+  names = kernels_in(grouped.build('auto()'), 'cuda')
+  assert set(names) == {'chlo.ragged_dot'} and tokamax.called_with
+
+
+def test_without_the_triton_backend(monkeypatch):
+  """jax 0.12 announces its end."""
+  monkeypatch.setitem(sys.modules, 'tokamax', None)
+  monkeypatch.setattr(pallas_triton, 'triton', None)
+  assert (
+    kernels_in(grouped.auto.__wrapped__(), 'cuda') == ['chlo.ragged_dot'] * 3
+  )
+  with pytest.raises(ImportError, match=r'which jax .* has not'):
+    grouped.build('triton')
+
+
+def test_tokamax_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tokamax', None)
+  with pytest.raises(ImportError, match=r"pip install 'moe_jax\[gpu\]'"):
+    grouped.build('tokamax')
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('triton(rows=48)', 'triton: rows=48 must be a power of two from 16'),
+    ('triton(inner=8)', 'triton: inner=8 must be a power of two from 16'),
+    ('triton(warps=3)', 'triton: warps=3 must be a power of two'),
+    ('triton(stages=0)', 'triton: stages=0 must be a whole number from 1'),
+    ('megablox(rows=8)', 'megablox: rows=8 must be a multiple of 16'),
+    ('megablox(cols=64)', 'megablox: cols=64 must be a multiple of 128'),
+    (
+      "tokamax(implementation='cuda')",
+      "tokamax: implementation='cuda'; valid: None, mosaic, triton, xla",
+    ),
+  ],
+)
+def test_errors(spec, message):
+  with pytest.raises(ValueError, match=message):
+    grouped.build(spec)
