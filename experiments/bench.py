@@ -45,7 +45,14 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go.')
 
 def main(_: list[str]) -> int:
   """Prints the tables; 1 where a candidate failed."""
-  from moe_jax.benchmarks import bench_report, cases, costs, layers, suites
+  from moe_jax.benchmarks import (
+    bench_report,
+    cases,
+    costs,
+    layers,
+    machine,
+    suites,
+  )
   from moe_jax.parallel import distributed
   from moe_jax.plots import scaling, style, tables
 
@@ -71,12 +78,13 @@ def main(_: list[str]) -> int:
   if workdir:
     workdir.mkdir(parents=True, exist_ok=True)
 
-  rows = []
+  rows, load = [], machine.load()
   for i, case in enumerate(chosen):
     trace = str(workdir / f'profile/{i}') if _PROFILE.value else ''
     rows.append(cases.run(case, _REPEATS.value, trace=trace))
-    print(tables.text(*bench_report.table(rows[-1])), end='\n\n', flush=True)
-    record = bench_report.record(rows, _REPEATS.value)
+    table = tables.text(*bench_report.table(rows[-1]))
+    print(table, *bench_report.parts(rows[-1]), '', sep='\n', flush=True)
+    record = bench_report.record(rows, _REPEATS.value, load)
     if workdir:
       (workdir / 'bench.json').write_text(json.dumps(record, indent=1))
   if workdir and _SUITE.value == 'scaling':

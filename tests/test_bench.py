@@ -127,7 +127,7 @@ def test_row_from_known_times():
   assert row['candidates']['counted'] == {'facts': {'temporaries': 3}}
   assert row['failed'] == {'absent': 'ImportError: no such package'}
 
-  record = bench_report.record([row], 3)
+  record = bench_report.record([row], 3, 0.25)
   assert record['failed'] == 1 and record['machine']['threads'] >= 1
   assert record['machine']['versions']['jax'] == jax.__version__
   header, lines = bench_report.table(row)
@@ -138,7 +138,15 @@ def test_row_from_known_times():
   assert bench_report.failures([row]) == [
     'FAILED layer E=2, absent: ImportError: no such package'
   ]
-  assert 'rounds' in bench_report.machine_line(record)
+  assert bench_report.parts(row) == []
+  sparse['facts']['parts_percent'] = {'experts': 60.2, 'idle': 0.1}
+  assert bench_report.parts(row) == [
+    'sparse: 50 % of the matmul rate; % of the time: experts 60'
+  ]
+  line = bench_report.machine_line(record)
+  assert '3 rounds' in line and 'before 0.25' in line and 'NOT' not in line
+  record = bench_report.record([row], 3, 2.0)
+  assert 'NOT QUIET' in bench_report.machine_line(record)
   assert tables.text(header, lines)
 
 

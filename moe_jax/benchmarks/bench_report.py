@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from moe_jax.benchmarks import machine
+from moe_jax.benchmarks import machine, scopes
 
 # Fact, its column, unit, format.
 _FACTS = (
@@ -14,15 +14,23 @@ _FACTS = (
   ('largest', 'largest array', 1, 's'),
   ('compile_seconds', 'compile s', 1, '.1f'),
   ('compiled_again', 'compiled again', 1, 'd'),
-  ('of_matmul', '% of matmul', 100, '.1f'),
-  ('parts', '% of time by part', 1, 's'),
 )
 
+BUSY = 0.3  # processes
 
-def record(rows: Sequence[dict[str, Any]], repeats: int) -> dict[str, Any]:
-  """What bench.json holds: the machine, then a row a case."""
+
+def record(
+  rows: Sequence[dict[str, Any]], repeats: int, load: float
+) -> dict[str, Any]:
+  """What bench.json holds: the machine, then a row a case.
+
+  Args:
+    rows: from `cases.run`.
+    repeats: rounds.
+    load: of the machine before the first case (`machine.load`).
+  """
   return {
-    'machine': machine.describe(),
+    'machine': machine.describe() | {'load_before': round(load, 2)},
     'repeats': repeats,
     'failed': sum(len(r['failed']) for r in rows),
     'rows': list(rows),
@@ -57,12 +65,26 @@ def table(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
   return cut(header), [cut(line) for line in lines]
 
 
+def parts(row: dict[str, Any]) -> list[str]:
+  """A line for each candidate whose time is split by part."""
+  lines = []
+  for name, c in row['candidates'].items():
+    if 'parts_percent' in c['facts'] and c.get('over_floor'):
+      shares = scopes.text(c['facts']['parts_percent'])
+      rate = f'{100 / c["over_floor"]:.0f} % of the matmul rate'
+      lines.append(f'{name}: {rate}; % of the time: {shares}')
+  return lines
+
+
 def machine_line(record: dict[str, Any]) -> str:
-  """Processor, threads and versions, in one line."""
+  """Processor, threads, versions, and others' load, in one line."""
   m = record['machine']
   versions = ', '.join(f'{k} {v}' for k, v in m['versions'].items())
   where = f'{m["devices"]} x {m["device"]}, {m["threads"]} threads'
-  return f'{where}; {versions}; {record["repeats"]} rounds'
+  others = f'load average before {m["load_before"]}'
+  if m['load_before'] > BUSY:
+    others += ', NOT QUIET: repeat on a quiet machine'
+  return f'{where}; {versions}; {record["repeats"]} rounds; {others}'
 
 
 def failures(rows: Sequence[dict[str, Any]]) -> list[str]:

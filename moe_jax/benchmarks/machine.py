@@ -16,7 +16,7 @@ _PACKAGES += ('st-moe-pytorch', 'tokamax')
 
 
 def describe() -> dict[str, Any]:
-  """Processor, accelerator, threads, load of others, versions."""
+  """Processor, accelerator, threads, versions."""
   device = jax.devices()[0]
   return {
     'platform': device.platform,
@@ -24,10 +24,19 @@ def describe() -> dict[str, Any]:
     'devices': jax.device_count(),
     'cpu': cpu_model(),
     'threads': threads(),
-    'load_average': round(os.getloadavg()[0], 2),
     'python': platform.python_version(),
     'versions': versions(),
   }
+
+
+def load() -> float:
+  """Mean of the processes that ran in the last minute; 0 where unknown.
+
+  Before a benchmark, what others do. They slow PyTorch on the CPU more than
+  XLA: with one core of two taken, its threads wait for each other and a layer
+  took eight times longer, where XLA's took twice as long.
+  """
+  return os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0.0
 
 
 def cpu_model() -> str:

@@ -92,7 +92,7 @@ def split(text: str, run: Callable[[], Any]) -> dict[str, float]:
     with jax.profiler.trace(folder):
       run()
     (path,) = pathlib.Path(folder).rglob('*.xplane.pb')
-    intervals = list(_intervals(str(path)))
+    intervals = list(_intervals(str(path), frozenset(scope)))
   seconds = shares((i for i in intervals if i[2] not in containers), scope)
   if not seconds:
     raise ValueError('the profiler recorded no operation of the program')
@@ -170,21 +170,34 @@ def shares(
   return dict(seconds)
 
 
-def _intervals(path: str):
+def _intervals(path: str, names: frozenset[str]):
   """(begin, end, instruction) in ns of what a trace says has run.
 
-  On CPU the record of an operation ends when it is handed to threads; a second
-  record, 'end: ...' of the same number, ends with the work.
+  On GPU a kernel's record names the instruction in a field. On CPU its name is
+  the instruction's, and it ends when the work is handed to threads; the record
+  'end: ...' of the same name ends with the work. (Fields that link the two are
+  not read: jax 0.7.2 dies of some.)
+
+  Args:
+    path: of the trace.
+    names: of the program's instructions.
   """
-  ends, begun = {}, []
+  begun, ended = collections.defaultdict(list), collections.defaultdict(list)
   for plane in jax.profiler.ProfileData.from_file(path).planes:
+    on_device = plane.name.startswith('/device')
     for line in plane.lines:
       for event in line.events:
-        stats = dict(event.stats)
         begin, end = event.start_ns, event.start_ns + event.duration_ns
-        if event.name.startswith('end: '):
-          ends[stats.get('_c'), event.name[5:]] = end
-        elif 'hlo_op' in stats:
-          begun.append((begin, end, stats['hlo_op'], stats.get('_p')))
-  for begin, end, name, number in begun:
-    yield begin, max(end, ends.get((number, name), end)), name
+        name = event.name
+        if on_device:
+          name = dict(event.stats).get('hlo_op', '')
+        last = name.removeprefix('end: ')
+        if last in names:
+          (begun if last == name else ended)[last].append((begin, end))
+  for name, first in begun.items():
+    ends = sorted(e for _, e in ended[name])
+    # An instruction's runs follow one another, those of a loop too.
+    if len(ends) != len(first):
+      ends = [e for _, e in sorted(first)]
+    for (begin, end), last in zip(sorted(first), ends):
+      yield begin, max(end, last), name

@@ -134,9 +134,7 @@ def candidate(
       load = np.asarray(metrics['load'])
       facts['load'] = float((load.max(1) / load.mean(1)).max())
     if split:
-      parts = scopes.split(run.as_text(), once)
-      facts['parts_percent'] = parts
-      facts['parts'] = scopes.text(parts)
+      facts['parts_percent'] = scopes.split(run.as_text(), once)
     return once, facts
 
   return cases.Candidate(name, build, flops=flops(size))
