@@ -78,6 +78,8 @@ def get_config(arg='moe'):
   # An FFN inside the layer that every token takes: 'shared', 'gated'.
   moe.dense_branch = 'none'
   moe.dense_branch_d_ff = 512
+  # Zero-computation experts beside them: 'zero(count=2)', 'copy()', ...
+  moe.local_experts = ()
   # Fields of moe that differ in the decoder of an encoder-decoder.
   moe.decoder = ml_collections.ConfigDict()
 

@@ -16,7 +16,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FAMILIES = ('routers', 'balancing', 'experts', 'dispatch')
+FAMILIES = ('routers', 'balancing', 'experts', 'local_experts', 'dispatch')
 
 
 def register(cls: type) -> type:

@@ -13,15 +13,40 @@ Capitals are logical sizes; inside the expert-parallel region G counts the
 groups on this device.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
-# Why an assignment was or was not computed; values of `cause_N`. UNSENT are
-# those of real tokens that the router itself sent to nobody.
-KEPT, CAPACITY, RECEIVER, PADDING, UNSENT = range(5)
-CAUSES = ('kept', 'capacity', 'receiver', 'padding', 'unsent')
+# Why an assignment was or was not computed by an expert; values of `cause_N`.
+# UNSENT are those of real tokens that the router itself sent to nobody, LOCAL
+# those of zero-computation experts, which never leave the token's device.
+KEPT, CAPACITY, RECEIVER, PADDING, UNSENT, LOCAL = range(6)
+CAUSES = ('kept', 'capacity', 'receiver', 'padding', 'unsent', 'local')
+
+
+@struct.dataclass
+class Tokens:
+  """What is known of the tokens beside their vectors; None where it is not.
+
+  Attributes:
+    mask: bool [B, L], False on padding, which no expert sees.
+    ids: int32 [B, L], of the vocabulary.
+    positions: int32 [B, L], within the segment.
+    segments: int32 [B, L], which sequence of a packed row.
+    forced: int32 [B, L, M, K], experts to be used, for `replay`, in each of M
+      MoE layers.
+    step: int32 scalar, of training.
+  """
+
+  mask: jax.Array | None = None
+  ids: jax.Array | None = None
+  positions: jax.Array | None = None
+  segments: jax.Array | None = None
+  forced: jax.Array | None = None
+  step: jax.Array | None = None
 
 
 @struct.dataclass
@@ -33,6 +58,16 @@ class Context:
     mask_T: bool, False on padding, which no expert may see.
     selection_bias_E: f32, added to selection scores, never to combine weights.
     carry: what the router of the previous MoE layer left (leaves [T, ...]).
+    ids_T, positions_T, segments_T: int32, as in Tokens; None if not known.
+    forced_TK: int32, experts to be used, or None.
+    step: int32 scalar of training, or None.
+    layer: int32 scalar, the number of the MoE layer in its stack.
+    layer_key: PRNG key of this layer and step, the same for all groups.
+    features: what the expert kind lets a router see of its weights, [E, ...].
+    solve: (scores_TE, mask_T, K) -> the selection bias f32 [E] to use and the
+      one to keep, by the balancing rule that solves for it from the scores of
+      the whole batch before selection; None where there is no such rule.
+    num_local: the last `num_local` experts compute nothing that is sent.
     train: whether noise and other training-only behaviour is on.
   """
 
@@ -40,6 +75,16 @@ class Context:
   mask_T: jax.Array
   selection_bias_E: jax.Array
   carry: Any = ()
+  ids_T: jax.Array | None = None
+  positions_T: jax.Array | None = None
+  segments_T: jax.Array | None = None
+  forced_TK: jax.Array | None = None
+  step: jax.Array | None = None
+  layer: jax.Array | None = None
+  layer_key: jax.Array | None = None
+  features: Any = ()
+  solve: Callable | None = struct.field(pytree_node=False, default=None)
+  num_local: int = struct.field(pytree_node=False, default=0)
   train: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -64,7 +109,9 @@ class Routing:
     terms: per-token values that only the router can compute ([T, ...]);
       'clean_logits' where the router adds noise.
     carry: what the next MoE layer's router gets (leaves [T, ...]).
+    solved_E: f32, the selection bias to keep, from `Context.solve`.
     num_experts: E.
+    num_local: of these the last, which compute nothing that is sent.
     choices: K where the edges are K blocks of T in token order, so that edge
       k * T + t is token t's k-th choice; combine is then a gather and a sum.
     weight_on: 'output', or 'input' where the weight multiplies the expert's
@@ -83,11 +130,29 @@ class Routing:
   probs_TE: jax.Array | None = None
   terms: dict[str, jax.Array] = struct.field(default_factory=dict)
   carry: Any = ()
+  solved_E: jax.Array | None = None
   num_experts: int = struct.field(pytree_node=False, default=0)
+  num_local: int = struct.field(pytree_node=False, default=0)
   choices: int | None = struct.field(pytree_node=False, default=None)
   weight_on: str = struct.field(pytree_node=False, default='output')
   renormalize_kept: bool = struct.field(pytree_node=False, default=False)
   first_fit: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass
+class SlotRouting(Routing):
+  """Slots that are mixtures of all tokens of the group: no assignments.
+
+  The inherited edges are the slots, S for each expert, all of weight 1: they
+  count, and cannot be dispatched as tokens.
+
+  Attributes:
+    dispatch_TN: f32, each slot's weights of the tokens.
+    combine_TN: f32, each token's weights of the slots' results.
+  """
+
+  dispatch_TN: jax.Array | None = None
+  combine_TN: jax.Array | None = None
 
 
 @struct.dataclass
@@ -96,13 +161,15 @@ class Seated:
 
   Attributes:
     routing: with its weights finished.
-    cause_N: int32, one of KEPT, CAPACITY, PADDING, UNSENT.
+    cause_N: int32, one of KEPT, CAPACITY, PADDING, UNSENT; LOCAL for a kept
+      edge of an expert that is not sent, once these are taken out.
     slot_N: int32, the edge's place in its expert's queue; a row of the buffer
       where the edge is kept.
     order_N: int32, the edges sorted by expert, then by priority.
     start_E, count_E: int32, where an expert's queue begins in `order_N`, and
       how many want it.
-    capacity_E: rows of each expert.
+    capacity: ((rows, experts), ...), how many experts have how many rows, in
+      the order of the experts.
   """
 
   routing: Routing
@@ -111,7 +178,7 @@ class Seated:
   order_N: jax.Array
   start_E: jax.Array
   count_E: jax.Array
-  capacity_E: tuple[int, ...] = struct.field(pytree_node=False)
+  capacity: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
 
   @property
   def kept_N(self) -> jax.Array:
@@ -120,7 +187,18 @@ class Seated:
   @property
   def rows(self) -> int:
     """C, the rows of the largest expert."""
-    return max(self.capacity_E)
+    return max(rows for rows, _ in self.capacity)
+
+  @property
+  def capacity_E(self) -> jax.Array:
+    """int32, rows of each expert."""
+    return rows_of_experts(self.capacity)
+
+
+def rows_of_experts(capacity: tuple[tuple[int, int], ...]) -> jax.Array:
+  """int32 [E] from ((rows, experts), ...)."""
+  parts = [jnp.full(experts, rows, jnp.int32) for rows, experts in capacity]
+  return jnp.concatenate(parts)
 
 
 @struct.dataclass
@@ -132,9 +210,13 @@ class MoEAux:
     losses: unweighted loss of each rule, by name.
     stats: sums that stateful rules update from, by rule.
     load_E: int32, assignments that wanted each expert, before drops.
-    cause: int32 [5], assignments by cause, in the order of CAUSES.
+    cause: int32 [6], assignments by cause, in the order of CAUSES.
     entropy: f32 scalar, mean entropy of the affinities in nats (0 without
       affinities).
+    health: sums over real tokens, and their number, from which
+      `analysis.health` makes rates: see `balancing.health`.
+    record: with `MoE.record`, the edges of all groups: int32 'token',
+      'expert', 'cause' and f32 'weight', [G, N]; else {}.
   """
 
   loss: jax.Array
@@ -143,3 +225,5 @@ class MoEAux:
   load_E: jax.Array
   cause: jax.Array
   entropy: jax.Array
+  health: dict[str, jax.Array]
+  record: dict[str, jax.Array]

@@ -1,8 +1,17 @@
-"""Eight simulated devices for every test; a test without them must fail."""
+"""Eight simulated devices for every test; a test without them must fail.
+
+Tests mostly compile, each program once: XLA's expensive passes are off, which
+saves a third of the time. `MOE_JAX_OPTIMIZED=1` leaves them on; CI does, for
+the slow tests.
+"""
+
+import os
 
 import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
+if os.environ.get('MOE_JAX_OPTIMIZED') != '1':
+  jax.config.update('jax_disable_most_optimizations', True)
 
 
 def pytest_sessionstart(session):

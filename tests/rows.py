@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from tests import reference
+from tests import reference, reference_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +128,16 @@ DISPATCH = (
   Row('scatter()', '2006.16668'),
 )
 
+LOCAL_EXPERTS = (
+  Row('zero()', '2406.13233', reference_local.zero),
+  Row('copy(count=2)', '2410.07348', reference_local.copy),
+  Row('constant(count=2)', '2410.07348', reference_local.constant),
+)
+
 FAMILIES = {
   'routers': ROUTERS,
   'balancing': BALANCING,
   'experts': EXPERTS,
+  'local_experts': LOCAL_EXPERTS,
   'dispatch': DISPATCH,
 }

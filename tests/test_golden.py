@@ -114,7 +114,7 @@ def seats(router, params, x_GTD, rows, mask_GT=None, order=None):
     ctx = types.Context(None, mask_T, jnp.zeros(E), train=True)
     routing = router(params, x_TD, ctx)
     routing = (order or orders.RankMajor())(routing)
-    s = seat.seat(routing, (rows,) * E, mask_T)
+    s = seat.seat(routing, ((rows, E),), mask_T)
     at = s.routing.token_N, s.routing.expert_N
     weight_TE = (
       jnp.zeros((T, E))

@@ -71,7 +71,10 @@ def run(m, v, x=X, mask=MASK, train=True):
 
   def loss(params, x):
     y, _, aux = m.apply(
-      {**v, 'params': params}, x, jnp.asarray(mask), train=train
+      {**v, 'params': params},
+      x,
+      types.Tokens(jnp.asarray(mask)),
+      train=train,
     )
     return (y * OUT).sum() + 10 * aux.loss, (y, aux)
 
@@ -433,4 +436,4 @@ def test_rules_with_a_state_are_declared():
 
 def test_causes_are_complete():
   named = (types.KEPT, types.CAPACITY, types.RECEIVER, types.PADDING)
-  assert (*named, types.UNSENT) == tuple(range(len(types.CAUSES)))
+  assert (*named, types.UNSENT, types.LOCAL) == tuple(range(len(types.CAUSES)))

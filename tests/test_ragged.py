@@ -72,7 +72,7 @@ def region(case, remat=None):
       r = types.Routing(
         token_N, expert_N, weight_N, num_experts=case.E, choices=case.K
       )
-      seated = seating.seat(r, (case.C,) * case.E)
+      seated = seating.seat(r, ((case.C, case.E),))
       cause_N = jnp.where(lost_N, RECEIVER, seated.cause_N)
       return seated.replace(cause_N=cause_N)
 

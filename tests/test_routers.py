@@ -310,7 +310,7 @@ def test_vmoe_load_has_a_gradient_and_counts_have_none():
   def loss(params):
     r = router(params, x_TD, ctx.replace(train=True))
     r = jax.tree.map(lambda v: v[None], r)
-    return balancing.evaluate([rule], r, ctx.mask_T[None], 1, ())[0]
+    return balancing.evaluate([rule], r, ctx.mask_T[None], 1, (), {})[0]
 
   assert np.abs(jax.grad(loss)(params)['kernel']).max() > 1e-6
 

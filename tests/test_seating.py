@@ -43,7 +43,9 @@ def test_equals_reference(capacity, renormalize):
   for seed in range(5):
     r, choice, mask_T = routing(seed, renormalize_kept=renormalize)
     choice.renormalize_kept = renormalize
-    seated = jax.jit(seating.seat, static_argnums=1)(r, (capacity,) * 5, mask_T)
+    seated = jax.jit(seating.seat, static_argnums=1)(
+      r, ((capacity, 5),), mask_T
+    )
     kept_TK, weight_TK = reference.seat(choice, mask_T, capacity)
     got = np.asarray(seated.kept_N).reshape(2, -1).T
     np.testing.assert_array_equal(got, kept_TK)
@@ -53,7 +55,9 @@ def test_equals_reference(capacity, renormalize):
 
 def test_every_edge_has_one_cause_and_kept_edges_one_row():
   r, _, mask_T = routing(1)
-  seated = seating.seat(r, (2, 3, 1, 2, 4), jnp.asarray(mask_T))
+  seated = seating.seat(
+    r, tuple((c, 1) for c in (2, 3, 1, 2, 4)), jnp.asarray(mask_T)
+  )
   cause = np.asarray(seated.cause_N)
   assert ((cause == types.PADDING) == ~np.tile(mask_T, 2)).all()
   places = list(
@@ -75,20 +79,20 @@ def test_every_edge_has_one_cause_and_kept_edges_one_row():
 def test_priority_decides_and_ties_keep_storage_order():
   r, _, _ = routing(2, K=1, masked=0)
   reverse = r.replace(priority_N=-jnp.arange(14, dtype=jnp.int32))
-  kept = np.asarray(seating.seat(reverse, (1,) * 5).kept_N)
+  kept = np.asarray(seating.seat(reverse, ((1, 5),)).kept_N)
   for e in range(5):
     queue = np.flatnonzero(np.asarray(r.expert_N) == e)
     assert kept[queue].sum() == min(1, len(queue))
     assert not len(queue) or kept[queue[-1]]
   tied = r.replace(priority_N=jnp.zeros(14, jnp.int32))
   np.testing.assert_array_equal(
-    seating.seat(tied, (2,) * 5).cause_N, seating.seat(r, (2,) * 5).cause_N
+    seating.seat(tied, ((2, 5),)).cause_N, seating.seat(r, ((2, 5),)).cause_N
   )
 
 
 def test_more_capacity_never_loses_an_edge():
   r, _, _ = routing(3)
-  kept = [np.asarray(seating.seat(r, (c,) * 5).kept_N) for c in (1, 2, 4, 8)]
+  kept = [np.asarray(seating.seat(r, ((c, 5),)).kept_N) for c in (1, 2, 4, 8)]
   for small, large in itertools.pairwise(kept):
     assert (large >= small).all() and large.sum() >= small.sum()
 
@@ -133,9 +137,24 @@ def test_capacity_rule_options():
 def test_capacity_is_at_most_the_group_and_none_is_dropless():
   rows = lambda spec, factor: capacity.rows(
     capacity.build(spec), factor, 16, 2, 4
-  )
+  )[0]
   assert rows('t5x()', 100.0) == rows('fixed(rows=99)', 1.0) == 16
   assert rows('paper()', None) == rows('fixed(rows=3)', None) == 16
+
+
+def test_capacity_by_kind():
+  """Two kinds of experts; their rows hold factor x T x K assignments."""
+  rows = lambda spec, factor, Z: capacity.rows(
+    capacity.build(spec), factor, 1000, 2, 8, Z
+  )
+  # tau E + Z = 8.
+  assert rows('moe_plus_plus(tau=0.5)', 1.0, 4) == (125, 250)
+  assert rows('moe_plus_plus(tau=0.5)', 1.1, 4) == (138, 275)
+  assert rows('moe_plus_plus()', None, 4) == (1000, 1000)
+  assert rows('per_choice()', 1.2, 4) == (200, 1000)
+  assert rows('per_choice()', 1.2, 0)[0] == 300
+  with pytest.raises(ValueError, match='tau=0 must be positive'):
+    capacity.build('moe_plus_plus(tau=0)')
 
 
 @pytest.mark.parametrize('factor', [0, -1.0])
@@ -172,7 +191,7 @@ ORDERS = {
 def test_orders_equal_loops(spec, capacity):
   """One seat at a time, by a sorted list of who comes next."""
   order = orders.build(spec)
-  seat = jax.jit(lambda r: seating.seat(order(r), (capacity,) * 5))
+  seat = jax.jit(lambda r: seating.seat(order(r), ((capacity, 5),)))
   for seed in range(20):
     r, choice, mask_T = routing(seed)
     got = seat(r)
@@ -202,7 +221,7 @@ def test_batch_prioritized_looks_at_probabilities_not_weights():
 def test_highest_weights_is_what_each_expert_keeps():
   """Mesh-TensorFlow's switch_max: per expert the C largest gates."""
   r, _, _ = routing(4, masked=0)
-  seated = seating.seat(orders.build('highest_weight()')(r), (2,) * 5)
+  seated = seating.seat(orders.build('highest_weight()')(r), ((2, 5),))
   expert, weight = np.asarray(r.expert_N), np.asarray(r.weight_N)
   for e in range(5):
     mine = np.flatnonzero(expert == e)
@@ -217,7 +236,7 @@ def test_highest_weights_is_what_each_expert_keeps():
 def test_first_fit_equals_loops(capacity, order):
   """Switch Transformer, appendix B: in rounds, one seat a token."""
   order_, key = orders.build(order), ORDERS[order]
-  seat = jax.jit(lambda r, m: seating.seat(order_(r), (capacity,) * 5, m))
+  seat = jax.jit(lambda r, m: seating.seat(order_(r), ((capacity, 5),), m))
   for seed in range(40):
     r, choice, mask_T = routing(seed, K=3, first_fit=True)
     got = seat(r, mask_T)
@@ -246,7 +265,7 @@ def test_first_fit_equals_loops(capacity, order):
 def test_choices_that_are_not_used_are_not_padding():
   r, _, mask_T = routing(5)
   r = r.replace(expert_N=r.expert_N.at[14:20].set(5))
-  cause = seating.seat(r, (14,) * 5, jnp.asarray(mask_T)).cause_N
+  cause = seating.seat(r, ((14, 5),), jnp.asarray(mask_T)).cause_N
   assert (cause[14:20] == types.UNSENT).all()
   assert (cause[11:14] == types.PADDING).all()
   assert (np.delete(cause, np.r_[11:20, 25:28]) == types.KEPT).all()

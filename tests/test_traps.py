@@ -114,7 +114,7 @@ def test_total_loss_is_a_mean_over_tokens_and_its_layers(over_layers):
 
 def test_capacity_is_filled_to_the_last_slot():
   """Switch's appendix F compares an inclusive cumsum with `<`: C - 1 fit."""
-  seated = seating.seat(one_group([2] * 6), (0, 0, 4, 0))
+  seated = seating.seat(one_group([2] * 6), ((0, 2), (4, 1), (0, 1)))
   assert int(seated.kept_N.sum()) == 4
 
 
@@ -160,7 +160,7 @@ def test_padding_takes_no_seat():
     key=None, mask_T=jnp.asarray(mask_T), selection_bias_E=jnp.zeros(4)
   )
   r = router({'kernel': jnp.ones((3, 4))}, jnp.asarray(x_TD), ctx)
-  seated = seating.seat(r, (2, 2, 2, 2), jnp.asarray(mask_T))
+  seated = seating.seat(r, ((2, 4),), jnp.asarray(mask_T))
   np.testing.assert_array_equal(seated.kept_N, mask_T)
 
 

@@ -42,10 +42,10 @@ def measure(
   params = {'kernel': jnp.eye(E, dtype=jnp.float32)}
   r = layer.router(params, jnp.asarray(logits_TE, jnp.float32), ctx)
   C = layer.rows(T, layer.capacity_factor)
-  seated = seating.seat(layer.seating(r), (C,) * E, routed_T)
+  seated = seating.seat(layer.seating(r), ((C, E),), routed_T)
   one_group = jax.tree.map(lambda v: v[None], r)
   loss, losses, _ = balancing.evaluate(
-    layer.balance, one_group, routed_T[None], 1, ()
+    layer.balance, one_group, routed_T[None], 1, (), {}
   )
   kept_N = seated.kept_N & mask_T[r.token_N]
   dropped_N = (seated.cause_N == types.CAPACITY) & mask_T[r.token_N]

@@ -12,7 +12,7 @@ method, and none depends on the mesh.
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -88,10 +88,12 @@ class Balance(abc.ABC):
   Attributes:
     weight: factor of the loss.
     scope: one of SCOPES. Rules with a state are 'global'.
+    solves: whether it has a `solve`.
   """
 
   weight: float
   scope: str
+  solves = False
 
   @abc.abstractmethod
   def stats(self, sums: Sums) -> Stats:
@@ -101,9 +103,12 @@ class Balance(abc.ABC):
     """f32 [S], what the segments weigh in the mean of their losses."""
     return sums.count()
 
-  def loss(self, stats: Stats) -> jax.Array | None:
-    """f32 [S], 1 for balanced routing where that has a meaning; or None."""
-    del stats
+  def loss(self, stats: Stats, state: Any) -> jax.Array | None:
+    """f32 [S], 1 for balanced routing where that has a meaning; or None.
+
+    `state` is the layer's, None for a rule without one.
+    """
+    del stats, state
     return None
 
   def init(self, E: int) -> Any:
@@ -115,6 +120,28 @@ class Balance(abc.ABC):
     """f32 [E], added to the selection scores of the next step."""
     del state
     return None
+
+  def solve(
+    self,
+    state: Any,
+    scores_TE: jax.Array,
+    mask_T: jax.Array,
+    K: int,
+    total: Callable[[jax.Array], jax.Array],
+  ) -> tuple[jax.Array, jax.Array]:
+    """Finds a selection bias in the scores of the batch, before selection.
+
+    Args:
+      state: of this layer.
+      scores_TE: f32, of one group, without a bias.
+      mask_T: bool, False on padding.
+      K: choices of a token.
+      total: the sum over all groups of the batch; the same for all of them.
+
+    Returns:
+      f32 [E] each: the bias to select by now, and `Routing.solved_E`.
+    """
+    raise NotImplementedError
 
   def update(self, state: Any, stats: Stats) -> Any:
     """The state after an optimizer step; leading layer axes pass through."""
@@ -150,6 +177,7 @@ def evaluate(
   mask_GT: jax.Array,
   sequences: int,
   axes: tuple[str, ...],
+  states: dict[str, Any],
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Stats]]:
   """All rules on this device's groups, reduced over the batch axes.
 
@@ -159,6 +187,7 @@ def evaluate(
     mask_GT: bool, real tokens.
     sequences: sequences on this device; they divide the tokens evenly.
     axes: mesh axes that the tokens are sharded over.
+    states: of this layer, by rule.
 
   Returns:
     The weighted sum of the losses, the unweighted losses by rule, and the
@@ -168,13 +197,13 @@ def evaluate(
   segments = {'global': 1, 'group': mask_GT.shape[0], 'sequence': sequences}
   for rule in rules:
     sums = Sums(routing, mask_GT, segments[rule.scope])
-    stats = rule.stats(sums)
+    stats, state = rule.stats(sums), states.get(name(rule))
     if rule.scope == 'global':
       stats = collectives.psum(stats, axes, name='balance_stats')
-      loss = rule.loss(stats)
+      loss = rule.loss(stats, state)
       loss = loss if loss is None else loss[0]
     else:
-      loss = rule.loss(stats)
+      loss = rule.loss(stats, state)
       if loss is not None:
         weight_S = rule.weights(sums)
         top, bottom = collectives.psum(
@@ -189,17 +218,41 @@ def evaluate(
   return total, losses, kept
 
 
+def solver(
+  rules: Sequence[Balance], states, total: Callable[[jax.Array], jax.Array]
+) -> Callable | None:
+  """`Context.solve` by the rule that has one, or None.
+
+  Raises:
+    ValueError: two rules have one.
+  """
+  found = [r for r in rules if r.solves]
+  if len(found) > 1:
+    raise ValueError(
+      f'{name(found[0])} and {name(found[1])} both solve for the selection '
+      'bias; only one can'
+    )
+  if not found:
+    return None
+  state = states[name(found[0])]
+  return lambda scores_TE, mask_T, K: found[0].solve(
+    state, scores_TE, mask_T, K, total
+  )
+
+
 def init_states(rules: Sequence[Balance], E: int) -> dict[str, Any]:
   """States of one layer by rule; {} where no rule has one."""
   states = {name(r): r.init(E) for r in rules}
   return {k: v for k, v in states.items() if v is not None}
 
 
-def selection_bias(rules: Sequence[Balance], states, E: int) -> jax.Array:
-  """f32 [E], the sum of the rules' biases."""
+def selection_bias(
+  rules: Sequence[Balance], states, E: int, solving: bool = False
+) -> jax.Array:
+  """f32 [E], the sum of the rules' biases; less one that is `solving`."""
   bias_E = jnp.zeros(E, jnp.float32)
   for r in rules:
-    if name(r) in states:
+    if name(r) in states and not (solving and r.solves):
       b = r.selection_bias(states[name(r)])
       bias_E = bias_E if b is None else bias_E + b
   return bias_E

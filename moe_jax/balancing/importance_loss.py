@@ -35,5 +35,6 @@ class ImportanceLoss(base.Balance):
       probs_GTE = jax.nn.softmax(r.terms['clean_logits'])
     return {'importance': sums.tokens(probs_GTE)}
 
-  def loss(self, stats):
+  def loss(self, stats, state):
+    del state
     return base.squared_cv(stats['importance'])

@@ -34,5 +34,6 @@ class LoadLoss(base.Balance):
       )
     return {'smooth_load': sums.tokens(terms['smooth_load'])}
 
-  def loss(self, stats):
+  def loss(self, stats, state):
+    del state
     return base.squared_cv(stats['smooth_load'])

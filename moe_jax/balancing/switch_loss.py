@@ -74,7 +74,8 @@ class SwitchLoss(base.Balance):
       jnp.full_like(tokens_S, sums.length) if self.over_padding else tokens_S
     )
 
-  def loss(self, stats):
+  def loss(self, stats, state):
+    del state
     loss_S = self._form(stats, stats['load'], stats['prob'])
     if self.second_weight:
       second = self._form(stats, stats['second_load'], stats['second_prob'])

@@ -46,5 +46,6 @@ class ZLoss(base.Balance):
     square_GT = jax.nn.logsumexp(logits_GTE, axis=-1) ** 2
     return {'square': sums.tokens(square_GT), 'tokens': sums.count()}
 
-  def loss(self, stats):
+  def loss(self, stats, state):
+    del state
     return stats['square'] / jnp.maximum(stats['tokens'], 1)

@@ -249,7 +249,7 @@ def work(o: Options, E: int, K: int, F: int) -> tuple[float, float]:
   if o.capacity_factor:
     T = o.group_size or o.tokens
     rule = capacity.build(o.capacity_rule)
-    C = capacity.rows(rule, o.capacity_factor, T, K, E)
+    C = capacity.rows(rule, o.capacity_factor, T, K, E)[0]
     rows = min(rows, o.tokens // T * E * C)
   matrices = 3 if 'glu' in o.experts else 2
   flops = 3.0 * 2 * rows * matrices * o.D * F

@@ -225,7 +225,10 @@ def _evaluate(cell: grid.Cell) -> dict[str, np.ndarray]:
     experts = {k: v for k, v in arrays.items() if k not in ('x', 'router')}
     params = {'router': {'kernel': arrays['router']}, 'experts': experts}
     return layer.apply(
-      {'params': params, **state}, arrays['x'], mask_BL, train=True
+      {'params': params, **state},
+      arrays['x'],
+      types.Tokens(mask_BL),
+      train=True,
     )
 
   def loss(arrays):

@@ -21,9 +21,7 @@ def buffer_edges(seated: types.Seated) -> jax.Array:
   C, N = seated.rows, seated.order_N.shape[0]
   slot_C = jnp.arange(C, dtype=jnp.int32)
   place_EC = seated.start_E[:, None] + slot_C
-  rows_E = jnp.minimum(
-    seated.count_E, jnp.asarray(seated.capacity_E, jnp.int32)
-  )
+  rows_E = jnp.minimum(seated.count_E, seated.capacity_E)
   real_EC = slot_C < rows_E[:, None]
   edge_EC = seated.order_N.at[place_EC].get(mode='clip')
   return jnp.where(real_EC, edge_EC, N)
@@ -131,8 +129,7 @@ def exchanged_ops(key, params, axes: Axes, G: int, C: int, seats=None):
 
 def kept_counts(seated: types.Seated) -> jax.Array:
   """int32 [G, E], the rows of each expert in each group."""
-  capacity_E = jnp.asarray(seated.capacity_E, jnp.int32)
-  return jnp.minimum(seated.count_E, capacity_E)
+  return jnp.minimum(seated.count_E, seated.capacity_E)
 
 
 def most_rows(seated: types.Seated, G: int, e: int) -> int:
@@ -267,9 +264,11 @@ class Dispatch(abc.ABC):
 
   Attributes:
     random: whether training draws; it then gets a key, dropout or not.
+    routing: the kind of routing that it can take.
   """
 
   random: bool = False
+  routing: type[types.Routing] = types.Routing
 
   @abc.abstractmethod
   def __call__(

@@ -70,6 +70,18 @@ class Experts(abc.ABC):
   def __call__(self, params: Params, rows: jax.Array, ops: Ops) -> jax.Array:
     """Rows [..., D] -> [..., D] in the rows' dtype."""
 
+  def routing_features(
+    self, params: Params, total: Callable[[jax.Array], jax.Array]
+  ) -> dict[str, jax.Array]:
+    """What routers may see of these experts' weights: f32 leaves [E, ...].
+
+    Args:
+      params: as in the call; the hidden width may be split over `model`.
+      total: the sum over the parts of the hidden width.
+    """
+    del params, total
+    return {}
+
 
 def activation(name: str) -> Callable:
   """The activation of this name, or a ValueError that lists them."""

@@ -26,7 +26,8 @@ from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import mlp
+from moe_jax.layers import context, health, mlp
+from moe_jax.local_experts import base as local
 from moe_jax.parallel import (
   axes as axes_lib,
   collectives,
@@ -60,6 +61,9 @@ class MoE(nn.Module):
       (DeepSeekMoE's shared experts, arXiv:2401.06066, section 3.2); 'gated'
       multiplies it by sigmoid(x w) (Qwen2-MoE).
     dense: the kind of that FFN.
+    local_experts: kinds of zero-computation experts, counted after the
+      `num_experts` others by routers and rules, and never sent anywhere.
+    record: whether the aux holds all edges.
     mesh: four-axis mesh; None is one device.
     dtype: of the computation; parameters are float32.
   """
@@ -78,18 +82,21 @@ class MoE(nn.Module):
   identical_experts: bool = False
   dense_branch: str = 'none'
   dense: experts_base.Experts | None = None
+  local_experts: tuple[local.LocalExperts, ...] = ()
+  record: bool = False
   mesh: jax.sharding.Mesh | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BLD, mask_BL=None, carry=(), *, train: bool):
+  def __call__(self, x_BLD, tokens=None, carry=(), *, train: bool, layer=0):
     """Runs the layer.
 
     Args:
       x_BLD: tokens, any float dtype.
-      mask_BL: bool, False on padding, which no expert sees; None is no padding.
+      tokens: types.Tokens, or None; without a mask there is no padding.
       carry: what the previous MoE layer returned, leaves [B, L, ...]; ().
       train: capacity factor and noise of training.
+      layer: int32, the number of this MoE layer in its stack.
 
     Returns:
       y_BLD in `dtype`, the carry for the next MoE layer, and MoEAux, summed
@@ -100,11 +107,12 @@ class MoE(nn.Module):
         sizes that do), or methods that do not fit the number of experts.
     """
     B, L, D = x_BLD.shape
-    E = self.num_experts
+    E = self.num_experts + self.num_local
     mesh = self.mesh or mesh_lib.single()
     self.router.check(E)
-    if mask_BL is None or self.route_padding:
-      mask_BL = jnp.ones((B, L), bool)
+    tokens = tokens or types.Tokens()
+    if tokens.mask is None or self.route_padding:
+      tokens = tokens.replace(mask=jnp.ones((B, L), bool))
     factor = self.capacity_factor if train else self.eval_capacity_factor
     axes = axes_lib.make(mesh.shape)
     devices = axes.size(axes.batch)
@@ -117,46 +125,71 @@ class MoE(nn.Module):
 
     w_router = self.param('router', self._init_router, D)
     w_experts = self.param('experts', self._init_experts, D)
+    w_local = {}
+    if self.local_experts:
+      w_local = self.param('local_experts', self._init_local, D)
     states = {}
     if balancing.init_states(self.balance, E):
       states = self.variable(
         'balance', 'state', balancing.init_states, self.balance, E
       ).value
-    bias_E = balancing.selection_bias(self.balance, states, E)
     key = self.make_rng('router') if self.has_rng('router') else None
     drop_key = None
     if train and (self.experts.dropout or self.dispatch.random):
       drop_key = self.make_rng('dropout')
 
-    C = self.rows(T, factor)
-    region = functools.partial(self._region, T=T, C=C, axes=axes, train=train)
-    tokens = rules.spec(('batch',), mesh.shape)
+    region = functools.partial(
+      self._region,
+      T=T,
+      capacity=self.capacities(T, factor),
+      axes=axes,
+      train=train,
+    )
+    batch = rules.spec(('batch',), mesh.shape)
     logical = self.experts.axes
     weights = {k: rules.spec(v, mesh.shape) for k, v in logical.items()}
-    y_BLD, carry, aux = jax.shard_map(
+    step, tokens = tokens.step, tokens.replace(step=None)
+    y_BLD, carry, record, aux = jax.shard_map(
       region,
       mesh=mesh,
-      in_specs=(tokens, tokens, tokens, P(), weights, P(), P(), P()),
-      out_specs=(tokens, tokens, P()),
+      in_specs=(batch, batch, batch, weights, P()),
+      out_specs=(batch, batch, batch, P()),
     )(
       x_BLD.astype(self.dtype),
-      mask_BL,
+      tokens,
       carry,
-      w_router,
       w_experts,
-      bias_E,
-      key,
-      drop_key,
+      {
+        'router': w_router,
+        'local': w_local,
+        'states': states,
+        'key': key,
+        'drop_key': drop_key,
+        'step': step,
+        'layer': jnp.asarray(layer, jnp.int32),
+      },
     )
+    aux = aux.replace(record=record)
 
     if self.dense_branch != 'none':
       y_BLD += self._dense_branch(x_BLD, train)
     return y_BLD, carry, aux
 
+  @property
+  def num_local(self) -> int:
+    """Zero-computation experts."""
+    return sum(kind.count for kind in self.local_experts)
+
   def rows(self, T: int, factor: float | None) -> int:
     """C, rows of an expert in a group of T tokens."""
-    K = self.router.experts_per_token(self.num_experts)
-    return capacity.rows(self.capacity_rule, factor, T, K, self.num_experts)
+    return self.capacities(T, factor)[0][0]
+
+  def capacities(self, T: int, factor: float | None):
+    """((rows, experts), ...): of those that are sent, and of the local ones."""
+    E, Z = self.num_experts, self.num_local
+    K = self.router.experts_per_token(E + Z)
+    C, C_local = capacity.rows(self.capacity_rule, factor, T, K, E, Z)
+    return ((C, E), (C_local, Z)) if Z else ((C, E),)
 
   def leak(self) -> str:
     """Why a token may depend on later ones of its group; '' where none does."""
@@ -166,7 +199,7 @@ class MoE(nn.Module):
     factors = (self.capacity_factor, self.eval_capacity_factor)
     if all(self.rows(T, f) >= T for f in factors):
       return ''
-    choices = self.router.experts_per_token(E)
+    choices = self.router.experts_per_token(E + self.num_local)
     if self.router.first_fit:
       return 'all first choices are seated before any second try'
     if not self.seating.causal(choices):
@@ -178,7 +211,12 @@ class MoE(nn.Module):
 
   def _init_router(self, key, D):
     replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
-    return jax.tree.map(replicated, self.router.init(key, self.num_experts, D))
+    E = self.num_experts + self.num_local
+    return jax.tree.map(replicated, self.router.init(key, E, D))
+
+  def _init_local(self, key, D):
+    replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
+    return jax.tree.map(replicated, local.init(self.local_experts, key, D))
 
   def _init_experts(self, key, D):
     E, axes = self.num_experts, self.experts.axes
@@ -189,36 +227,13 @@ class MoE(nn.Module):
     return {k: nn.LogicallyPartitioned(v, axes[k]) for k, v in params.items()}
 
   def _region(
-    self, x_BLD, mask_BL, carry, w_router, w_experts, bias_E, key, drop_key,
-    *, T, C, axes, train
-  ):  # fmt: skip
+    self, x_BLD, tokens, carry, w_experts, shared, *, T, capacity, axes, train
+  ):
     """One device's share: whole groups of local tokens, local experts."""
     B, L, D = x_BLD.shape
-    E, G = self.num_experts, B * L // T
+    E, G = self.num_experts + self.num_local, B * L // T
     grouped = lambda v: v.reshape(G, T, *v.shape[2:])
-    x_GTD, mask_GT = grouped(x_BLD), grouped(mask_BL)
-
-    with jax.named_scope('router'):
-      ctx = types.Context(
-        key=None,
-        mask_T=mask_GT,
-        selection_bias_E=bias_E,
-        carry=jax.tree.map(grouped, carry),
-        train=train,
-      )
-      over = types.Context(
-        key=None, mask_T=0, selection_bias_E=None, carry=0, train=train
-      )
-      if key is not None:
-        # Noise follows the group's place in the batch, never the device.
-        group_G = dispatching.local_groups(axes, G)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, group_G)
-        ctx, over = ctx.replace(key=keys), over.replace(key=0)
-      r = jax.vmap(self.router, (None, 0, over))(w_router, x_GTD, ctx)
-
-    with jax.named_scope('seating'):
-      seat = lambda r, mask_T: seating.seat(self.seating(r), (C,) * E, mask_T)
-      seated = jax.vmap(seat)(r, mask_GT)
+    x_GTD, mask_GT = grouped(x_BLD), grouped(tokens.mask)
 
     def whole(name, shard):
       logical, shard = self.experts.axes[name], shard.astype(self.dtype)
@@ -229,16 +244,67 @@ class MoE(nn.Module):
       )
 
     w_experts = {k: whole(k, v) for k, v in w_experts.items()}
+
+    with jax.named_scope('router'):
+      states = shared['states']
+      bias_E = balancing.selection_bias(self.balance, states, E, train)
+      forced = tokens.forced
+      if forced is not None:
+        forced = forced[:, :, shared['layer']]
+      by_group = {
+        'mask_T': tokens.mask,
+        'ids_T': tokens.ids,
+        'positions_T': tokens.positions,
+        'segments_T': tokens.segments,
+        'forced_TK': forced,
+        'carry': carry,
+      }
+      by_group = jax.tree.map(grouped, by_group)
+      same = {
+        'selection_bias_E': bias_E,
+        'step': shared['step'],
+        'layer': shared['layer'],
+        'features': self._features(w_experts, axes),
+      }
+      if shared['key'] is not None:
+        own, same['layer_key'] = context.keys(shared['key'], axes, G)
+        by_group['key'] = own
+      static = {'num_local': self.num_local, 'train': train}
+      if train:
+        total = lambda v: collectives.psum(
+          jax.lax.psum(v, 'groups'), axes.batch, name='solve'
+        )
+        static['solve'] = balancing.solver(self.balance, states, total)
+      ctx, in_axes = context.make(by_group, same, static)
+      route = jax.vmap(self.router, (None, 0, in_axes), axis_name='groups')
+      r = route(shared['router'], x_GTD, ctx).replace(num_local=self.num_local)
+    if not isinstance(r, self.dispatch.routing):
+      raise ValueError(
+        f'the router {type(self.router).__name__} and the dispatch '
+        f'{type(self.dispatch).__name__} do not go together'
+      )
+
+    with jax.named_scope('seating'):
+      seat = lambda r, mask_T: seating.seat(self.seating(r), capacity, mask_T)
+      seated = jax.vmap(seat)(r, mask_GT)
+      sent = jax.vmap(seating.sent)(seated)
+
+    x_own = x_GTD
     # One sum over the model axis in the backward pass, on tokens, not on rows.
     x_GTD = compat.device_varying(x_GTD, axes.batch + axes.model)
     y_GTD, cause_GN = self.dispatch(
-      self.experts, w_experts, x_GTD, seated, axes, drop_key
+      self.experts, w_experts, x_GTD, sent, axes, shared['drop_key']
     )
     y_GTD = collectives.psum(y_GTD, axes.model, name='model_sum')
+    if self.local_experts:
+      with jax.named_scope('local_experts'):
+        y_GTD += jax.vmap(
+          functools.partial(local.evaluate, self.local_experts), (None, 0, 0)
+        )(shared['local'], x_own, seated)
 
     with jax.named_scope('balancing'):
       loss, losses, stats = balancing.evaluate(
-        self.balance, r, mask_GT, B, axes.batch
+        self.balance, r, mask_GT, B, axes.batch, states
       )
       sums = balancing.Sums(r, mask_GT, 1)
       real = jnp.float32(1), jnp.float32(0)
@@ -249,15 +315,38 @@ class MoE(nn.Module):
       cause = jnp.stack(
         [(cause_GN == c).sum() for c in range(len(types.CAUSES))]
       )
-      load_E, cause, real = collectives.psum(
-        (sums.load()[0], cause.astype(jnp.int32), real),
+      load_E, cause, real, health_ = collectives.psum(
+        (
+          sums.load()[0],
+          cause.astype(jnp.int32),
+          real,
+          health.sums(r, cause_GN, bias_E, sums),
+        ),
         axes.batch,
         name='moe_stats',
       )
       entropy = real[1] / jnp.maximum(real[0], 1)
-    aux = types.MoEAux(loss, losses, stats, load_E, cause, entropy)
+    aux = types.MoEAux(loss, losses, stats, load_E, cause, entropy, health_, {})
     carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
-    return y_GTD.reshape(B, L, D), carry, aux
+    record = {}
+    if self.record:
+      record = {
+        'token': r.token_N,
+        'expert': r.expert_N,
+        'weight': seated.routing.weight_N,
+        'cause': cause_GN,
+      }
+    return y_GTD.reshape(B, L, D), carry, record, aux
+
+  def _features(self, params, axes):
+    """What the routers see of the experts' weights, of all experts."""
+    total = lambda v: collectives.psum(v, axes.model, name='features')
+    return jax.tree.map(
+      lambda v: collectives.all_gather(
+        v, axes.expert, dim=0, name='routing_features'
+      ),
+      self.experts.routing_features(params, total),
+    )
 
   def _dense_branch(self, x_BLD, train):
     if self.dense_branch not in BRANCHES:

@@ -29,7 +29,8 @@ class Decoder(nn.Module):
 
     Args:
       batch: int32 'inputs', 'positions', 'segments' [B, L]; segment 0 is
-        padding.
+        padding; where there are, scalar 'step' of training and 'forced'
+        [B, L, M, K], as in types.Tokens.
       train: as in stack.Stack.
 
     Returns:
@@ -40,7 +41,11 @@ class Decoder(nn.Module):
       self.vocab_size, c.d_model, self.tied_head, c.dtype, name='embedding'
     )
     x_BLD, aux = stack.Stack(c, self.cache_length, name='decoder')(
-      embed(batch['inputs']), batch['positions'], batch['segments'], train=train
+      embed(batch['inputs']),
+      batch['positions'],
+      batch['segments'],
+      train=train,
+      tokens=stack.tokens(batch),
     )
     return embed.logits(x_BLD), {'decoder': aux}
 

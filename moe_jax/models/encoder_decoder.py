@@ -59,6 +59,7 @@ class EncoderDecoder(nn.Module):
       batch['encoder_positions'],
       batch['encoder_segments'],
       train=train,
+      tokens=stack.tokens(batch, 'encoder_'),
     )
     return x_BSD, {'encoder': aux}
 
@@ -71,6 +72,7 @@ class EncoderDecoder(nn.Module):
       train=train,
       encoded_BSD=encoded_BSD,
       encoded_segment_BS=batch['encoder_segments'],
+      tokens=stack.tokens(batch),
     )
     return self.embedding.logits(x_BLD), {'decoder': aux}
 

@@ -107,6 +107,9 @@ def moe_partial(config, fields: dict[str, Any]) -> functools.partial:
     identical_experts=f.identical_experts,
     dense_branch=f.dense_branch,
     dense=dense,
+    local_experts=tuple(
+      registry.build('local_experts', s) for s in f.local_experts
+    ),
   )
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from moe_jax import types
 from moe_jax.experts import base as experts_base
 from moe_jax.layers import attention, embeddings, mlp, norms
 from moe_jax.models import pattern
@@ -104,8 +105,16 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, state, shared):
-    """Carries (x_BLD, MoE carry) through; also returns the MoEAux or ()."""
-    c, (x, carry) = self.config, state
+    """One block.
+
+    Args:
+      state: x_BLD, the number of MoE layers before, what the last one left.
+      shared: what all blocks use.
+
+    Returns:
+      The state, and the MoEAux or ().
+    """
+    c, (x, layer, carry) = self.config, state
     norm = lambda name: norms.RMSNorm(c.dtype, name=name)(x)
     drop = nn.Dropout(c.dropout, deterministic=not self.train)
     attend = lambda name, rope, cache_length: attention.Attention(
@@ -135,12 +144,12 @@ class Block(nn.Module):
     )
     if not self.is_sparse:
       x += drop(ffn('ffn')(norm('ffn_norm')))
-      return (x, carry), ()
+      return (x, layer, carry), ()
     if c.extra_ffn == 'before':
       x += drop(ffn('extra')(norm('extra_norm')))
     moe = c.moe(mesh=c.mesh, dtype=c.dtype, name='moe')
     y, carry, aux = moe(
-      norm('moe_norm'), shared['real'], carry, train=self.train
+      norm('moe_norm'), shared['tokens'], carry, train=self.train, layer=layer
     )
     y = drop(y)
     if c.extra_ffn == 'parallel':
@@ -148,7 +157,7 @@ class Block(nn.Module):
     x += y
     if c.extra_ffn == 'after':
       x += drop(ffn('extra')(norm('extra_norm')))
-    return (x, carry), aux
+    return (x, layer + 1, carry), aux
 
 
 class Period(nn.Module):
@@ -193,6 +202,7 @@ class Stack(nn.Module):
     train: bool,
     encoded_BSD=None,
     encoded_segment_BS=None,
+    tokens=None,
   ):
     """Runs the stack.
 
@@ -203,13 +213,16 @@ class Stack(nn.Module):
         a cache all tokens are of one segment.
       train: dropout, router noise, capacity of training.
       encoded_BSD, encoded_segment_BS: an encoder's output, for cross-attention.
+      tokens: types.Tokens, what else routers may ask for.
 
     Returns:
       [B, L, D] after the final norm, and the MoEAux by module name (leaves of
       'period' have a leading axis of repeats).
     """
     c = self.config
-    real_BL = segment_BL > 0
+    tokens = (tokens or types.Tokens()).replace(
+      mask=segment_BL > 0, positions=position_BL, segments=segment_BL
+    )
     if self.cache_length:
       S = self.cache_length
       key_position = jnp.broadcast_to(jnp.arange(S), (x_BLD.shape[0], S))
@@ -223,7 +236,7 @@ class Stack(nn.Module):
     shared = {
       'mask': mask_BLS,
       'positions': position_BL,
-      'real': real_BL,
+      'tokens': tokens,
       'bias': None,
     }
     if c.positions == 'relative':
@@ -236,7 +249,7 @@ class Stack(nn.Module):
       )
     drop = nn.Dropout(c.dropout, deterministic=not train)
     x_BLD = rules.constrain(drop(x_BLD), ('batch', None, None), c.mesh)
-    state, aux = (x_BLD, self._first_carry(x_BLD)), {}
+    state, aux = (x_BLD, jnp.int32(0), self._first_carry(x_BLD)), {}
     parts = pattern.split(c.sparse)
 
     def run(name, kinds, state):
@@ -270,7 +283,7 @@ class Stack(nn.Module):
       return ()
     moe = self.config.moe(parent=None)
     B, L = x_BLD.shape[:2]
-    carry = moe.router.init_carry(B * L, moe.num_experts)
+    carry = moe.router.init_carry(B * L, moe.num_experts + moe.num_local)
     return jax.tree.map(lambda v: v.reshape(B, L, *v.shape[1:]), carry)
 
   def _remat(self, module, scanned=False):
@@ -287,6 +300,15 @@ class Stack(nn.Module):
     return nn.remat(
       module, policy=policy[self.config.remat], prevent_cse=not scanned
     )
+
+
+def tokens(batch: dict[str, Any], prefix: str = '') -> types.Tokens:
+  """What a batch knows of the tokens of a stack, but what Stack is given."""
+  return types.Tokens(
+    ids=batch[prefix + 'inputs'],
+    forced=batch.get(prefix + 'forced'),
+    step=batch.get('step'),
+  )
 
 
 def aux_by_layer(aux, sparse: tuple[bool, ...]) -> list[tuple[int, Any]]:

@@ -155,15 +155,15 @@ class Linear(Router):
     probs_TE = jax.nn.softmax(logits_TE.astype(self._dtype(x_TD)))
     return probs_TE.astype(jnp.float32)
 
-  def scores(self, logits_TE, probs_TE, ctx):
-    """What selection looks at, f32 [T, E], without a gradient."""
+  def scores(self, logits_TE, probs_TE, ctx, k):
+    """What selects k, f32 [T, E], without a gradient; and solved_E."""
     if self.sample and ctx.train:
       # The k largest of logits with Gumbel noise are k draws from the softmax
       # without replacement (Kool et al. 2019, arXiv:1903.06059, section 2).
       key = noise_key(ctx, 'sample')
       noise_TE = jax.random.gumbel(key, logits_TE.shape)
-      return logits_TE / self.sample + noise_TE
-    return probs_TE + ctx.selection_bias_E
+      return logits_TE / self.sample + noise_TE, None
+    return biased(probs_TE, k, ctx)
 
   def logits(self, params, x_TD):
     """f32 logits [T, E], computed in the router's precision."""
@@ -173,6 +173,23 @@ class Linear(Router):
 
   def _dtype(self, x_TD):
     return jnp.float32 if self.selective_precision else x_TD.dtype
+
+
+def biased(
+  scores_TE: jax.Array, k: int, ctx: types.Context
+) -> tuple[jax.Array, jax.Array | None]:
+  """Selection scores with the balancing rules' bias, and `Routing.solved_E`.
+
+  Args:
+    scores_TE: f32.
+    k: choices of a token.
+    ctx: for the bias, or the rule that solves for it.
+  """
+  scores_TE = jax.lax.stop_gradient(scores_TE)
+  if ctx.solve is None:
+    return scores_TE + ctx.selection_bias_E, None
+  bias_E, solved_E = ctx.solve(scores_TE, ctx.mask_T, k)
+  return scores_TE + ctx.selection_bias_E + bias_E, solved_E
 
 
 _NOISES = ('jitter', 'input_dropout', 'sample', 'second_policy', 'gaussian')

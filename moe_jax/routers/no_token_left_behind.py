@@ -35,7 +35,7 @@ class NoTokenLeftBehind(base.Linear):
 
   def __call__(self, params, x_TD, ctx):
     logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
-    scores_TE = self.scores(logits_TE, probs_TE, ctx)
+    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, 1)
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
     return base.from_choices(
       expert_TK,
@@ -45,6 +45,7 @@ class NoTokenLeftBehind(base.Linear):
       logits_TE=logits_TE,
       probs_TE=probs_TE,
       terms=terms,
+      solved_E=solved_E,
       first_fit=True,
     )
 

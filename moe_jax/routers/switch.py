@@ -25,7 +25,7 @@ class Switch(base.Linear):
 
   def __call__(self, params, x_TD, ctx):
     logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
-    scores_TE = self.scores(logits_TE, probs_TE, ctx)
+    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, 1)
     expert_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
     return base.from_choices(
       expert_T1,
@@ -35,6 +35,7 @@ class Switch(base.Linear):
       logits_TE=logits_TE,
       probs_TE=probs_TE,
       terms=terms,
+      solved_E=solved_E,
     )
 
   def experts_per_token(self, E):

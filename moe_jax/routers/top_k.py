@@ -71,7 +71,7 @@ class TopK(base.Linear):
     logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
     active = ctx.train or self.policy_in_eval
     policy = self.second_policy if active else 'all'
-    scores_TE = self.scores(logits_TE, probs_TE, ctx)
+    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
     # Integers carry no gradient: it reaches the router through the gathered
     # probabilities alone.
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
@@ -93,6 +93,7 @@ class TopK(base.Linear):
       logits_TE=logits_TE,
       probs_TE=probs_TE,
       terms=terms,
+      solved_E=solved_E,
       renormalize_kept=self.renormalize == 'kept',
     )
 

@@ -55,7 +55,7 @@ class Vmoe(base.Linear):
     terms['smooth_load'] = jax.scipy.stats.norm.cdf(
       (clean_TE - bar_T1) * E / self.noise_std
     )
-    scores_TE = self.scores(logits_TE, probs_TE, ctx)
+    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
     return base.from_choices(
       expert_TK,
@@ -65,6 +65,7 @@ class Vmoe(base.Linear):
       logits_TE=logits_TE,
       probs_TE=probs_TE,
       terms=terms,
+      solved_E=solved_E,
     )
 
   def experts_per_token(self, E):

@@ -28,22 +28,36 @@ from moe_jax import registry
 Rule = Callable[[float, int, float, int], int]
 
 
-def rows(rule: Rule, factor: float | None, T: int, K: float, E: int) -> int:
-  """Rows of an expert in a group, from 1 to T.
+def rows(
+  rule: Rule, factor: float | None, T: int, K: float, E: int, Z: int = 0
+) -> tuple[int, int]:
+  """Rows of an expert in a group, from 1 to T; and of a local expert.
 
   No expert sees a token twice, so that rows beyond T would stay empty whatever
-  the rule says. None is dropless: T rows.
+  the rule says. None is dropless: T rows. Zero-computation experts cost no rows
+  and have T, unless the rule is one by kind.
+
+  Args:
+    rule: from `build`.
+    factor: what it makes rows from.
+    T, K: tokens of the group, mean choices of a token.
+    E, Z: experts, and zero-computation ones beside them.
 
   Raises:
     ValueError: a factor that is not positive.
   """
   if factor is None:
-    return T
+    return T, T
   if not factor > 0:
     raise ValueError(
       f'capacity_factor={factor} must be positive; None is dropless'
     )
-  return max(1, min(rule(factor, T, K, E), T))
+  if rule.__name__ == 'by_kind':
+    found = rule(factor, T, K, E, Z)
+  else:
+    found = rule(factor, T, K, E + Z), T
+  limit = lambda C: max(1, min(C, T))
+  return limit(found[0]), limit(found[1])
 
 
 def build(spec: str) -> Rule:
@@ -125,9 +139,34 @@ def fixed(rows: int = 64) -> Rule:
   return lambda factor, T, K, E: rows
 
 
+def moe_plus_plus(tau: float = 0.75) -> Rule:
+  """tau factor T K / (tau E + Z), and factor T K / (tau E + Z) for local ones.
+
+  Jin et al., "MoE++", 2024, arXiv:2410.07348, equation 8, whose T is read as
+  the T K assignments: taken literally, top-2 could not seat half of them.
+  """
+  if not tau > 0:
+    raise ValueError(f'moe_plus_plus: tau={tau} must be positive')
+
+  def by_kind(factor, T, K, E, Z):
+    share = _exact(factor) * T * _exact(K) / (_exact(tau) * E + Z)
+    return math.ceil(_exact(tau) * share), math.ceil(share)
+
+  return by_kind
+
+
 RULES = {
   f.__name__: f
-  for f in (per_choice, paper, mesh_tensorflow, t5x, vmoe, lingvo, fixed)
+  for f in (
+    per_choice,
+    paper,
+    mesh_tensorflow,
+    t5x,
+    vmoe,
+    lingvo,
+    fixed,
+    moe_plus_plus,
+  )
 }
 
 

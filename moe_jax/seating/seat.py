@@ -7,7 +7,7 @@ from moe_jax import types
 
 
 def seat(
-  routing: types.Routing, capacity_E: tuple[int, ...], mask_T=None
+  routing: types.Routing, capacity: tuple[tuple[int, int], ...], mask_T=None
 ) -> types.Seated:
   """Decides which edges of one group get a row at their expert.
 
@@ -16,15 +16,15 @@ def seat(
 
   Args:
     routing: one group, N edges.
-    capacity_E: rows of each expert.
+    capacity: ((rows, experts), ...), as in Seated.
     mask_T: bool, False on padding, to tell its edges from those that the
       router sent to nobody; None is no padding.
   """
   if routing.first_fit:
-    routing = _first_fit(routing, capacity_E)
+    routing = _first_fit(routing, capacity)
   expert_N = routing.expert_N
   order_N, count, start, slot_N = _queue(routing)
-  rows_N = _rows(capacity_E)[expert_N]
+  rows_N = _rows(capacity)[expert_N]
   cause_N = jnp.where(slot_N < rows_N, types.KEPT, types.CAPACITY)
   nobody_N = jnp.full_like(cause_N, types.UNSENT)
   if mask_T is not None:
@@ -34,7 +34,32 @@ def seat(
   if routing.renormalize_kept:
     routing = _renormalize(routing, cause_N == types.KEPT)
   return types.Seated(
-    routing, cause_N, slot_N, order_N, start[:E], count[:E], capacity_E
+    routing, cause_N, slot_N, order_N, start[:E], count[:E], capacity
+  )
+
+
+def sent(seated: types.Seated) -> types.Seated:
+  """What a dispatch sees: without the last `num_local` experts."""
+  r = seated.routing
+  if not r.num_local:
+    return seated
+  E = r.num_experts - r.num_local
+  local_N = r.expert_N >= E
+  cause_N = jnp.where(
+    local_N & (seated.cause_N == types.KEPT), types.LOCAL, seated.cause_N
+  )
+  experts, capacity = E, []
+  for rows, count in seated.capacity:
+    capacity.append((rows, min(count, experts)))
+    experts -= capacity[-1][1]
+  return seated.replace(
+    routing=r.replace(
+      expert_N=jnp.minimum(r.expert_N, E), num_experts=E, num_local=0
+    ),
+    cause_N=cause_N,
+    start_E=seated.start_E[..., :E],
+    count_E=seated.count_E[..., :E],
+    capacity=tuple(c for c in capacity if c[1]),
   )
 
 
@@ -56,12 +81,12 @@ def _queue(routing: types.Routing):
   return order_N, count, start, slot_N
 
 
-def _rows(capacity_E: tuple[int, ...]) -> jax.Array:
+def _rows(capacity) -> jax.Array:
   """Capacities, 0 for nobody."""
-  return jnp.append(jnp.asarray(capacity_E, jnp.int32), 0)
+  return types.rows_of_experts((*capacity, (0, 1)))
 
 
-def _first_fit(routing: types.Routing, capacity_E) -> types.Routing:
+def _first_fit(routing: types.Routing, capacity) -> types.Routing:
   """Leaves each token the first of its choices that has room, if any.
 
   Round k seats the k-th choices of those who are not seated yet, on what the
@@ -87,7 +112,7 @@ def _first_fit(routing: types.Routing, capacity_E) -> types.Routing:
       num_experts=E,
     )
     *_, slot_T = _queue(one_round)
-    room_T = _rows(capacity_E)[expert_T] - taken_E[expert_T]
+    room_T = _rows(capacity)[expert_T] - taken_E[expert_T]
     seated_T = slot_T < room_T
     taken_E = taken_E.at[expert_T].add(seated_T.astype(jnp.int32))
     free_T &= ~seated_T

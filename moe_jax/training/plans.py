@@ -68,7 +68,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
     stack = session.model.stacks[name]
     made = stack.moe(parent=None)
     tokens = rows * session_lib.lengths(c)[name]
-    E, D = made.num_experts, stack.d_model
+    E, Z, D = made.num_experts, made.num_local, stack.d_model
     T = moe.group_size(made.group_size, tokens, made.capacity_factor)
     matrices, hidden = _sizes(made.experts, D)
     found[name] = planned.Layer(
@@ -77,7 +77,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
       groups=tokens // T,
       tokens=T,
       edges=seats.edges(made, T, D),
-      choices=made.router.experts_per_token(E),
+      choices=made.router.experts_per_token(E + Z) * E / (E + Z),
       experts=E,
       capacity=made.rows(T, made.capacity_factor),
       width=D,

@@ -16,7 +16,7 @@ _LOGITS, _GROUPS = 2**24, 32
 
 def edges(layer: moe.MoE, T: int, D: int) -> int:
   """N, the edges that a layer's router stores for T tokens of width D."""
-  E, router = layer.num_experts, layer.router
+  E, router = layer.num_experts + layer.num_local, layer.router
 
   def route(x_TD):
     ctx = _context(router, T, E, jax.random.key(0))
@@ -69,7 +69,7 @@ def simulate(
     # The tokens are their logits.
     r = router({'kernel': jnp.eye(E)}, logits_TE, ctx)
     wanted_E = jnp.zeros(E + 1, jnp.int32).at[r.expert_N].add(1)[:E]
-    seated = seating.seat(layer.seating(r), (C,) * E, ctx.mask_T)
+    seated = seating.seat(layer.seating(r), ((C, E),), ctx.mask_T)
     dropped = (seated.cause_N == types.CAPACITY).sum()
     return base.kept_counts(seated), wanted_E, dropped
 

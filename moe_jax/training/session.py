@@ -60,7 +60,7 @@ class Session:
       share[name] = 1.0
       if any(stack.sparse):
         made = stack.moe(parent=None)
-        E = made.num_experts
+        E = made.num_experts + made.num_local
         share[name] = made.router.experts_per_token(E) / E
     return share
 

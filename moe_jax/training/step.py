@@ -56,11 +56,12 @@ def make_train_step(
       f'balance_over_layers={over_layers!r}; valid: {", ".join(OVER_LAYERS)}'
     )
 
-  def loss_fn(params, balance, batch, tokens, key):
+  def loss_fn(params, balance, batch, step, tokens, key):
     variables = {'params': params}
     if balance:
       variables['balance'] = balance
     keys = dict(zip(('dropout', 'router'), jax.random.split(key)))
+    batch = batch | {'step': step}
     logits, aux = model.apply(variables, batch, train=True, rngs=keys)
     nll, z = losses.cross_entropy(
       logits, batch['targets'], batch['segments'] > 0, z_loss
@@ -83,6 +84,7 @@ def make_train_step(
         state.params,
         state.balance,
         rows,
+        state.step,
         tokens,
         jax.random.fold_in(key, index),
       )
@@ -96,11 +98,18 @@ def make_train_step(
     first = jax.tree.map(lambda v: v[0], rows)
     if accumulate == 1:
       (loss, (nll, aux)), grads = gradient(
-        state.params, state.balance, first, tokens, jax.random.fold_in(key, 0)
+        state.params,
+        state.balance,
+        first,
+        state.step,
+        tokens,
+        jax.random.fold_in(key, 0),
       )
     else:
       shapes = jax.eval_shape(
-        lambda: gradient(state.params, state.balance, first, tokens, key)
+        lambda: gradient(
+          state.params, state.balance, first, state.step, tokens, key
+        )
       )
       (loss, (nll, aux)), grads = shapes
       zero = jax.tree.map(
@@ -139,6 +148,7 @@ def moe_metrics(layers: list[tuple[str, Any]], parts: int) -> dict[str, Any]:
     'load': stacked.load_E,
     'cause': stacked.cause,
     'entropy': stacked.entropy / parts,
+    'health': stacked.health,
     'balance': {k: v / parts for k, v in stacked.losses.items()},
   }
 

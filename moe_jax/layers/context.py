@@ -1,0 +1,36 @@
+"""What the routers of all groups of a device get."""
+
+from typing import Any
+
+import jax
+
+from moe_jax import types
+from moe_jax.dispatch import base as dispatching
+from moe_jax.parallel import axes as axes_lib
+
+
+def keys(key: jax.Array, axes: axes_lib.Axes, G: int):
+  """Keys of this device's groups [G], and one that all groups share.
+
+  Noise follows the group's place in the batch, never the device.
+  """
+  group_G = dispatching.local_groups(axes, G)
+  # The last number is no group's.
+  shared = jax.random.fold_in(key, 2**32 - 1)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, group_G), shared
+
+
+def make(
+  by_group: dict[str, Any], same: dict[str, Any], static: dict[str, Any]
+) -> tuple[types.Context, types.Context]:
+  """The Context of all groups, and the one that says where its axes are.
+
+  Args:
+    by_group: fields whose leaves have a leading axis of groups, or None.
+    same: fields that all groups share.
+    static: fields that are no arrays.
+  """
+  blank = {'key': None, 'carry': ()}
+  ctx = types.Context(**blank | by_group | same | static)
+  axis = {k: 0 for k, v in by_group.items() if jax.tree.leaves(v)}
+  return ctx, types.Context(**blank | axis | dict.fromkeys(same) | static)

@@ -1,0 +1,1 @@
+"""Zero-computation experts: they stay on the token's own device."""
