@@ -55,7 +55,7 @@ def routings(seed=0, masked=5):
 def test_equals_reference(row):
   rule = registry.build('balancing', row.spec)
   r, choices, mask_GT = routings()
-  total, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+  total, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, (), {})
   if rule.scope == 'global':
     want = row.oracle(choices, mask_GT)
   else:
@@ -81,7 +81,7 @@ def test_padding_changes_nothing(row):
   changed = changed.replace(
     probs_TE=jnp.where(mask[..., None], r.probs_TE, changed.probs_TE)
   )
-  a, b = (base.evaluate([rule], v, mask, B, ())[0] for v in (r, changed))
+  a, b = (base.evaluate([rule], v, mask, B, (), {})[0] for v in (r, changed))
   np.testing.assert_array_equal(a, b)
 
 
@@ -101,7 +101,7 @@ def test_balanced_routing_gives_one_or_what_is_published(spec):
     num_experts=E,
     choices=2,
   )
-  _, losses, _ = base.evaluate([rule], r, jnp.ones((1, E), bool), 1, ())
+  _, losses, _ = base.evaluate([rule], r, jnp.ones((1, E), bool), 1, (), {})
   # The conventions that are not normalised: K, and 1 + the second weight.
   want = {"count='union'": 2.0, 'second_weight': 1.5}
   want = next((v for k, v in want.items() if k in spec), 1.0)
@@ -128,7 +128,7 @@ def test_switch_loss_of_hugging_face():
     num_experts=2,
     choices=1,
   )
-  _, losses, _ = base.evaluate([rule], r, jnp.ones((1, 5), bool), 1, ())
+  _, losses, _ = base.evaluate([rule], r, jnp.ones((1, 5), bool), 1, (), {})
   np.testing.assert_allclose(losses['switch_loss'], 0.874104, atol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_z_loss_of_zero_logits():
   rule = registry.build('balancing', 'z_loss()')
   r, _, mask_GT = routings()
   r = r.replace(logits_TE=jnp.zeros_like(r.logits_TE))
-  _, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+  _, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, (), {})
   np.testing.assert_allclose(losses['z_loss'], np.log(E) ** 2, rtol=1e-6)
 
 
@@ -159,7 +159,7 @@ def test_gradients_are_the_analytic_ones():
 
   def loss(logits, rule):
     routing = r.replace(logits_TE=logits, probs_TE=jax.nn.softmax(logits))
-    return base.evaluate([rule], routing, mask, B, ())[0]
+    return base.evaluate([rule], routing, mask, B, (), {})[0]
 
   p = np.stack([c.probs for c in choices])
   S = G * T
@@ -190,7 +190,7 @@ def test_clean_or_noisy_logits():
     ("importance_loss(scope='global')", reference.importance_loss, others),
   ):
     rule = registry.build('balancing', spec)
-    _, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+    _, losses, _ = base.evaluate([rule], r, jnp.asarray(mask_GT), B, (), {})
     (got,) = losses.values()
     np.testing.assert_allclose(got, oracle(seen, mask_GT), rtol=1e-5)
 
@@ -214,7 +214,7 @@ def test_rules_say_what_they_need(spec, message):
   )
   rule = registry.build('balancing', spec)
   with pytest.raises(ValueError, match=message):
-    base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+    base.evaluate([rule], r, jnp.asarray(mask_GT), B, (), {})
 
 
 def test_an_empty_segment_is_balanced():
@@ -229,7 +229,7 @@ def test_an_empty_segment_is_balanced():
 def test_loss_free_bias_follows_the_load():
   rule = registry.build('balancing', 'loss_free_bias(rate=0.5)')
   r, choices, mask_GT = routings()
-  _, losses, stats = base.evaluate([rule], r, jnp.asarray(mask_GT), B, ())
+  _, losses, stats = base.evaluate([rule], r, jnp.asarray(mask_GT), B, (), {})
   assert losses == {}
   load = np.zeros(E, int)
   for c, m in zip(choices, mask_GT):

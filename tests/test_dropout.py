@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax import registry
+from moe_jax import registry, types
 from moe_jax.dispatch import base as dispatching
 from moe_jax.layers import attention, mlp
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib
@@ -169,7 +169,8 @@ def test_padding_is_routed_where_asked():
   """T5X and Hugging Face: padding takes seats and enters the losses."""
   m = test_moe.layer(route_padding=True)
   v, x = test_moe.variables(), test_moe.X
-  _, _, aux = jax.jit(lambda v: m.apply(v, x, test_moe.MASK, train=True))(v)
+  padded = types.Tokens(jnp.asarray(test_moe.MASK))
+  _, _, aux = jax.jit(lambda v: m.apply(v, x, padded, train=True))(v)
   _, _, all_ = jax.jit(lambda v: test_moe.layer().apply(v, x, train=True))(v)
   jax.tree.map(np.testing.assert_array_equal, aux, all_)
   assert int(aux.cause[3]) == 0 and int(aux.load_E.sum()) == 2 * x[..., 0].size

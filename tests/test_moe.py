@@ -143,6 +143,7 @@ def test_dense_equals_loops(router, capacity_factor):
     0,
     edges * (~MASK).sum(),
     nobody,
+    0,
   ]
   by_group = [
     reference.switch_loss([c], [m]) if m.any() else 0.0

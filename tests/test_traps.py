@@ -170,5 +170,6 @@ def test_balancing_loss_may_be_below_one():
   r = one_group(probs_TE.argmax(-1), jnp.asarray(probs_TE, jnp.float32), E=2)
   r = jax.tree.map(lambda v: v[None], r)
   rule = registry.build('balancing', 'switch_loss()')
-  _, losses, _ = balancing.evaluate([rule], r, jnp.ones((1, 100), bool), 1, ())
+  mask = jnp.ones((1, 100), bool)
+  _, losses, _ = balancing.evaluate([rule], r, mask, 1, (), {})
   np.testing.assert_allclose(losses['switch_loss'], 0.990404, rtol=1e-6)

@@ -66,8 +66,9 @@ def layer(
   x_GTD = arrays['x']
   G, T, E = *mask_GT.shape, len(arrays['bias'])
   y_GTD, kept_GTE = np.zeros_like(x_GTD), np.zeros((G, T, E), int)
-  load_E, causes = np.zeros(E, int), np.zeros(5, int)
-  balance, squares, entropies = 0.0, [], []
+  load_E, causes = np.zeros(E, int), np.zeros(6, int)
+  balance, sums, entropies, norms = 0.0, [], [], []
+  used = np.zeros(17, int)
   for g in range(G):
     real = [t for t in range(T) if mask_GT[g, t]]
     logits_TE = x_GTD[g] @ arrays['router']
@@ -81,10 +82,12 @@ def layer(
         y_GTD[g, t] += expert(arrays, e, x_GTD[g, t], weights[e], rules)
       for e in choices[t][: 1 if rules.one_seat else rules.k]:
         load_E[e] += 1
-      squares.append(np.log(np.exp(logits_TE[t]).sum()) ** 2)
+      sums.append(np.log(np.exp(logits_TE[t]).sum()))
+      norms.append(np.mean(logits_TE[t] ** 2))
+      used[len(kept[t])] += 1
       entropies.append(-(probs_TE[t] * np.log(probs_TE[t])).sum())
       tried = 1 if rules.one_seat else rules.k
-      causes += [len(kept[t]), tried - len(kept[t]), 0, 0, rules.k - tried]
+      causes += [len(kept[t]), tried - len(kept[t]), 0, 0, rules.k - tried, 0]
     causes[3] += (T - len(real)) * rules.k
     if real:
       counted = rules.k if rules.count_all else 1
@@ -96,7 +99,7 @@ def layer(
       balance += E * (f_E * probs_TE[real].mean(0)).sum() * len(real)
   losses = {
     'switch_loss': balance / mask_GT.sum(),
-    'z_loss': np.mean(squares),
+    'z_loss': np.mean(np.square(sums)),
   }
   return {
     'y': y_GTD,
@@ -108,6 +111,13 @@ def layer(
       'load_E': load_E,
       'cause': causes,
       'entropy': np.mean(entropies),
+      'health': {
+        'tokens': mask_GT.sum(),
+        'used': used,
+        'bias': mask_GT.sum() * np.sqrt(np.mean(arrays['bias'] ** 2)),
+        'square': np.sum(norms),
+        'logsumexp': np.sum(sums),
+      },
     },
   }
 

@@ -278,7 +278,7 @@ class MoE(nn.Module):
       ctx, in_axes = context.make(by_group, same, static)
       route = jax.vmap(self.router, (None, 0, in_axes), axis_name='groups')
       r = route(shared['router'], x_GTD, ctx).replace(num_local=self.num_local)
-    if not isinstance(r, self.dispatch.routing):
+    if type(r) is not self.dispatch.routing:
       raise ValueError(
         f'the router {type(self.router).__name__} and the dispatch '
         f'{type(self.dispatch).__name__} do not go together'

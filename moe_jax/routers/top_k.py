@@ -69,11 +69,11 @@ class TopK(base.Linear):
 
   def __call__(self, params, x_TD, ctx):
     logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    E = probs_TE.shape[-1]
     active = ctx.train or self.policy_in_eval
     policy = self.second_policy if active else 'all'
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
-    # Integers carry no gradient: it reaches the router through the gathered
-    # probabilities alone.
+    # Integers carry no gradient; the gathered probabilities do.
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
     if policy == 'sampled':
       expert_TK = base.draw_others(expert_TK[:, 0], logits_TE, self.k, ctx)
@@ -84,12 +84,9 @@ class TopK(base.Linear):
     used_TK = base.used_choices(policy, share_TK, self.threshold, ctx)
     weight_TK = jnp.where(used_TK, weight_TK, 0.0)
     if policy != 'gshard':
-      expert_TK = jnp.where(used_TK, expert_TK, probs_TE.shape[-1])
+      expert_TK = jnp.where(used_TK, expert_TK, E)
     return base.from_choices(
-      expert_TK,
-      weight_TK,
-      ctx,
-      probs_TE.shape[-1],
+      *(expert_TK, weight_TK, ctx, E),
       logits_TE=logits_TE,
       probs_TE=probs_TE,
       terms=terms,
