@@ -127,6 +127,13 @@ def moe(x_GTD, kernel_DE, bias_E, route, expert, mask_GT, capacity):
   return y, np.array(kept_all), choices
 
 
+def autonomy(params, e, x_D):
+  """Autonomy-of-Experts, algorithm 2: a gate of low rank."""
+  gate = (x_D @ params['down'][e]) @ params['wi_gate'][e]
+  hidden = gate / (1 + np.exp(-gate)) * (x_D @ params['wi_up'][e])
+  return hidden @ params['wo'][e]
+
+
 def switch_loss(
   choices, masks, count='first', second_weight=0.0, over_padding=False
 ):

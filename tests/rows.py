@@ -4,7 +4,12 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from tests import reference, reference_local
+from tests import (
+  reference,
+  reference_balancing,
+  reference_local,
+  reference_routers as routers,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +23,10 @@ class Row:
     causal: whether a token's routing may depend on later tokens (routers).
     state: whether the rule has a state (balancing).
     noisy: whether training draws at default options (routers).
+    local: zero-computation experts among those of the test (routers).
+    experts: kind that the router goes with (routers).
+    distinct: whether a token's experts differ (routers).
+    permutes: whether permuting tokens permutes what they get (routers).
   """
 
   spec: str
@@ -26,14 +35,30 @@ class Row:
   causal: bool = True
   state: bool = False
   noisy: bool = False
+  local: int = 0
+  experts: str = 'mlp(d_ff=12)'
+  distinct: bool = True
+  permutes: bool = True
+
+  @property
+  def linear(self) -> bool:
+    """Whether one matrix is all that the router is made of (routers)."""
+    wrapped = getattr(self.oracle, '__qualname__', '')
+    return wrapped.startswith('linear.')
 
 
-def _top_k(k, renormalize):
-  return functools.partial(reference.top_k, k=k, renormalize=renormalize)
+def _top_k(k, renormalize, **options):
+  return routers.linear(
+    reference.top_k, k=k, renormalize=renormalize, **options
+  )
+
+
+def _of(oracle, **options):
+  return functools.partial(oracle, **options)
 
 
 ROUTERS = (
-  Row('switch()', '2101.03961', reference.switch),
+  Row('switch()', '2101.03961', routers.linear(reference.switch)),
   Row('top_k()', '1701.06538', _top_k(2, True)),
   Row('top_k(k=1, renormalize=False)', '1701.06538', _top_k(1, False)),
   Row('top_k(k=3, renormalize=False)', '1701.06538', _top_k(3, False)),
@@ -41,15 +66,49 @@ ROUTERS = (
   Row(
     "top_k(k=3, second_policy='threshold', threshold=0.3, policy_in_eval=True)",
     '2202.08906',
-    functools.partial(reference.top_k, k=3, renormalize=True, threshold=0.3),
+    _top_k(3, True, threshold=0.3),
   ),
   Row(
     'no_token_left_behind(k=3)',
     '2101.03961',
-    functools.partial(reference.no_token_left_behind, k=3),
+    routers.linear(reference.no_token_left_behind, k=3),
   ),
   Row('vmoe()', '2106.05974', _top_k(2, False), noisy=True),
+  Row('hash(k=2, seed=7)', '2106.04426', _of(routers.hash_, k=2, seed=7)),
+  Row('adamoe(k=3)', '2406.13233', _of(routers.adamoe, k=3), local=2),
+  Row('moe_plus_plus()', '2410.07348', _of(routers.moe_plus_plus, k=2)),
+  Row(
+    'moe_plus_plus(residual=False)',
+    '2410.07348',
+    _of(routers.moe_plus_plus, k=2, residual=False),
+  ),
+  Row(
+    'autonomy()',
+    '2501.13074',
+    _of(routers.autonomy, k=2),
+    experts='autonomy(d_ff=12, d_low=3)',
+  ),
+  Row('moe_x()', '2503.07639', _of(routers.moe_x, k=2)),
+  Row(
+    'product_keys(heads=3, k=2, d_key=6)',
+    '2407.04153',
+    _of(routers.product_keys, heads=3, k=2),
+    distinct=False,
+    experts='mlp(d_ff=1)',
+  ),
+  Row(
+    'segment(size=3, k=2)',
+    '2601.21641',
+    _of(routers.segment, size=3, k=2),
+    causal=False,
+    permutes=False,
+  ),
+  Row('replay()', '', _of(routers.replay)),
 )
+
+# Their slots are mixtures of tokens: other contracts, in test_soft.py.
+SLOT_ROUTERS = (Row('soft(slots=2)', '2308.00951', causal=False),)
+SLOT_DISPATCH = (Row('slots()', '2308.00951'),)
 
 BALANCING = (
   Row('switch_loss()', '2101.03961', reference.switch_loss),
@@ -80,6 +139,12 @@ BALANCING = (
   Row('importance_loss()', '1701.06538', reference.importance_loss),
   Row("load_loss(scope='global')", '2106.05974', reference.load_loss),
   Row('loss_free_bias()', '2408.15664', state=True),
+  Row('bip()', '2502.15451', state=True),
+  Row('bip(clip=False, before=False, iterations=1)', '2502.15451', state=True),
+  Row('null_loss()', '2406.13233', reference_balancing.null_loss),
+  Row(
+    'heterogeneous_loss()', '2410.07348', reference_balancing.heterogeneous_loss
+  ),
 )
 
 EXPERTS = (
@@ -118,12 +183,14 @@ EXPERTS = (
     '2202.08906',
     functools.partial(reference.glu, activation='silu', bias='additive'),
   ),
+  Row('autonomy(d_ff=12, d_low=5)', '2501.13074', reference.autonomy),
 )
 
 DISPATCH = (
   Row('dense()'),
   Row('einsum()', '2006.16668'),
   Row('gather_reduce()', '2211.15841'),
+  Row('lookup()', '2407.04153'),
   Row("ragged_all_to_all(overflow='gather_reduce')", '2211.15841'),
   Row('scatter()', '2006.16668'),
 )
@@ -135,9 +202,9 @@ LOCAL_EXPERTS = (
 )
 
 FAMILIES = {
-  'routers': ROUTERS,
+  'routers': ROUTERS + SLOT_ROUTERS,
   'balancing': BALANCING,
   'experts': EXPERTS,
   'local_experts': LOCAL_EXPERTS,
-  'dispatch': DISPATCH,
+  'dispatch': DISPATCH + SLOT_DISPATCH,
 }

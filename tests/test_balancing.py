@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base
-from tests import reference, rows
+from tests import reference, reference_balancing, rows
 
 G, T, E, K, B = 4, 6, 5, 2, 2  # two sequences of two groups each
 ids = lambda row: row.spec
@@ -46,6 +46,7 @@ def routings(seed=0, masked=5):
     probs_TE=stack(lambda c, m: f32(c.probs)),
     terms={'smooth_load': stack(lambda c, m: f32(c.smooth_load))},
     num_experts=E,
+    num_local=reference_balancing.LOCAL,
     choices=K,
   )
   return r, choices, mask_GT

@@ -57,6 +57,14 @@ class Mlp(base.Experts):
       params['bo'] = jnp.zeros((E, D), jnp.float32)
     return params
 
+  def routing_features(self, params, total):
+    """Mean and variance over the hidden units of each input's weights."""
+    w_EDF = params['wi'].astype(jnp.float32)
+    width = total(jnp.float32(w_EDF.shape[-1]))
+    mean_ED = total(w_EDF.sum(-1)) / width
+    square_ED = total(((w_EDF - mean_ED[..., None]) ** 2).sum(-1))
+    return {'mean': mean_ED, 'variance': square_ED / width}
+
   def __call__(self, params, rows, ops):
     hidden = ops.dot(rows, params['wi'])
     if self.bias:

@@ -264,7 +264,9 @@ class MoE(nn.Module):
         'selection_bias_E': bias_E,
         'step': shared['step'],
         'layer': shared['layer'],
-        'features': self._features(w_experts, axes),
+        'features': self._features(w_experts, axes)
+        if self.router.reads_experts
+        else {},
       }
       if shared['key'] is not None:
         own, same['layer_key'] = context.keys(shared['key'], axes, G)
@@ -278,6 +280,11 @@ class MoE(nn.Module):
       ctx, in_axes = context.make(by_group, same, static)
       route = jax.vmap(self.router, (None, 0, in_axes), axis_name='groups')
       r = route(shared['router'], x_GTD, ctx).replace(num_local=self.num_local)
+    if ctx.solve and r.solved_E is None:
+      raise ValueError(
+        f'the router {type(self.router).__name__} shows no scores to the '
+        'balancing rule that solves for a bias'
+      )
     if type(r) is not self.dispatch.routing:
       raise ValueError(
         f'the router {type(self.router).__name__} and the dispatch '

@@ -22,10 +22,12 @@ class Router(abc.ABC):
     causal: False where a token's routing depends on later tokens of its group,
       whatever the capacity.
     first_fit: as in types.Routing.
+    reads_experts: whether it needs `Context.features`.
   """
 
   causal = True
   first_fit = False
+  reads_experts = False
 
   @abc.abstractmethod
   def init(self, key: jax.Array, E: int, D: int) -> Params:
@@ -237,6 +239,24 @@ def from_choices(
     choices=K,
     **rest,
   )
+
+
+def known(ctx: types.Context, field: str, router: str) -> jax.Array:
+  """A field of the context; a ValueError where it is not known."""
+  value = getattr(ctx, field)
+  if value is None:
+    raise ValueError(f'the router {router} needs {field}, which is not known')
+  return value
+
+
+def feature(ctx: types.Context, name: str, router: str) -> jax.Array:
+  """A feature of the experts' weights; a ValueError where there is none."""
+  if name not in ctx.features:
+    raise ValueError(
+      f'the router {router} needs experts that show {name!r}; these show '
+      f'{", ".join(map(repr, ctx.features)) or "nothing"}'
+    )
+  return ctx.features[name]
 
 
 def check_k(name: str, k: int, E: int | None = None) -> None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from moe_jax.analysis import health
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib, replicas
 from moe_jax.planning import counts
@@ -149,7 +150,7 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
     _check_finite(step, metrics, checkpoints)
     if step > 1 and step % c.log_every and step < c.steps:
       return {}
-    row = _row(metrics, session) | clock.rates()
+    row = _row(metrics, session, last_row.get('moe/load')) | clock.rates()
     row['learning_rate'] = float(session.schedule(step - 1))
     last_row.update(row)
     return row
@@ -257,7 +258,7 @@ def _check_finite(step: int, metrics, checkpoints) -> None:
       )
 
 
-def _row(metrics, session) -> dict[str, Any]:
+def _row(metrics, session, last_load) -> dict[str, Any]:
   """A step's arrays as the names and numbers that are logged."""
   row = {
     'loss': float(metrics['loss']),
@@ -276,6 +277,8 @@ def _row(metrics, session) -> dict[str, Any]:
     'moe/layers': session_lib.layer_numbers(session.model),
     'router/entropy': float(metrics['entropy'].mean()),
   }
+  for name, value in health.rates(metrics, last_load).items():
+    row[f'health/{name}'] = value
   for name, value in metrics['balance'].items():
     row[f'balance/{name}'] = float(value.mean())
   return row

@@ -1,0 +1,42 @@
+"""AdaMoE's balancing loss: null experts share their load.
+
+Zeng et al. 2024, arXiv:2406.13233, section 3.2: the Switch loss over true and
+null experts, in which every null expert has the mean load of all of them: which
+of them a token chose makes no difference. 1 for balanced routing: the paper's
+coefficient (0.02, then 0.0001) counts k fold, as its shares sum to k.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.balancing import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class NullLoss(base.Balance):
+  """weight: of the loss. scope: segments of the sums."""
+
+  weight: float = 0.02
+  scope: str = 'group'
+
+  def __post_init__(self):
+    base.check_scope(self)
+
+  def stats(self, sums):
+    r = sums.routing
+    Z, load_SE = r.num_local, sums.load().astype(jnp.float32)
+    if Z:
+      mean_S1 = load_SE[:, -Z:].mean(-1, keepdims=True)
+      load_SE = load_SE.at[:, -Z:].set(mean_S1)
+    tokens = sums.count()
+    return {'load': load_SE, 'prob': sums.tokens(r.probs_TE), 'tokens': tokens}
+
+  def loss(self, stats, state):
+    del state
+    load_SE = stats['load']
+    f_SE = load_SE / jnp.maximum(load_SE.sum(-1, keepdims=True), 1)
+    P_SE = stats['prob'] / jnp.maximum(stats['tokens'], 1)[:, None]
+    return f_SE.shape[-1] * (f_SE * P_SE).sum(-1)

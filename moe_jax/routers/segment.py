@@ -1,0 +1,70 @@
+"""Segment routing: neighbouring tokens choose their experts together.
+
+Ortigossa and Segal, "Seg-MoE", 2026, arXiv:2601.21641, section 3, for time
+series: the router reads `size` tokens laid end to end, softmax, top-k, weights
+renormalised where k > 1. Every token of a segment goes to the segment's
+experts by itself, as in the published code's present default; the paper's own
+form, experts on the whole segment, is a layer over wider tokens.
+
+With size=1 it is top-k. A token sees the rest of its segment: not causal. The
+group must hold whole segments.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.routers import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class Segment(base.Router):
+  """size: tokens of a segment (paper: 3 to 5). k: experts of it (1)."""
+
+  size: int = 4
+  k: int = 1
+  causal = False
+
+  def __post_init__(self):
+    base.check_k('segment', self.k)
+    if not isinstance(self.size, int) or self.size < 1:
+      raise ValueError(
+        f'segment: size={self.size!r} must be a whole number from 1'
+      )
+
+  def check(self, E):
+    base.check_k('segment', self.k, E)
+
+  def init(self, key, E, D):
+    return base.init_linear(key, E, self.size * D)
+
+  def __call__(self, params, x_TD, ctx):
+    T, s = x_TD.shape[0], self.size
+    if T % s:
+      raise ValueError(
+        f'segment: groups of {T} tokens do not hold whole segments of {s}'
+      )
+    # Padding is zeros, as a short last segment's.
+    x_TD = jnp.where(ctx.mask_T[:, None], x_TD, 0)
+    logits_SE = base.linear_logits(params, x_TD.reshape(T // s, -1))
+    probs_SE = jax.nn.softmax(logits_SE)
+    scores_TE, solved_E = base.biased(
+      jnp.repeat(probs_SE, s, axis=0), self.k, ctx
+    )
+    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
+    probs_TE = jnp.repeat(probs_SE, s, axis=0)
+    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
+    if self.k > 1:
+      weight_TK /= weight_TK.sum(-1, keepdims=True)
+    return base.from_choices(
+      *(expert_TK, weight_TK, ctx, probs_TE.shape[-1]),
+      logits_TE=jnp.repeat(logits_SE, s, axis=0),
+      probs_TE=probs_TE,
+      solved_E=solved_E,
+    )
+
+  def experts_per_token(self, E):
+    return float(self.k)

@@ -1,0 +1,131 @@
+"""Every router in a layer: meshes and dispatches agree, gradients flow."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import registry, types
+from moe_jax.layers import moe
+from moe_jax.parallel import mesh as mesh_lib
+from tests import rows
+
+B, L, D, E, T = 8, 6, 8, 4, 6
+X = jax.random.normal(jax.random.key(5), (B, L, D))
+OUT = jax.random.normal(jax.random.key(6), (B, L, D))
+PLACE = jnp.broadcast_to(jnp.arange(L), (B, L))
+KNOWN = types.Tokens(
+  mask=PLACE < jnp.array([6, 6, 4, 6, 0, 6, 5, 6])[:, None],
+  ids=jax.random.randint(jax.random.key(7), (B, L), 0, 50),
+  positions=PLACE,
+  segments=jnp.ones((B, L), jnp.int32),
+  forced=jax.random.randint(jax.random.key(8), (B, L, 2, 2), 0, E + 1),
+  step=jnp.int32(3),
+)
+
+
+def layer(row, dispatch, mesh):
+  sizes = mesh_lib.exact(**mesh)
+  local = ('zero()', 'copy()') if row.local else ()
+  devices = jax.devices()[: int(np.prod(list(sizes.values())))]
+  return moe.MoE(
+    num_experts=E - row.local,
+    router=registry.build('routers', row.spec),
+    experts=registry.build('experts', row.experts),
+    dispatch=registry.build('dispatch', dispatch),
+    group_size=T,
+    capacity_factor=1.5,
+    local_experts=tuple(registry.build('local_experts', s) for s in local),
+    mesh=mesh_lib.make(sizes, devices),
+  )
+
+
+def run(m, params, carry):
+  def loss(params, x):
+    y, carry_, aux = m.apply(
+      {'params': params},
+      x,
+      KNOWN,
+      carry,
+      train=True,
+      layer=1,
+      rngs={'router': jax.random.key(9)},
+    )
+    return (y * OUT).sum(), {'y': y, 'carry': carry_, 'aux': aux}
+
+  f = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+  return jax.device_get(f(params, X))
+
+
+@pytest.mark.parametrize('row', rows.ROUTERS, ids=lambda r: r.spec)
+def test_layer_on_a_mesh(row):
+  """Two dispatches and two meshes, one answer; every parameter learns."""
+  one = layer(row, 'gather_reduce()', {})
+  carry = one.router.init_carry(B * L, E)
+  carry = jax.tree.map(
+    lambda v: jax.random.normal(jax.random.key(3), (B, L, *v.shape[1:])), carry
+  )
+  init = jax.jit(
+    lambda k: one.init({'params': k, 'router': k}, X, KNOWN, carry, train=True)
+  )
+  params = nn.unbox(init(jax.random.key(0)))['params']
+  if 'router' in params:
+    params['router'] = jax.tree.map(lambda v: 5 * v, params['router'])
+  want = run(one, params, carry)
+  name = 'lookup()' if row.experts == 'mlp(d_ff=1)' else 'scatter()'
+  sizes = {'expert': 2, 'fsdp': 2, 'model': 2}
+  sizes['model'] = 1 if row.experts == 'mlp(d_ff=1)' else 2
+  got = run(layer(row, name, sizes), params, carry)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+    got,
+    want,
+  )
+  gradients = want[1][0]
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-6, path
+
+
+def test_what_a_router_does_not_get():
+  row = rows.Row('hash()')
+  m = layer(row, 'scatter()', {})
+  with pytest.raises(ValueError, match='hash needs ids_T, which is not known'):
+    jax.eval_shape(lambda: m.init(jax.random.key(0), X, train=True))
+  m = layer(rows.Row('autonomy()'), 'scatter()', {})
+  with pytest.raises(ValueError, match="show 'down'; these show 'mean', 'var"):
+    jax.eval_shape(lambda: m.init(jax.random.key(0), X, train=True))
+  m = layer(rows.Row('switch()'), 'slots()', {})
+  with pytest.raises(ValueError, match='Switch and the dispatch Slots do not'):
+    jax.eval_shape(lambda: m.init(jax.random.key(0), X, train=True))
+
+
+def test_record_and_replay():
+  """What was recorded happens again, drops and gradients included."""
+  m = layer(rows.Row('top_k(k=2)'), 'scatter()', {}).clone(record=True)
+  init = jax.jit(lambda k: m.init(k, X, KNOWN, train=True))
+  params = nn.unbox(init(jax.random.key(0)))['params']
+  (_, out), gradients = run(m, params, ())
+  record = out['aux'].record
+  assert record['expert'].shape == (B * L // T, 2 * T)
+  np.testing.assert_array_equal(
+    record['cause'] == types.KEPT, record['cause'] == 0
+  )
+  expert = record['expert'].reshape(-1, 2, T).swapaxes(1, 2)
+  forced = np.zeros((B, L, 2, 2), int)
+  forced[:, :, 1] = expert.reshape(B, L, 2)
+  again = layer(rows.Row('replay()'), 'gather_reduce()', {})
+
+  def loss(params):
+    tokens = KNOWN.replace(forced=jnp.asarray(forced))
+    y, _, aux = again.apply({'params': params}, X, tokens, train=True, layer=1)
+    return (y * OUT).sum(), (y, aux.cause)
+
+  g, (y, cause) = jax.jit(jax.grad(loss, has_aux=True))(params)
+  np.testing.assert_array_equal(cause, out['aux'].cause)
+  np.testing.assert_allclose(y, out['y'], atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    g,
+    gradients[0],
+  )
