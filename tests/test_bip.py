@@ -2,15 +2,18 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize
 
-from moe_jax import registry
+from moe_jax import registry, types
 from moe_jax.balancing import base
 from moe_jax.kernels import order_statistics
+from moe_jax.layers import moe
+from moe_jax.parallel import mesh as mesh_lib
 from tests import reference, reference_balancing
 
 T, E, K = 48, 6, 2
@@ -106,6 +109,44 @@ def test_balances_a_skewed_batch_at_once():
 
   before, after = violation(np.asarray(scores)), violation(scores + bias)
   assert before > 1.5 and after < before / 5
+
+
+def test_layer_solves_over_the_whole_batch_on_any_mesh():
+  """Scores of all groups and devices; evaluation selects by the state."""
+  B, L, D, n = 8, 6, 8, 4
+  x = jax.random.normal(jax.random.key(0), (B, L, D))
+  mask = np.arange(L) < np.array([6, 6, 4, 6, 0, 6, 5, 6])[:, None]
+  tokens = types.Tokens(jnp.asarray(mask))
+  rule, out = 'bip(iterations=3)', []
+  for sizes in ({}, {'data': 2, 'expert': 4}):
+    sizes = mesh_lib.exact(**sizes)
+    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
+    m = moe.MoE(
+      num_experts=n,
+      router=registry.build('routers', 'top_k(k=2)'),
+      experts=registry.build('experts', 'mlp(d_ff=12)'),
+      dispatch=registry.build('dispatch', 'scatter()'),
+      balance=(registry.build('balancing', rule),),
+      group_size=L,
+      mesh=mesh_lib.make(sizes, devices),
+    )
+    init = jax.jit(lambda k, m=m: nn.unbox(m.init(k, x, train=True)))
+    v = init(jax.random.key(1))
+    kernel = 5 * v['params']['router']['kernel'] + jnp.linspace(0, 1, n)
+    v['params']['router']['kernel'] = kernel
+    apply = lambda v, train, m=m: m.apply(v, x, tokens, train=train)
+    y, _, aux = jax.jit(apply, static_argnums=1)(v, True)
+    stats = aux.stats['bip']
+    new = base.update_states(m.balance, {'bip': jnp.zeros(n)}, {'bip': stats})
+    # What evaluation selects by this state is what training selected.
+    v['balance']['state'] = new
+    seen = jax.jit(apply, static_argnums=1)(v, False)[2].load_E
+    np.testing.assert_array_equal(seen, aux.load_E)
+    out.append(jax.device_get((new['bip'], aux.load_E, y)))
+    probs = reference.softmax(np.asarray(x)[mask] @ np.asarray(kernel))
+    want = reference_balancing.bip(probs, np.zeros(n), 2, 3)
+    np.testing.assert_allclose(new['bip'], -want, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *out)
 
 
 def test_errors():

@@ -34,3 +34,18 @@ def make(
   ctx = types.Context(**blank | by_group | same | static)
   axis = {k: 0 for k, v in by_group.items() if jax.tree.leaves(v)}
   return ctx, types.Context(**blank | axis | dict.fromkeys(same) | static)
+
+
+@jax.custom_batching.custom_vmap
+def over_groups(v: jax.Array) -> jax.Array:
+  """Inside a vmap over groups, the sum over them, the same for all.
+
+  A psum over the vmapped axis, which `shard_map` refuses while it checks what
+  varies.
+  """
+  return v
+
+
+@over_groups.def_vmap
+def _sum(size, batched, v):
+  return (v.sum(0) if batched[0] else size * v), False

@@ -274,11 +274,11 @@ class MoE(nn.Module):
       static = {'num_local': self.num_local, 'train': train}
       if train:
         total = lambda v: collectives.psum(
-          jax.lax.psum(v, 'groups'), axes.batch, name='solve'
+          context.over_groups(v), axes.batch, name='solve'
         )
         static['solve'] = balancing.solver(self.balance, states, total)
       ctx, in_axes = context.make(by_group, same, static)
-      route = jax.vmap(self.router, (None, 0, in_axes), axis_name='groups')
+      route = jax.vmap(self.router, (None, 0, in_axes))
       r = route(shared['router'], x_GTD, ctx).replace(num_local=self.num_local)
     if ctx.solve and r.solved_E is None:
       raise ValueError(
