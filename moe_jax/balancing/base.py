@@ -68,7 +68,10 @@ class Sums:
     choice = 0 if choice is None and r.first_fit else choice
     if choice is not None:
       if r.choices is None:
-        raise ValueError('this router has no first choices to count')
+        raise ValueError(
+          'this router has no first choices to count; a rule that counts all '
+          "assignments (switch_loss(count='all')) goes with it"
+        )
       if choice >= r.choices:
         raise ValueError(f'this router has {r.choices} choices of a token')
       of = slice(choice * T, (choice + 1) * T)
