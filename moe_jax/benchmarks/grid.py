@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from moe_jax import registry
+from moe_jax import registry, types
 from moe_jax.benchmarks import covering, loops
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.parallel.axes import MESH_AXES
@@ -120,11 +120,17 @@ def meshes() -> list[str]:
 
 
 def product(dispatches: Sequence[str] = ()) -> list[Cell]:
-  """Every cell, of these dispatches (default: the whole family and OPTIONS)."""
+  """Every cell, of these dispatches (default: the whole family and OPTIONS).
+
+  Less those that take no assignments of tokens to experts.
+  """
   found = []
   for name in dispatches or (*registry.names('dispatch'), *OPTIONS):
     spec = OPTIONS.get(name, name)
-    fields = dataclasses.fields(registry.build('dispatch', spec))
+    made = registry.build('dispatch', spec)
+    if made.routing is not types.Routing:
+      continue
+    fields = dataclasses.fields(made)
     free = {f.name for f in fields} - set(registry.parse(spec)[1])
     matmuls = MATMULS if 'matmul' in free else ('',)
     rest = itertools.product(matmuls, meshes(), ROUTERS, CAPACITIES)

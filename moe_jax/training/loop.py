@@ -159,6 +159,8 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
     writers.Writer(workdir, start_step=start, active=lead) as writer,
     contextlib.closing(progress.Progress(c.steps, start, active=lead)) as bar,
   ):
+    if start:  # the load that the first row is compared with
+      last_row['moe/load'] = writers.last(workdir, 'moe/load')
 
     def report(step, row):
       bar.update(step, row)

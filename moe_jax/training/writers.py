@@ -96,6 +96,15 @@ class Writer:
     self.close()
 
 
+def last(workdir: str | os.PathLike, name: str) -> Any:
+  """The value of a metric in the last line that has it; None without one."""
+  path, found = pathlib.Path(workdir) / METRICS, None
+  if path.exists():
+    for line in path.read_text().splitlines():
+      found = json.loads(line).get(name, found)
+  return found
+
+
 def write_json(path: str | os.PathLike, obj: Any) -> None:
   """Writes a JSON file, sorted and indented, whole or not at all.
 
