@@ -150,10 +150,10 @@ def kernels_in(f, platform, dtype=jnp.bfloat16):
     ('triton()', 'cuda', jnp.float32, 'gpu.triton'),
     ('megablox()', 'tpu', jnp.bfloat16, 'tpu_custom_call'),
     ('megablox()', 'tpu', jnp.float32, 'tpu_custom_call'),
-    ('auto()', 'cuda', jnp.bfloat16, 'gpu.triton'),
-    ('auto()', 'tpu', jnp.bfloat16, 'tpu_custom_call'),
-    ('auto()', 'tpu', jnp.float16, 'chlo.ragged_dot'),
-    ('auto()', 'rocm', jnp.bfloat16, 'chlo.ragged_dot'),
+    ('auto(every=True)', 'cuda', jnp.bfloat16, 'gpu.triton'),
+    ('auto(every=True)', 'tpu', jnp.bfloat16, 'tpu_custom_call'),
+    ('auto(every=True)', 'tpu', jnp.float16, 'chlo.ragged_dot'),
+    ('auto(every=True)', 'rocm', jnp.bfloat16, 'chlo.ragged_dot'),
   ],
 )
 def test_lowers_to_its_kernels(spec, platform, dtype, kernel, monkeypatch):
@@ -164,7 +164,7 @@ def test_lowers_to_its_kernels(spec, platform, dtype, kernel, monkeypatch):
 
 
 def test_auto_on_cpu_is_blocked():
-  assert kernels_in(grouped.build('auto()'), 'cpu') == []
+  assert kernels_in(grouped.build('auto(every=True)'), 'cpu') == []
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_tokamax(tokamax, case):
 
 
 def test_auto_prefers_tokamax_on_cuda(tokamax):
-  names = kernels_in(grouped.build('auto()'), 'cuda')
+  names = kernels_in(grouped.build('auto(every=True)'), 'cuda')
   assert set(names) == {'chlo.ragged_dot'} and tokamax.called_with
 
 
@@ -218,7 +218,8 @@ def test_without_the_triton_backend(monkeypatch):
   monkeypatch.setitem(sys.modules, 'tokamax', None)
   monkeypatch.setattr(pallas_triton, 'triton', None)
   assert (
-    kernels_in(grouped.auto.__wrapped__(), 'cuda') == ['chlo.ragged_dot'] * 3
+    kernels_in(grouped.auto.__wrapped__(every=True), 'cuda')
+    == ['chlo.ragged_dot'] * 3
   )
   with pytest.raises(ImportError, match=r'which jax .* has not'):
     grouped.build('triton')

@@ -58,10 +58,6 @@ def train(c):
     'positions': place,
     'segments': jnp.ones((B, L), jnp.int32),
   }
-  if 'replay' in c.moe.router:
-    batch['forced'] = jax.random.randint(
-      jax.random.key(2), (B, L, 2, 2), 0, E + 1
-    )
   losses, states = [], [jax.device_get(state)]
   for _ in range(STEPS):
     state, metrics = step(state, batch)
@@ -100,7 +96,13 @@ def fields(row):
 
 
 @pytest.mark.parametrize(
-  'row', [marked(r) for r in rows.ROUTERS + rows.SLOT_ROUTERS]
+  'row',
+  [
+    marked(r)
+    for r in rows.ROUTERS + rows.SLOT_ROUTERS
+    # Its batches bring experts; those that initialise a model do not.
+    if not r.spec.startswith('replay')
+  ],
 )
 def test_router_trains(row):
   """The loss falls, every parameter moves, nothing compiles twice."""

@@ -44,8 +44,13 @@ Matmul = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @functools.cache
-def auto() -> Matmul:
-  """The fastest of the platform that the program is compiled for."""
+def auto(every: bool = False) -> Matmul:
+  """The fastest of the platform that the program is compiled for.
+
+  Args:
+    every: kernels for accelerators are there although none is found, to lower
+      for one elsewhere. They are traced then, on CPU too.
+  """
   kernels = {'cpu': blocked.make(), 'default': ragged_dot.make()}
   kernels |= {'tpu': megablox.make(), 'cuda': kernels['default']}
   if importlib.util.find_spec('tokamax'):
@@ -61,7 +66,8 @@ def auto() -> Matmul:
 
     def choose(x_RA, w_eAB, *args):
       known = {x_RA.dtype, w_eAB.dtype} <= {jnp.dtype('f4'), jnp.bfloat16.dtype}
-      branches = all_ if known else few
+      accelerated = every or jax.default_backend() != 'cpu'
+      branches = all_ if known and accelerated else few
       return jax.lax.platform_dependent(x_RA, w_eAB, *args, **branches)
 
     return choose
