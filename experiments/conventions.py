@@ -6,7 +6,7 @@
 Draws router logits of one group of tokens, the last eighth of them padding, and
 puts them through routers, seating and losses as papers and codebases set them,
 in evaluation mode (no noise) at the training capacity. Every row is a preset of
-configs/presets.py.
+configs/presets.py. Then the balance losses of other codebases alone.
 """
 
 from absl import flags
@@ -21,6 +21,7 @@ _MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print a Markdown table.')
 
 HEAD = ('convention', 'k', 'rows', 'kept', 'dropped', 'weights of token 0')
 HEAD += ('balance loss', 'z-loss', 'x weights, 12 layers')
+LOSS_HEAD = ('balance loss', 'rule', 'times', 'value')
 LOSSES = ('switch_loss', 'importance_loss', 'z_loss')
 
 
@@ -43,17 +44,15 @@ def main(_: list[str]) -> None:
   liked_E = np.linspace(-0.5, 0.5, E)
   logits_TE = liked_E + _SPREAD.value * rng.standard_normal((T, E))
   mask_T = np.arange(T) < T - T // 8
-  rows = []
+  rows, top_2 = [], None
   cases = [
     ('moe_jax, top-1', {}),
     ('moe_jax, top-2', {'moe.router': 'top_k()'}),
   ]
   cases += [(f'Switch, {c}', presets.switch(c)) for c in presets.CONVENTIONS]
   cases += [(f'ST-MoE, {c}', presets.st_moe(c)) for c in ('paper', 't5x')]
-  cases += [
-    ('V-MoE', presets.vmoe()),
-    ('V-MoE, batch-prioritised', presets.vmoe(batch_prioritized=True)),
-  ]
+  cases += [('V-MoE', presets.vmoe())]
+  cases += [('V-MoE, batch-prioritised', presets.vmoe(batch_prioritized=True))]
   for name, fields in cases:
     config = quickstart.get_config()
     config.unlock()
@@ -61,6 +60,7 @@ def main(_: list[str]) -> None:
     presets.apply(config, fields | sizes)
     stack = factory.moe_fields(config)['decoder']
     layer = factory.moe_partial(config, stack)(parent=None)
+    top_2 = layer if name == 'moe_jax, top-2' else top_2
     m = conventions.measure(layer, logits_TE, mask_T)
     layers = 12 if config.train.balance_over_layers == 'sum' else 1
     weights = m['weight_TK'][0]
@@ -86,6 +86,13 @@ def main(_: list[str]) -> None:
   )
   show = tables.markdown if _MARKDOWN.value else tables.text
   print(show(HEAD, rows))
+  print(
+    '\nThe balance loss of the top-2 choices elsewhere, and the rule here:\n'
+  )
+  found = conventions.published_losses(top_2, logits_TE, mask_T)
+  print(
+    show(LOSS_HEAD, [(*v[:2], f'{v[2]:.4g}', f'{v[3]:.4f}') for v in found])
+  )
 
 
 if __name__ == '__main__':

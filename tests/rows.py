@@ -7,7 +7,9 @@ from collections.abc import Callable
 from tests import (
   reference,
   reference_balancing,
+  reference_experts,
   reference_local,
+  reference_losses as losses,
   reference_routers as routers,
 )
 
@@ -145,6 +147,34 @@ BALANCING = (
   Row(
     'heterogeneous_loss()', '2410.07348', reference_balancing.heterogeneous_loss
   ),
+  Row('sequence_loss()', '2412.19437', losses.sequence_loss),
+  Row("sequence_loss(scope='global')", '2412.19437', losses.sequence_loss),
+  Row(
+    'device_loss(devices=5)', '2401.06066', _of(losses.device_loss, devices=5)
+  ),
+  Row(
+    "device_loss(devices=1, scope='group')",
+    '2401.06066',
+    _of(losses.device_loss, devices=1),
+  ),
+  Row(
+    'communication_loss(devices=5, limit=2)',
+    '2405.04434',
+    _of(losses.communication_loss, devices=5, limit=2),
+  ),
+  Row('entropy_loss()', '2403.07652', losses.entropy_loss),
+  Row('mutual_information()', '2306.04640', losses.mutual_information),
+  Row(
+    "mutual_information(scope='sequence')",
+    '2306.04640',
+    losses.mutual_information,
+  ),
+  Row('top1_loss()', '2512.16248', losses.top1_loss),
+  Row(
+    "loss_free_bias(update_by='proportional', centered=True)",
+    '2408.15664',
+    state=True,
+  ),
 )
 
 EXPERTS = (
@@ -184,6 +214,16 @@ EXPERTS = (
     functools.partial(reference.glu, activation='silu', bias='additive'),
   ),
   Row('autonomy(d_ff=12, d_low=5)', '2501.13074', reference.autonomy),
+  Row(
+    'clamped_glu(d_ff=12)',
+    '2508.10925',
+    functools.partial(reference_experts.clamped_glu, alpha=1.702, limit=7.0),
+  ),
+  Row(
+    'clamped_glu(d_ff=12, alpha=1.0, limit=0.5)',
+    '2508.10925',
+    functools.partial(reference_experts.clamped_glu, alpha=1.0, limit=0.5),
+  ),
 )
 
 DISPATCH = (

@@ -71,6 +71,24 @@ def test_axes_and_fan_in(row):
 
 
 @each_kind
+def test_halves_of_the_hidden_width_add_up(row):
+  """As over a `model` axis of two, where the sum comes later."""
+  kind, params = build(row.spec)
+  x_ERD = jax.random.normal(jax.random.key(4), (E, R, D))
+  half = lambda k, v: (
+    jnp.stack(jnp.split(v, 2, kind.axes[k].index('mlp')))
+    if 'mlp' in kind.axes[k]
+    else jnp.stack([v, v])
+  )
+  part = lambda p: kind(p, x_ERD, dispatching.buffer_ops(('model',)))
+  got = jax.vmap(part, axis_name='model')(
+    {k: half(k, params[k]) for k in params}
+  )
+  want = kind(params, x_ERD, dispatching.buffer_ops(()))
+  np.testing.assert_allclose(got.sum(0), want, atol=2e-5)
+
+
+@each_kind
 def test_bfloat16_stays(row):
   kind, params = build(row.spec)
   half = {k: v.astype(jnp.bfloat16) for k, v in params.items()}

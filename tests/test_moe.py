@@ -14,6 +14,7 @@ from moe_jax.balancing import base as balancing
 from moe_jax.layers import moe
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.routers import base as routers
+from moe_jax.seating import orders
 from tests import reference, rows
 
 B, L, D, E, F, T = 8, 8, 8, 4, 12, 8
@@ -325,21 +326,21 @@ def test_hlo_counter_sees_tuples_and_asynchronous_pairs():
 
 
 def test_noise_follows_the_group_not_the_device():
-  ys = []
-  for sizes in (dict(), dict(data=2, expert=4)):
-    m = layer(router='switch(jitter=0.5)', sizes=sizes)
-    apply = jax.jit(
-      lambda v, x, m=m: m.apply(
-        v, x, train=True, rngs={'router': jax.random.key(3)}
-      )[0]
-    )
-    ys.append(np.asarray(apply(variables('switch()'), X)))
-  np.testing.assert_allclose(ys[0], ys[1], atol=1e-6)
-  m = layer(router='switch()')
-  clean = jax.jit(lambda v, x: m.apply(v, x, train=True)[0])
-  assert (
-    np.abs(ys[0] - np.asarray(clean(variables('switch()'), X))).max() > 0.01
-  )
+  """The router's noise and the lot of the seating."""
+  v, jitter = variables('switch()'), 'switch(jitter=0.5)'
+  lot = orders.build('random_tokens()')
+
+  def apply(router, sizes, **fields):
+    m = layer(router=router, sizes=sizes, **fields)
+    rngs = {'router': jax.random.key(3)}
+    run = jax.jit(lambda v, x: m.apply(v, x, train=True, rngs=rngs)[0])
+    return np.asarray(run(v, X))
+
+  y = apply(jitter, {}, seating=lot)
+  other = apply(jitter, dict(data=2, expert=4), seating=lot)
+  np.testing.assert_allclose(y, other, atol=1e-6)
+  assert np.abs(y - apply(jitter, {})).max() > 0.01
+  assert np.abs(y - apply('switch()', {}, seating=lot)).max() > 0.01
 
 
 def test_bfloat16_keeps_the_router_in_float32():

@@ -218,6 +218,67 @@ def test_batch_prioritized_looks_at_probabilities_not_weights():
   )
 
 
+def test_random_tokens_are_seated_by_lot_and_choices_in_rank():
+  """Z-code M3: each of an expert's tokens as often; first choices first."""
+  r, _, _ = routing(4, masked=0)
+  order, keys = (
+    orders.build('random_tokens()'),
+    jax.random.split(jax.random.key(0), 3000),
+  )
+
+  @jax.jit
+  @jax.vmap
+  def kept(key):
+    return seating.seat(order(r, key), ((2, 5),)).kept_N
+
+  share = np.asarray(kept(keys)).mean(0)
+  first, second = np.asarray(r.expert_N).reshape(2, -1)
+  for e in range(5):
+    queue = np.flatnonzero(first == e)
+    # Four deviations of a share of 3000 draws.
+    want = min(1, 2 / max(1, len(queue)))
+    np.testing.assert_allclose(share[:14][queue], want, atol=0.037)
+    left, queue = max(0, 2 - len(queue)), np.flatnonzero(second == e)
+    want = min(1, left / max(1, len(queue)))
+    np.testing.assert_allclose(share[14:][queue], want, atol=0.037)
+  # By position without a key.
+  np.testing.assert_array_equal(
+    seating.seat(order(r), ((2, 5),)).kept_N,
+    seating.seat(r, ((2, 5),)).kept_N,
+  )
+
+
+def test_random_tokens_are_not_causal():
+  """A later token that turns to an expert takes an earlier one's seat."""
+  r, _, _ = routing(4, K=1, masked=0)
+  order = orders.build('random_tokens()')
+
+  @jax.jit
+  @jax.vmap
+  def past(key, expert_N):
+    changed = r.replace(expert_N=expert_N)
+    return seating.seat(order(changed, key), ((2, 5),)).kept_N[:7]
+
+  keys = jax.random.split(jax.random.key(0), 20)
+  tile = lambda v: jnp.tile(v, (20, 1))
+  other_N = r.expert_N.at[7:].set(r.expert_N[0])
+  a, b = past(keys, tile(r.expert_N)), past(keys, tile(other_N))
+  assert (a != b).any() and not order.causal(1)
+
+
+def test_orders_that_draw_need_keys_in_training_alone():
+  keys_G = jax.random.split(jax.random.key(0), 3)
+  for spec in ORDERS:
+    assert orders.keys(orders.build(spec), keys_G, True) is None
+  order = orders.build('random_tokens()')
+  assert orders.keys(order, keys_G, True) is keys_G
+  assert orders.keys(order, None, False) is None
+  with pytest.raises(
+    ValueError, match='RandomTokens seating draws in training'
+  ):
+    orders.keys(order, None, True)
+
+
 def test_highest_weights_is_what_each_expert_keeps():
   """Mesh-TensorFlow's switch_max: per expert the C largest gates."""
   r, _, _ = routing(4, masked=0)
@@ -279,3 +340,5 @@ def test_order_errors():
   r, _, _ = routing(0)
   with pytest.raises(ValueError, match='no choices to rank'):
     orders.build('batch_prioritized()')(r.replace(choices=None))
+  with pytest.raises(ValueError, match='random_tokens: this router has no'):
+    orders.build('random_tokens()')(r.replace(choices=None))

@@ -161,6 +161,28 @@ def squared_cv(v_SE: jax.Array) -> jax.Array:
   return v_SE.var(-1) / jnp.where(mean_S > 0, mean_S, 1.0) ** 2
 
 
+def entropy(p: jax.Array) -> jax.Array:
+  """Entropy along the last axis in nats; its gradient at 0 is finite."""
+  return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
+
+
+def affinities(routing: types.Routing, rule: str) -> jax.Array:
+  """The routing's [G, T, E] affinities; a ValueError where it has none."""
+  if routing.probs_TE is None:
+    raise ValueError(f'{rule} needs a router with [T, E] probabilities')
+  return routing.probs_TE
+
+
+def check_devices(rule: str, devices: int, E: int) -> None:
+  """Raises ValueError where `devices` equal groups do not make E experts."""
+  if devices < 1 or E % devices:
+    valid = [d for d in range(1, E + 1) if E % d == 0]
+    raise ValueError(
+      f'{rule}: devices={devices} does not divide num_experts={E}; valid: '
+      f'{", ".join(map(str, valid))}'
+    )
+
+
 def check_scope(rule: Balance) -> None:
   """Raises ValueError for a scope that does not exist."""
   if rule.scope not in SCOPES:

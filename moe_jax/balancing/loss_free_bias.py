@@ -8,6 +8,11 @@ After each optimizer step the bias of an expert with less than the mean load
 rises by `rate`, of one with more falls. It moves the selection alone, never a
 combine weight, and has no gradient. Counts are exact int32 sums over the
 whole batch and all micro-batches: in low precision the sign flips.
+
+The paper's variant for softmax gates is proportional to the error. It prints
+the error as a count; here it is in units of the mean load, so that the rate
+does not depend on the batch. Centred, the changes add up to 0 (torchtitan):
+selection is the same, since it ignores what all experts share.
 """
 
 import dataclasses
@@ -17,15 +22,32 @@ import jax.numpy as jnp
 from moe_jax import registry
 from moe_jax.balancing import base
 
+UPDATES = ('sign', 'proportional')
+
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
 class LossFreeBias(base.Balance):
-  """rate: step of the bias in units of the affinity (paper: 0.001)."""
+  """The bias and how it changes.
+
+  Attributes:
+    rate: step of the bias in units of the affinity (paper: 0.001).
+    update_by: the 'sign' of the load's error, or 'proportional' to it.
+    centered: less the mean of the changes.
+  """
 
   rate: float = 0.001
+  update_by: str = 'sign'
+  centered: bool = False
   weight: float = dataclasses.field(default=0.0, init=False)
   scope: str = dataclasses.field(default='global', init=False)
+
+  def __post_init__(self):
+    if self.update_by not in UPDATES:
+      raise ValueError(
+        f'loss_free_bias: update_by={self.update_by!r}; valid: '
+        f'{", ".join(UPDATES)}'
+      )
 
   def stats(self, sums):
     return {'load': sums.load()}
@@ -38,7 +60,13 @@ class LossFreeBias(base.Balance):
 
   def update(self, state, stats):
     load = stats['load']
-    E = load.shape[-1]
-    # sign(mean - load) without the rounding of a mean.
-    error = load.sum(-1, keepdims=True) - load * E
-    return state + self.rate * jnp.sign(error).astype(jnp.float32)
+    E, total = load.shape[-1], load.sum(-1, keepdims=True)
+    # mean - load by whole numbers and a rest: in float32 a mean of millions
+    # would be rounded, and E * load does not fit int32.
+    error = (total // E - load).astype(jnp.float32) + total % E / E
+    change = error * E / jnp.maximum(total, 1)
+    if self.update_by == 'sign':
+      change = jnp.sign(error)
+    if self.centered:
+      change -= change.mean(-1, keepdims=True)
+    return state + self.rate * change

@@ -51,18 +51,17 @@ class SwitchLoss(base.Balance):
 
   def stats(self, sums):
     r = sums.routing
-    if r.probs_TE is None:
-      raise ValueError('switch_loss needs a router with [T, E] probabilities')
+    probs_GTE = base.affinities(r, 'switch_loss')
     f32 = lambda v: v.astype(jnp.float32)
     stats = {
       'load': f32(sums.load(choice=0 if self.count == 'first' else None)),
-      'prob': sums.tokens(r.probs_TE),
+      'prob': sums.tokens(probs_GTE),
       'tokens': sums.count(),
       'length': jnp.full(sums.segments, sums.length, jnp.float32),
     }
     if self.second_weight:
       first_GT = r.expert_N[:, : sums.mask_GT.shape[1], None]
-      rest = jnp.where(first_GT == jnp.arange(r.num_experts), 0.0, r.probs_TE)
+      rest = jnp.where(first_GT == jnp.arange(r.num_experts), 0.0, probs_GTE)
       rest /= jnp.maximum(rest.sum(-1, keepdims=True), 1e-30)
       stats['second_load'] = f32(sums.load(choice=1))
       stats['second_prob'] = sums.tokens(rest)

@@ -292,8 +292,11 @@ class MoE(nn.Module):
       )
 
     with jax.named_scope('seating'):
-      seat = lambda r, mask_T: seating.seat(self.seating(r), capacity, mask_T)
-      seated = jax.vmap(seat)(r, mask_GT)
+      seat = lambda r, mask_T, key: seating.seat(
+        self.seating(r, key), capacity, mask_T
+      )
+      keys = orders.keys(self.seating, ctx.key, train)
+      seated = jax.vmap(seat)(r, mask_GT, keys)
       sent = jax.vmap(seating.sent)(seated)
 
     x_own = x_GTD

@@ -69,7 +69,7 @@ def simulate(
     # The tokens are their logits.
     r = router({'kernel': jnp.eye(E)}, logits_TE, ctx)
     wanted_E = jnp.zeros(E + 1, jnp.int32).at[r.expert_N].add(1)[:E]
-    seated = seating.seat(layer.seating(r), ((C, E),), ctx.mask_T)
+    seated = seating.seat(layer.seating(r, key), ((C, E),), ctx.mask_T)
     dropped = (seated.cause_N == types.CAPACITY).sum()
     return base.kept_counts(seated), wanted_E, dropped
 
