@@ -25,15 +25,21 @@ class Choice:
   renormalize_kept: bool = False
   smooth_load: np.ndarray | None = None
   first_fit: bool = False
+  weight_on: str = 'output'
+  priority: np.ndarray | None = None  # [T, K], where it is not rank-major
 
 
-def top_k(x_TD, kernel_DE, bias_E, *, k, renormalize, threshold=0.0):
+def linear(x_TD, params):
+  return x_TD.astype(np.float64) @ np.asarray(params['kernel'], np.float64)
+
+
+def top_k(x_TD, params, bias_E, mask_T, *, k, renormalize, threshold=0.0):
   """The k largest probabilities of each token, largest first.
 
   Later choices whose share of the k is below `threshold` go to nobody, expert
   E with weight 0.
   """
-  logits = x_TD.astype(np.float64) @ kernel_DE.astype(np.float64)
+  logits = linear(x_TD, params)
   probs = softmax(logits)
   T, E = probs.shape
   expert, weight = np.zeros((T, k), int), np.zeros((T, k))
@@ -52,12 +58,12 @@ def top_k(x_TD, kernel_DE, bias_E, *, k, renormalize, threshold=0.0):
   return Choice(expert, weight, probs, logits, renormalize == 'kept')
 
 
-def switch(x_TD, kernel_DE, bias_E):
-  return top_k(x_TD, kernel_DE, bias_E, k=1, renormalize=False)
+def switch(x_TD, params, bias_E, mask_T):
+  return top_k(x_TD, params, bias_E, mask_T, k=1, renormalize=False)
 
 
-def no_token_left_behind(x_TD, kernel_DE, bias_E, *, k):
-  choice = top_k(x_TD, kernel_DE, bias_E, k=k, renormalize=False)
+def no_token_left_behind(x_TD, params, bias_E, mask_T, *, k):
+  choice = top_k(x_TD, params, bias_E, mask_T, k=k, renormalize=False)
   choice.first_fit = True
   return choice
 
@@ -66,6 +72,8 @@ def seat(choice: Choice, mask_T, capacity, key=lambda t, j: (j, t)):
   """First come, first served; who comes first is (token, choice) by `key`."""
   T, K = choice.expert.shape
   taken, kept = {}, np.zeros((T, K), bool)
+  if choice.priority is not None:
+    key = lambda t, j: choice.priority[t, j]
   queue = [(t, j) for t in range(T) if mask_T[t] for j in range(K)]
   nobody = (
     choice.expert.max() + 1 if choice.probs is None else choice.probs.shape[1]
@@ -113,15 +121,17 @@ def glu(params, e, x_D, activation, bias='none'):
   return hidden @ params['wo'][e]
 
 
-def moe(x_GTD, kernel_DE, bias_E, route, expert, mask_GT, capacity):
+def moe(x_GTD, params, bias_E, route, expert, mask_GT, capacity):
   """The whole layer, a group at a time: y_GTD, kept_GTK, choices by group."""
   x_GTD = x_GTD.astype(np.float64)
   y, kept_all, choices = np.zeros_like(x_GTD), [], []
   for g in range(x_GTD.shape[0]):
-    choice = route(x_GTD[g], kernel_DE, bias_E)
+    choice = route(x_GTD[g], params, bias_E, {'mask_T': mask_GT[g]})
     kept, weight = seat(choice, mask_GT[g], capacity)
     for t, j in zip(*np.nonzero(kept)):
-      y[g, t] += weight[t, j] * expert(choice.expert[t, j], x_GTD[g, t])
+      e, w, x_D = choice.expert[t, j], weight[t, j], x_GTD[g, t]
+      after = choice.weight_on == 'output'
+      y[g, t] += w * expert(e, x_D) if after else expert(e, w * x_D)
     kept_all.append(kept)
     choices.append(choice)
   return y, np.array(kept_all), choices
@@ -146,8 +156,9 @@ def switch_loss(
     f, P, edges = np.zeros(E), np.zeros(E), 0
     for choice, t in real:
       for e in experts_of(choice, t):
-        f[e] += 1
-        edges += 1
+        if e < E:  # E is nobody
+          f[e] += 1
+          edges += 1
       P += probs_of(choice, t)
     f /= len(real) if count == 'union' else edges
     P /= len(real)

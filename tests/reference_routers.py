@@ -1,8 +1,8 @@
 """Loop-written routers: (x_TD, params, bias_E, seen) -> reference.Choice.
 
-`seen` holds what the context brings, as NumPy arrays: ids_T, forced_TK, carry,
-and the features 'down', 'mean', 'variance'; 'local' is how many of the experts
-are zero-computation ones.
+`seen` holds what the context brings, as NumPy arrays: mask_T, ids_T, forced_TK,
+carry, and the features 'down', 'mean', 'variance'; 'local' is how many of the
+experts are zero-computation ones.
 """
 
 import math
@@ -12,10 +12,10 @@ import numpy as np
 from tests.reference import Choice, softmax
 
 
-def linear(oracle, **options):
-  """An oracle of tests/reference.py, which has one matrix."""
+def plain(oracle, **options):
+  """An oracle (x_TD, params, bias_E, mask_T), which sees nothing else."""
   return lambda x, params, bias, seen: oracle(
-    x, params['kernel'], bias, **options
+    x, params, bias, seen['mask_T'], **options
   )
 
 

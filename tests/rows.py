@@ -4,13 +4,18 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
+import numpy as np
+
 from tests import (
   reference,
   reference_balancing,
   reference_experts,
+  reference_groups as groups,
   reference_local,
   reference_losses as losses,
   reference_routers as routers,
+  reference_scores as scores,
 )
 
 
@@ -29,6 +34,10 @@ class Row:
     experts: kind that the router goes with (routers).
     distinct: whether a token's experts differ (routers).
     permutes: whether permuting tokens permutes what they get (routers).
+    train: whether contracts are tested in training, where the method differs
+      from evaluation (routers).
+    by_expert: whether edges are stored by expert, without first choices.
+    frozen: whether the parameters get no gradient.
   """
 
   spec: str
@@ -41,26 +50,46 @@ class Row:
   experts: str = 'mlp(d_ff=12)'
   distinct: bool = True
   permutes: bool = True
+  train: bool = False
+  by_expert: bool = False
+  frozen: bool = False
 
   @property
-  def linear(self) -> bool:
-    """Whether one matrix is all that the router is made of (routers)."""
-    wrapped = getattr(self.oracle, '__qualname__', '')
-    return wrapped.startswith('linear.')
+  def plain(self) -> bool:
+    """Whether its oracle reads nothing of the context but the mask."""
+    return getattr(self.oracle, '__qualname__', '').startswith('plain.')
+
+
+def decided(params, scale):
+  """A router's parameters, scaled so that choices are clear of rounding.
+
+  Those that start at zero are drawn.
+  """
+  rng = np.random.default_rng(0)
+  draw = lambda v: 0.2 * rng.normal(size=v.shape).astype(v.dtype)
+  one = lambda v: scale * (v if np.any(v) else draw(v))
+  return jax.tree.map(lambda v: one(np.asarray(v)), params)
 
 
 def _top_k(k, renormalize, **options):
-  return routers.linear(
-    reference.top_k, k=k, renormalize=renormalize, **options
-  )
+  return routers.plain(reference.top_k, k=k, renormalize=renormalize, **options)
 
 
 def _of(oracle, **options):
   return functools.partial(oracle, **options)
 
 
+_V3 = {
+  'groups': 1,
+  'kept': 1,
+  'by': 'top_2',
+  'score': 'sigmoid',
+  'scale': 2.5,
+  'norm': True,
+}
+
 ROUTERS = (
-  Row('switch()', '2101.03961', routers.linear(reference.switch)),
+  Row('switch()', '2101.03961', routers.plain(reference.switch)),
   Row('top_k()', '1701.06538', _top_k(2, True)),
   Row('top_k(k=1, renormalize=False)', '1701.06538', _top_k(1, False)),
   Row('top_k(k=3, renormalize=False)', '1701.06538', _top_k(3, False)),
@@ -73,7 +102,7 @@ ROUTERS = (
   Row(
     'no_token_left_behind(k=3)',
     '2101.03961',
-    routers.linear(reference.no_token_left_behind, k=3),
+    routers.plain(reference.no_token_left_behind, k=3),
   ),
   Row('vmoe()', '2106.05974', _top_k(2, False), noisy=True),
   Row('hash(k=2, seed=7)', '2106.04426', _of(routers.hash_, k=2, seed=7)),
@@ -106,6 +135,79 @@ ROUTERS = (
     permutes=False,
   ),
   Row('replay()', '', _of(routers.replay)),
+  Row(
+    'noisy_top_k(k=2)',
+    '1701.06538',
+    routers.plain(scores.kept_softmax, k=2),
+    noisy=True,
+  ),
+  Row(
+    'gpt_oss(k=3)',
+    '2508.10925',
+    routers.plain(scores.kept_softmax, k=3, bias=True),
+  ),
+  Row('llama4()', '', routers.plain(scores.llama4, k=1)),
+  Row('llama4(k=2)', '', routers.plain(scores.llama4, k=2)),
+  Row(
+    'sigmoid_top_k(k=2)',
+    '2412.19437',
+    routers.plain(scores.group_limited, k=2, **_V3),
+  ),
+  Row(
+    'sigmoid_top_k(k=2, groups=2, kept_groups=1)',
+    '2412.19437',
+    routers.plain(scores.group_limited, k=2, **_V3 | {'groups': 2}),
+  ),
+  Row(
+    "sigmoid_top_k(k=2, score='softmax', groups=4, kept_groups=2, "
+    "group_score='max', renormalize=False, scaling=16.0)",
+    '2405.04434',
+    routers.plain(
+      scores.group_limited,
+      k=2,
+      groups=4,
+      kept=2,
+      by='max',
+      score='softmax',
+      scale=16,
+      norm=False,
+    ),
+  ),
+  Row(
+    'expert_choice(choices=1.5)',
+    '2202.09368',
+    routers.plain(groups.expert_choice, choices=1.5),
+    causal=False,
+    by_expert=True,
+  ),
+  Row(
+    'capped_expert_choice(choices=2, cap=2, entropy=0.05, iterations=300)',
+    '2202.09368',
+    routers.plain(groups.capped_expert_choice, choices=2, cap=2, entropy=0.05),
+    causal=False,
+    by_expert=True,
+  ),
+  Row(
+    'base_layer(tolerance=1e-5, iterations=5000)',
+    '2103.16716',
+    routers.plain(groups.base_layer),
+    causal=False,
+    train=True,
+  ),
+  Row(
+    'sinkhorn()',
+    '2202.01169',
+    routers.plain(groups.sinkhorn, k=1),
+    causal=False,
+    train=True,
+  ),
+  Row(
+    "sinkhorn(k=2, score='sigmoid')",
+    '2202.01169',
+    routers.plain(groups.sinkhorn, k=2, score='sigmoid'),
+    causal=False,
+    train=True,
+  ),
 )
 
 # Their slots are mixtures of tokens: other contracts, in test_soft.py.

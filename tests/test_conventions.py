@@ -50,8 +50,9 @@ def test_conventions_equal_loops(name):
   fields, K, rows, renormalize, routed, order, count = CASES[name]
   got = conventions.measure(layer(fields), LOGITS, MASK)
   mask = np.ones(T, bool) if routed else MASK
+  identity = {'kernel': np.eye(E)}
   choice = reference.top_k(
-    LOGITS, np.eye(E), np.zeros(E), k=K, renormalize=renormalize
+    LOGITS, identity, np.zeros(E), mask, k=K, renormalize=renormalize
   )
   best = choice.probs.max(-1)
   first = lambda t, j: (j, -best[t] if order else 0, t)

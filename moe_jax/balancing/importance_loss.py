@@ -3,8 +3,9 @@
 Shazeer et al. 2017, arXiv:1701.06538, section 4, equations 6 and 7; as in
 V-MoE (Riquelme et al. 2021, arXiv:2106.05974, appendix A.1, weight 0.005), an
 expert's importance is the sum of its softmax probabilities over the tokens,
-without the router's noise. 0 for balanced routing. Equal importance is not
-equal load: pair it with `load_loss`.
+without the router's noise. A router with gates of its own, 0 where an expert is
+not chosen, gives them as the term 'gates' (Shazeer's: `noisy_top_k`). 0 for
+balanced routing. Equal importance is not equal load: pair it with `load_loss`.
 """
 
 import dataclasses
@@ -31,7 +32,9 @@ class ImportanceLoss(base.Balance):
     if r.probs_TE is None:
       raise ValueError('importance_loss needs a router with probabilities')
     probs_GTE = r.probs_TE
-    if 'clean_logits' in r.terms:
+    if 'gates' in r.terms:
+      probs_GTE = r.terms['gates']
+    elif 'clean_logits' in r.terms:
       probs_GTE = jax.nn.softmax(r.terms['clean_logits'])
     return {'importance': sums.tokens(probs_GTE)}
 

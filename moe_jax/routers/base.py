@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import fractions
+import math
 from typing import Any
 
 import jax
@@ -194,6 +196,31 @@ def biased(
   return scores_TE + ctx.selection_bias_E + bias_E, solved_E
 
 
+def shares(v_TN: jax.Array) -> jax.Array:
+  """Non-negative values over their sum along the last axis; 0 where it is 0."""
+  return v_TN / jnp.maximum(v_TN.sum(-1, keepdims=True), 1e-20)
+
+
+def limited(
+  scores_TE: jax.Array, groups: int, kept: int, per_group: int
+) -> jax.Array:
+  """Scores, -inf outside of each token's best groups of experts.
+
+  Args:
+    scores_TE: f32.
+    groups: equal blocks of experts; divides E.
+    kept: groups of a token.
+    per_group: a group's score is the sum of that many of its best experts.
+  """
+  T, E = scores_TE.shape
+  inside = scores_TE.reshape(T, groups, -1)
+  group_T = jax.lax.top_k(inside, per_group)[0].sum(-1)
+  _, kept_T = jax.lax.top_k(group_T, kept)
+  open_T = jnp.zeros(group_T.shape, bool)
+  open_T = open_T.at[jnp.arange(T)[:, None], kept_T].set(True)
+  return jnp.where(open_T[..., None], inside, -jnp.inf).reshape(T, E)
+
+
 _NOISES = ('jitter', 'input_dropout', 'sample', 'second_policy', 'gaussian')
 
 
@@ -257,6 +284,42 @@ def feature(ctx: types.Context, name: str, router: str) -> jax.Array:
       f'{", ".join(map(repr, ctx.features)) or "nothing"}'
     )
   return ctx.features[name]
+
+
+def from_experts(
+  token_EC: jax.Array, weight_EC: jax.Array, ctx: types.Context, **rest: Any
+) -> types.Routing:
+  """Expert choice: C tokens an expert, stored and seated in that order.
+
+  Args:
+    token_EC: int32 [E, C], each expert's tokens, the best first.
+    weight_EC: f32 [E, C] combine weights.
+    ctx: for its mask; padding goes to nobody.
+    **rest: further fields of Routing.
+  """
+  E, C = token_EC.shape
+  token_N = token_EC.reshape(-1).astype(jnp.int32)
+  expert_N = jnp.repeat(jnp.arange(E, dtype=jnp.int32), C)
+  real_N = ctx.mask_T[token_N]
+  return types.Routing(
+    token_N=token_N,
+    expert_N=jnp.where(real_N, expert_N, E),
+    weight_N=jnp.where(real_N, weight_EC.reshape(-1), 0.0),
+    num_experts=E,
+    **rest,
+  )
+
+
+def rows(choices: float, T: int, E: int) -> int:
+  """ceil(choices T / E), at most T: tokens that an expert takes; exact."""
+  return min(T, math.ceil(fractions.Fraction(str(choices)) * T / E))
+
+
+def check_choices(name: str, choices: float, E: int | None = None) -> None:
+  """Raises ValueError unless 0 < choices (<= E): mean experts of a token."""
+  if not choices > 0 or (E is not None and choices > E):
+    limit = '' if E is None else f' to num_experts={E}'
+    raise ValueError(f'{name}: choices={choices}; valid: above 0{limit}')
 
 
 def check_k(name: str, k: int, E: int | None = None) -> None:

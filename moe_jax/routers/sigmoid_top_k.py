@@ -1,0 +1,99 @@
+"""DeepSeek's routing: sigmoid affinities, group-limited top-k, scaling.
+
+DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, arXiv:2412.19437, section
+2.1.2, equations 12 to 16: s = sigmoid(x W); the k largest of s + b are chosen,
+b being the selection bias of `loss_free_bias`; the weights are s over the sum
+of the chosen, times a factor (2.5, in the released code and not in equation
+13). Node-limited: experts lie in `groups` equal blocks, a block's score is the
+sum of its two largest s + b, and only the best `kept_groups` may be chosen from
+(V3: 8, 4 and k=8 of 256). DeepSeek-V2's group-limited greedy (arXiv:2405.04434)
+is score='softmax', group_score='max', renormalize=False, scaling 16
+(recalled: 160 experts, k=6, 3 of 8 groups).
+
+Trap: other groups are masked with -inf. A mask of 0, as in Hugging Face's
+transformers 4.57, chooses from them where biased scores are negative.
+`probs_TE` is s over its sum, as the sequence-wise loss has it (equation 19). In
+a decoder binding capacity leaks: see `top_k`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.routers import base
+
+SCORES = {'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}
+IN_GROUP = {'top_2': 2, 'max': 1}
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class SigmoidTopK(base.Router):
+  """k experts a token; score, renormalize, scaling, groups as above.
+
+  Attributes:
+    groups, kept_groups: 1 and 1 is no limit.
+    group_score: 'top_2' sums a group's two best experts, 'max' takes one.
+    init_std: as in `base.init_linear`.
+  """
+
+  k: int = 8
+  score: str = 'sigmoid'
+  renormalize: bool = True
+  scaling: float = 2.5
+  groups: int = 1
+  kept_groups: int = 1
+  group_score: str = 'top_2'
+  init_std: float | None = None
+
+  def __post_init__(self):
+    base.check_k('sigmoid_top_k', self.k)
+    for name, table in (('score', SCORES), ('group_score', IN_GROUP)):
+      if getattr(self, name) not in table:
+        raise ValueError(
+          f'sigmoid_top_k: {name}={getattr(self, name)!r}; valid: '
+          f'{", ".join(table)}'
+        )
+    if self.k == 1 and self.renormalize:
+      raise ValueError('sigmoid_top_k: k=1 needs renormalize=False to learn')
+    if not 1 <= self.kept_groups <= self.groups:
+      raise ValueError(
+        f'sigmoid_top_k: kept_groups={self.kept_groups}; valid: 1 to '
+        f'groups={self.groups}'
+      )
+
+  def check(self, E):
+    size, least = E // self.groups, IN_GROUP[self.group_score]
+    if E % self.groups or (self.groups > 1 and size < least):
+      raise ValueError(
+        f'sigmoid_top_k: groups={self.groups} must divide num_experts={E} into '
+        f'groups of at least {least}'
+      )
+    base.check_k('sigmoid_top_k', self.k, size * self.kept_groups)
+
+  def init(self, key, E, D):
+    return base.init_linear(key, E, D, self.init_std)
+
+  def __call__(self, params, x_TD, ctx):
+    logits_TE = base.linear_logits(params, x_TD)
+    gates_TE = SCORES[self.score](logits_TE)
+    scores_TE, solved_E = base.biased(gates_TE, self.k, ctx)
+    if self.kept_groups < self.groups:
+      scores_TE = base.limited(
+        *(scores_TE, self.groups, self.kept_groups, IN_GROUP[self.group_score])
+      )
+    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
+    weight_TK = jnp.take_along_axis(gates_TE, expert_TK, -1)
+    if self.renormalize:
+      weight_TK = base.shares(weight_TK)
+    return base.from_choices(
+      *(expert_TK, self.scaling * weight_TK, ctx, logits_TE.shape[-1]),
+      logits_TE=logits_TE,
+      probs_TE=base.shares(gates_TE),
+      solved_E=solved_E,
+    )
+
+  def experts_per_token(self, E):
+    return float(self.k)
