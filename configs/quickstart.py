@@ -44,6 +44,7 @@ def get_config(arg='moe'):
   model.ffn = "mlp(activation='relu')"
   model.positions = 'rope'  # or 'relative'
   model.qk_norm = True
+  model.norm_scale = True  # False fixes the gains of all norms at 1
   model.vocab_size = 0  # rows of the embedding table; 0 is the tokenizer's
   model.tied_head = True
   model.dropout = 0.0
@@ -118,4 +119,7 @@ def get_config(arg='moe'):
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 32
   config.eval.max_bytes = 0  # of each domain's validation text; 0 is all
+  # What else is measured of the last state: 'capacity_factors(values=(1.0,))',
+  # 'drop_by_position()', 'logits()'.
+  config.eval.probes = ()
   return config.lock()

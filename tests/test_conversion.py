@@ -340,6 +340,7 @@ def test_configs_of_theirs_that_ours_cannot_be(tmp_path, config, message):
     ('model.kind', 'decoder', 'is an encoder_decoder in transformers'),
     ('model.positions', 'rope', "model.positions='rope' (theirs: 'relative')"),
     ('model.qk_norm', True, 'model.qk_norm=True'),
+    ('model.norm_scale', False, 'model.norm_scale=False'),
     ('model.ffn', "mlp(activation='silu')", 'theirs: mlp with relu)'),
     ('moe.d_ff', 24, 'theirs: mlp with relu and d_ff=20'),
     ('moe.router', 'top_k(k=1, renormalize=False)', '(theirs: switch in'),

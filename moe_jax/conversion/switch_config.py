@@ -123,6 +123,7 @@ def fields(
     'ffn': expert,
     'positions': 'relative',
     'qk_norm': False,
+    'norm_scale': True,
     'tied_head': config['tie_word_embeddings'],
     'dropout': config['dropout_rate'],
   }
@@ -171,6 +172,8 @@ def config_from(config: Any, vocab_size: int) -> Config:
     wrong.append(f"model.positions={m.positions!r} (theirs: 'relative')")
   if m.qk_norm:
     wrong.append('model.qk_norm=True (theirs: False)')
+  if not m.norm_scale:
+    wrong.append('model.norm_scale=False (theirs: True)')
   if not _is_plain(stacks['encoder'].ffn, m.d_ff):
     wrong.append(f'model.ffn={m.ffn!r} (theirs: mlp with relu)')
   out = ONLY | {

@@ -1,5 +1,6 @@
 """Multi-head attention: self, causal self with a cache, and cross."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ class Attention(nn.Module):
     num_heads, d_head: H, J.
     rope: rotate queries and keys by position.
     qk_norm: RMS-normalise queries and keys a head, before the rotation.
+    norm_scale: whether those norms have a gain.
     scaled: divide the products by sqrt(J); T5 does not, and starts its query
       projection smaller by that factor instead.
     init_scale: variance factor of the projections.
@@ -31,6 +33,7 @@ class Attention(nn.Module):
   d_head: int
   rope: bool = True
   qk_norm: bool = False
+  norm_scale: bool = True
   scaled: bool = True
   init_scale: float = 1.0
   dropout: float = 0.0
@@ -61,8 +64,11 @@ class Attention(nn.Module):
     q_BLHJ = project('query', x_BLD, shrink)
     k_BSHJ, v_BSHJ = project('key', y_BSD), project('value', y_BSD)
     if self.qk_norm:
-      q_BLHJ = norms.RMSNorm(self.dtype, name='query_norm')(q_BLHJ)
-      k_BSHJ = norms.RMSNorm(self.dtype, name='key_norm')(k_BSHJ)
+      norm = functools.partial(
+        norms.RMSNorm, self.dtype, scaled=self.norm_scale
+      )
+      q_BLHJ = norm(name='query_norm')(q_BLHJ)
+      k_BSHJ = norm(name='key_norm')(k_BSHJ)
     if self.rope:
       q_BLHJ = embeddings.rotate(q_BLHJ, position_BL)
       k_BSHJ = embeddings.rotate(k_BSHJ, position_BL)

@@ -15,12 +15,15 @@ class RMSNorm(nn.Module):
 
   dtype: Any = jnp.float32
   epsilon: float = 1e-6
+  scaled: bool = True  # False: no gain (ST-MoE, arXiv:2202.08906, table 2)
 
   @nn.compact
   def __call__(self, x):
     """Normalises the last axis; returns `dtype`."""
-    init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
-    scale = self.param('scale', init, x.shape[-1:], jnp.float32)
     x = x.astype(jnp.float32)
     rms = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
-    return (x * rms * scale).astype(self.dtype)
+    x *= rms
+    if self.scaled:
+      init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+      x *= self.param('scale', init, x.shape[-1:], jnp.float32)
+    return x.astype(self.dtype)

@@ -173,6 +173,7 @@ def _stack(config, fields, mesh, cache_length) -> functools.partial:
     extra_ffn=fields['extra_ffn'],
     positions=m.positions,
     qk_norm=m.qk_norm,
+    norm_scale=m.norm_scale,
     dropout=m.dropout,
     allow_noncausal=config.moe.allow_noncausal,
     init_scale=m.init_scale,

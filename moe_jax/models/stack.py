@@ -34,6 +34,7 @@ class StackConfig:
       C) or in 'parallel' to it, from the same residual (Arctic); 'none'.
     positions: 'rope' or 'relative' (T5's, without scaled products).
     qk_norm: as in attention.Attention.
+    norm_scale: whether norms have a gain; those of queries and keys, too.
     causal: no token sees a later one.
     cross: blocks attend to an encoder's output.
     dropout: rate after every sub-layer, on the attention weights, and on the
@@ -58,6 +59,7 @@ class StackConfig:
   extra_ffn: str = 'none'
   positions: str = 'rope'
   qk_norm: bool = False
+  norm_scale: bool = True
   causal: bool = True
   cross: bool = False
   dropout: float = 0.0
@@ -115,7 +117,9 @@ class Block(nn.Module):
       The state, and the MoEAux or ().
     """
     c, (x, layer, carry) = self.config, state
-    norm = lambda name: norms.RMSNorm(c.dtype, name=name)(x)
+    norm = lambda name: norms.RMSNorm(c.dtype, scaled=c.norm_scale, name=name)(
+      x
+    )
     drop = nn.Dropout(c.dropout, deterministic=not self.train)
     attend = lambda name, rope, cache_length: attention.Attention(
       c.num_heads,
@@ -124,6 +128,7 @@ class Block(nn.Module):
       c.qk_norm,
       scaled=c.positions == 'rope',
       init_scale=c.init_scale,
+      norm_scale=c.norm_scale,
       dropout=0.0 if not self.train else c.dropout,
       cache_length=cache_length,
       mesh=c.mesh,
@@ -276,7 +281,8 @@ class Stack(nn.Module):
       period = scanned(c, parts.period, train, self.cache_length, name='period')
       state, aux['period'] = period(state, shared)
     state = run('suffix', parts.suffix, state)
-    return drop(norms.RMSNorm(c.dtype, name='final_norm')(state[0])), aux
+    norm = norms.RMSNorm(c.dtype, scaled=c.norm_scale, name='final_norm')
+    return drop(norm(state[0])), aux
 
   def _first_carry(self, x_BLD):
     if self.config.moe is None:

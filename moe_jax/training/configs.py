@@ -21,7 +21,9 @@ _NOT_NEGATIVE = frozenset(
 # 0 is dropless.
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
 _WHOLE = (_POSITIVE | _NOT_NEGATIVE) - {'train.clip', 'train.z_loss'}
-_TUPLES = frozenset({'moe.balance', 'data.domains', 'data.weights'})
+_TUPLES = frozenset(
+  {'moe.balance', 'data.domains', 'data.weights', 'eval.probes'}
+)
 
 
 def validate(config: Mapping[str, Any]) -> None:

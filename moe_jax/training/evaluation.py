@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from moe_jax import types
 from moe_jax.data import bigram, intervals
-from moe_jax.training import session as session_lib, step as step_lib
+from moe_jax.training import session as session_lib, step as step_lib, trail
 
 
 class Evaluator:
@@ -36,19 +35,21 @@ class Evaluator:
     """Metrics of the validation set.
 
     Returns:
-      'eval/loss' (nats a target token), 'eval/seconds', moe/eval_dropped of an
-      MoE model, and for a causal model 'eval/[<domain>/]bits_per_byte' with
-      '_low' and '_high', 'eval/<domain>/documents' and '/bytes'. The end of a
-      document costs bits and counts no byte.
+      'eval/loss' (nats a target token), 'eval/seconds', moe/eval_dropped and
+      moe/eval_wasted (share of the seats left empty) of an MoE model, and for
+      a causal model 'eval/[<domain>/]bits_per_byte' with '_low' and '_high',
+      'eval/<domain>/documents' and '/bytes'. The end of a document costs bits
+      and counts no byte.
     """
     s, start = self._session, time.monotonic()
-    sums = None
+    sums, count = None, 0
     batches = s.data.validation(
       batch_size=s.config.eval.batch_size,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
     for batch in batches:
+      count += 1
       out = self._step(params, balance, s.put(batch))
       out = {k: out[k] for k in ('nats', 'tokens', 'cause') if k in out}
       sums = out if sums is None else jax.tree.map(jnp.add, sums, out)
@@ -56,7 +57,13 @@ class Evaluator:
     nats_N = sums['nats'].astype(np.float64)
     metrics = {'eval/loss': float(nats_N.sum() / max(sums['tokens'], 1))}
     if 'cause' in sums:
-      metrics['moe/eval_dropped'] = dropped(sums['cause'])
+      cause_QC = np.asarray(sums['cause'], np.int64)
+      held = sum(
+        seats * sum(s.model.stacks[name].sparse)
+        for name, seats in trail.seats(s, 'eval').items()
+      )
+      metrics['moe/eval_dropped'] = trail.dropped(cause_QC)
+      metrics['moe/eval_wasted'] = trail.wasted(cause_QC, held * count)
     if s.config.model.kind == 'decoder':
       metrics |= self._by_domain(nats_N / math.log(2), '')
     metrics['eval/seconds'] = time.monotonic() - start
@@ -87,11 +94,3 @@ class Evaluator:
       out[f'{name}documents'] = int(self._bytes_N[mine].size)
       out[f'{name}bytes'] = int(self._bytes_N[mine].sum())
     return out
-
-
-def dropped(cause_xC) -> float:
-  """Share of the assignments sent that found no row; last axis is cause."""
-  causes = np.asarray(cause_xC, np.int64)
-  causes = causes.reshape(-1, causes.shape[-1]).sum(0)
-  lost = causes[types.CAPACITY] + causes[types.RECEIVER]
-  return float(lost / max(causes[types.KEPT] + lost, 1))

@@ -19,11 +19,13 @@ from moe_jax.training import (
   checkpoint,
   configs,
   evaluation,
+  probes,
   progress,
   rates,
   session as session_lib,
   state as state_lib,
   step as step_lib,
+  trail as trail_lib,
   workdir as workdir_lib,
   writers,
 )
@@ -36,6 +38,7 @@ def train(
   restart: bool = False,
   allow: tuple[str, ...] = (),
   allow_download: bool = False,
+  session: session_lib.Session | None = None,
 ) -> dict[str, Any]:
   """Trains, evaluates and writes `workdir`; resumes what is there.
 
@@ -45,6 +48,8 @@ def train(
     restart: move an earlier run in `workdir` aside.
     allow: config fields that may differ from the earlier run's.
     allow_download: lets TFDS download.
+    session: of a config that differs in its seed alone: its data and compiled
+      programs are used again.
 
   Returns:
     The summary, as in `summary.json` of process 0.
@@ -57,13 +62,16 @@ def train(
   lead = jax.process_index() == 0
   config_dict = configs.to_dict(config)
   session_lib.plan(config)  # a wrong field costs no data, and no workdir
+  probes.check(config)
   fresh = lead and not workdir_lib.prepare(
     workdir, config_dict, restart=restart, allow=allow
   )
   if lead:
     print('data: reading or building the corpus ...', flush=True)
   try:
-    session = session_lib.make(config, workdir, allow_download=allow_download)
+    if session is None:
+      session = session_lib.make(config, workdir, allow_download=allow_download)
+    session = session.with_seed(config.seed)
   except Exception:
     if fresh:
       workdir_lib.withdraw(workdir)
@@ -105,32 +113,38 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
     if lead:
       print(f'resumes {workdir} at step {start}')
   else:
-    state = state_lib.init(
-      session.model,
-      session.tx,
-      session_lib.dummy(config, session.mesh),
-      config.seed,
-      shardings,
+    initialize = session.program(
+      'init',
+      lambda: state_lib.initializer(
+        session.model,
+        session.tx,
+        session_lib.dummy(config, session.mesh),
+        shardings,
+      ),
     )
-    start = 0
+    state, start = initialize(jax.random.key(config.seed)), 0
 
   c = config.train
-  train_step = jax.jit(
-    step_lib.make_train_step(
-      session.model,
-      session.tx,
-      seed=config.seed,
-      accumulate=c.accumulate,
-      z_loss=c.z_loss,
-      over_layers=c.balance_over_layers,
+  train_step = session.program(
+    'train',
+    lambda: jax.jit(
+      step_lib.make_train_step(
+        session.model,
+        session.tx,
+        seed=config.seed,
+        accumulate=c.accumulate,
+        z_loss=c.z_loss,
+        over_layers=c.balance_over_layers,
+      ),
+      # Unpinned, the state comes back with other shardings than it went in,
+      # and step two compiles again.
+      in_shardings=(shardings, session.batch_sharding, None),
+      out_shardings=(shardings, None),
+      donate_argnums=0,
     ),
-    # Unpinned, the state comes back with other shardings than it went in, and
-    # step two compiles again.
-    in_shardings=(shardings, session.batch_sharding),
-    out_shardings=(shardings, None),
-    donate_argnums=0,
   )
-  evaluate = evaluation.Evaluator(session)
+  key = jax.random.key(config.seed)
+  evaluate = session.program('evaluate', lambda: evaluation.Evaluator(session))
   batches = session.data.train(
     seed=config.seed,
     batch_size=c.batch_size,
@@ -138,8 +152,11 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  rate = rates.matmul_flops_per_second(factory.DTYPES[config.model.dtype])
-  clock = _Clock()
+  rate = session.program(
+    'rate',
+    lambda: rates.matmul_flops_per_second(factory.DTYPES[config.model.dtype]),
+  )
+  clock, trail = _Clock(), trail_lib.Trail(session)
   pending = None  # metrics of the step before: fetched while this one runs
   last_row: dict[str, Any] = {}
 
@@ -148,6 +165,7 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
     metrics = jax.device_get(arrays)
     clock.tick(float(metrics['tokens']))
     _check_finite(step, metrics, checkpoints)
+    trail.add(step, metrics)
     if step > 1 and step % c.log_every and step < c.steps:
       return {}
     row = _row(metrics, session, last_row.get('moe/load')) | clock.rates()
@@ -169,7 +187,7 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
 
     for step in range(start + 1, c.steps + 1):
       batch = session.put(next(batches))
-      state, metrics = train_step(state, batch)
+      state, metrics = train_step(state, batch, key)
       if pending is not None:
         report(pending[0], fetch(*pending))
       pending = step, metrics
@@ -201,8 +219,9 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
           )
   if start >= c.steps:  # killed after the last checkpoint
     scores = evaluate(state.params, state.balance)
-  facts = _facts(session, rate, clock) | _last(last_row)
-  return scores | evaluate.floor() | facts
+  facts = _facts(session, rate, clock) | _last(last_row) | trail.summary()
+  measured = probes.measure(session, state.params, state.balance)
+  return scores | evaluate.floor() | facts | measured
 
 
 class _Clock:
@@ -273,7 +292,7 @@ def _row(metrics, session, last_load) -> dict[str, Any]:
   load_NE = metrics['load'].astype(np.float64)
   share_NE = load_NE / np.maximum(load_NE.sum(-1, keepdims=True), 1)
   row |= {
-    'moe/dropped': evaluation.dropped(metrics['cause']),
+    'moe/dropped': trail_lib.dropped(metrics['cause']),
     'moe/load_max': float((share_NE.max(-1) * share_NE.shape[-1]).mean()),
     'moe/load': share_NE.tolist(),
     'moe/layers': session_lib.layer_numbers(session.model),

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ class Session:
     tx, schedule: optimizer and learning rate by step.
     layout: shapes and logical axes of the parameters.
     batch_sharding: of a batch's arrays.
+    programs: what was compiled, shared by the runs that differ in their seed.
   """
 
   config: Any
@@ -37,6 +39,20 @@ class Session:
   schedule: Any
   layout: state_lib.Layout
   batch_sharding: NamedSharding
+  programs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def program(self, name: str, make: Callable[[], Any]) -> Any:
+    """`make()`, once for all sessions that share `programs`."""
+    if name not in self.programs:
+      self.programs[name] = make()
+    return self.programs[name]
+
+  def with_seed(self, seed: int) -> 'Session':
+    """The same, data and programs included, with another `config.seed`."""
+    config = self.config.copy_and_resolve_references()
+    with config.unlocked():
+      config.seed = seed
+    return dataclasses.replace(self, config=config)
 
   @property
   def abstract_state(self) -> state_lib.TrainState:

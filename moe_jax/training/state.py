@@ -1,6 +1,7 @@
 """What a training run carries from step to step, and where it lives."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -103,6 +104,13 @@ def abstract(tx, lay: Layout, mesh) -> TrainState:
 
 def init(model, tx, batch, seed: int, shardings: TrainState) -> TrainState:
   """A fresh state, made on the mesh: no device ever holds it whole."""
+  return initializer(model, tx, batch, shardings)(jax.random.key(seed))
+
+
+def initializer(
+  model, tx, batch, shardings: TrainState
+) -> Callable[[jax.Array], TrainState]:
+  """key -> a fresh state; compiles once for all keys."""
 
   def make(key):
     variables = nn.unbox(model.init(key, batch, train=False))
@@ -111,4 +119,4 @@ def init(model, tx, batch, seed: int, shardings: TrainState) -> TrainState:
       jnp.int32(0), params, tx.init(params), variables.get('balance', {})
     )
 
-  return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+  return jax.jit(make, out_shardings=shardings)

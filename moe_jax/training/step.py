@@ -49,7 +49,8 @@ def make_train_step(
       'mean' (T5X).
 
   Returns:
-    (state, batch) -> (state, metrics); metrics are arrays.
+    (state, batch, key) -> (state, metrics); metrics are arrays. The key, by
+    default that of `seed`, lets one compiled step serve runs of any seed.
   """
   if over_layers not in OVER_LAYERS:
     raise ValueError(
@@ -73,8 +74,9 @@ def make_train_step(
     loss = (nll + z) / tokens + balancing_loss / accumulate
     return loss, (nll, aux)
 
-  def step_fn(state: TrainState, batch):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+  def step_fn(state: TrainState, batch, key=None):
+    key = jax.random.key(seed) if key is None else key
+    key = jax.random.fold_in(key, state.step)
     tokens = jnp.maximum((batch['segments'] > 0).sum(), 1).astype(jnp.float32)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 

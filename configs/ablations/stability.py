@@ -1,0 +1,352 @@
+"""Stability pieces: initialisation, precision, z-loss, noise, norms, balance.
+
+  python -m experiments.sweep --workdir=/tmp/moe_jax/stability \\
+      --config=configs/ablations/stability.py:quick
+  python -m experiments.verdict --workdir=/tmp/moe_jax/stability
+
+Switch Transformer (Fedus et al. 2021, arXiv:2101.03961) tables 2, 3 and 11 and
+section 2.2; ST-MoE (Zoph et al. 2022, arXiv:2202.08906) tables 2, 3 and 4 and
+appendix B. One piece at a time is taken out of, or put into, a baseline that
+has all that the papers settled on: initialisation at a tenth of the variance, a
+float32 router, z-loss 0.001, balance loss 0.01, GEGLU, RMS norms with gains.
+
+`quick`: a byte-level decoder of two blocks, 8 experts, top-1, d = 64; 13 arms,
+5 seeds each, at most 40 minutes on 2 CPU cores. `gpu`: 8 blocks, 32 experts,
+d = 512, 512 tokens; not yet run. `paper`: T5-XL's width is not among our sizes,
+so the pieces are described at ST-MoE-L's, 20,000 steps; not run.
+
+That models diverge is not to be seen at these sizes (the paper says so of its
+own small ones); what the pieces cost or win is.
+"""
+
+from configs import t5_family
+from configs.ablations import base
+
+STEPS = {'quick': 260, 'gpu': 4000}
+SEEDS = {'quick': 5, 'gpu': 3, 'paper': 1}
+# Compiling and evaluating included, on two cores that others used, too.
+SECONDS = {'quick': 36, 'gpu': 280}
+
+GEGLU, RELU = "glu(activation='gelu')", "mlp(activation='relu')"
+# Three matrices of two thirds of the width hold what two matrices hold.
+WIDTHS = {
+  'quick': {'glu': 168, 'relu': 252},
+  'gpu': {'glu': 1360, 'relu': 2040},
+  'paper': {'glu': 2816, 'relu': 4224},
+}
+Z, BALANCE = 'z_loss(weight={})', 'switch_loss(weight={})'
+
+
+def get_config(arg='quick'):
+  """The config that the arms start from: with all pieces."""
+  size = arg or 'quick'
+  base.check(size)
+  if size == 'paper':
+    config = t5_family.st_moe('large_geglu', '', num_experts=32, sequences=4)
+    config.model.remat = 'full'
+    config.train.steps = 20_000
+    config.moe.router = 'switch()'
+  else:
+    config = base.small(size, STEPS)
+    width = WIDTHS[size]['glu']
+    config.model.update(ffn=GEGLU, d_ff=width, init_scale=0.1)
+    config.moe.update(experts=GEGLU, d_ff=width)
+  config.moe.balance = (BALANCE.format(0.01), Z.format(0.001))
+  config.eval.probes = ('logits()',)
+  return config.lock()
+
+
+def sweep(add, size):
+  """13 arms."""
+  relu = WIDTHS[size]['relu']
+  balance = lambda weight, z=0.001: {
+    'moe.balance': (BALANCE.format(weight), Z.format(z))
+  }
+  bf16 = {'model.dtype': 'bfloat16'}
+  add('baseline', {'model.dtype': 'float32'})
+  add('init_1.0', {'model.init_scale': 1.0, 'model.dtype': 'float32'})
+  add('bf16_selective', bf16)
+  add('bf16_router', bf16 | {'moe.router': 'switch(selective_precision=False)'})
+  add('no_z_loss', balance(0.01, 0.0))
+  add('z_loss_0.01', balance(0.01, 0.01))
+  add('jitter', {'moe.router': 'switch(jitter=0.01)'})
+  add('sampled', {'moe.router': 'switch(sample=1.0)'})
+  add('no_norm_scale', {'model.norm_scale': False})
+  add(
+    'relu',
+    {
+      'model.ffn': RELU,
+      'moe.experts': RELU,
+      'model.d_ff': relu,
+      'moe.d_ff': relu,
+    },
+  )
+  add('dropout', {'model.dropout': 0.1})
+  add('no_balance', balance(0.0))
+  add('balance_0.1', balance(0.1))
+
+
+SWITCH, ST_MOE = 'Switch Transformer', 'ST-MoE'
+_LOSS, _HELD_OUT = 'train/loss', 'eval/loss'
+_LOGSUMEXP, _Z = 'probe/logits/logsumexp', 'train/balance/z_loss'
+_DROPPED, _LOAD = 'train/dropped', 'train/load_max'
+
+CLAIMS = (
+  dict(
+    name='init_mean',
+    paper=SWITCH,
+    table='table 3',
+    sentence='Initialising at 0.1 of the variance is better early than at 1.0.',
+    metric=_HELD_OUT,
+    direction='lower',
+    smallest_effect=0.02,
+    arms=('baseline', 'init_1.0'),
+    published={'0.1': 2.72, '1.0': 3.60},
+    seeds_needed=5,
+  ),
+  dict(
+    name='init_variance',
+    paper=SWITCH,
+    table='table 3',
+    sentence='Initialising at 0.1 varies less from seed to seed than at 1.0.',
+    metric="deviation(metric='eval/loss')",
+    direction='lower',
+    smallest_effect=0.002,
+    arms=('baseline', 'init_1.0'),
+    published={'deviation, 0.1': 0.01, 'deviation, 1.0': 0.68},
+    seeds_needed=5,
+  ),
+  dict(
+    name='selective_precision',
+    paper=SWITCH,
+    table='table 2',
+    sentence='bf16 with a float32 router is as good as float32.',
+    metric=_HELD_OUT,
+    direction='equal',
+    smallest_effect=0.01,
+    arms=('bf16_selective', 'baseline'),
+    published={'float32': 1.718, 'selective': 1.716},
+    seeds_needed=5,
+  ),
+  dict(
+    name='bf16_router_hurts',
+    paper=SWITCH,
+    table='table 2',
+    sentence='With the router in bf16, too, the model is worse (it diverged).',
+    metric=_HELD_OUT,
+    direction='higher',
+    smallest_effect=0.01,
+    arms=('bf16_router', 'bf16_selective'),
+    published={'bf16': 3.780, 'selective': 1.716},
+    seeds_needed=5,
+  ),
+  dict(
+    name='z_loss_costs_nothing',
+    paper=ST_MOE,
+    table='table 4',
+    sentence='The router z-loss costs no quality.',
+    metric=_HELD_OUT,
+    direction='equal',
+    smallest_effect=0.01,
+    arms=('baseline', 'no_z_loss'),
+    published={'with': 1.741, 'without': 1.755},
+    seeds_needed=5,
+  ),
+  dict(
+    name='z_loss_bounds_logits',
+    paper=ST_MOE,
+    table='appendix B',
+    sentence='The z-loss keeps the squared logsumexp of the router smaller.',
+    metric=_Z,
+    direction='lower',
+    smallest_effect=0.1,
+    arms=('baseline', 'no_z_loss'),
+    kind='deterministic',
+  ),
+  dict(
+    name='z_loss_to_zero',
+    paper=ST_MOE,
+    table='appendix B',
+    sentence='At weight 0.01 the squared logsumexp falls further.',
+    metric=_Z,
+    direction='lower',
+    smallest_effect=0.05,
+    arms=('z_loss_0.01', 'baseline'),
+    kind='deterministic',
+  ),
+  dict(
+    name='sampling_hurts',
+    paper=SWITCH,
+    table='table 11',
+    sentence='Drawing the expert from the softmax is worse than the argmax.',
+    metric=_HELD_OUT,
+    direction='higher',
+    smallest_effect=0.01,
+    arms=('sampled', 'baseline'),
+    published={'sampled': 1.570, 'argmax': 1.471},
+    seeds_needed=5,
+  ),
+  dict(
+    name='jitter_hurts',
+    paper=ST_MOE,
+    table='table 3',
+    sentence='Input jitter costs quality.',
+    metric=_HELD_OUT,
+    direction='higher',
+    smallest_effect=0.003,
+    arms=('jitter', 'baseline'),
+    published={'jitter': 1.777, 'baseline': 1.755},
+    seeds_needed=5,
+  ),
+  dict(
+    name='norm_scale_helps',
+    paper=ST_MOE,
+    table='table 2',
+    sentence='Removing the gains of the RMS norms costs much quality.',
+    metric=_HELD_OUT,
+    direction='higher',
+    smallest_effect=0.02,
+    arms=('no_norm_scale', 'baseline'),
+    published={'without': 2.020, 'baseline': 1.755},
+    seeds_needed=5,
+  ),
+  dict(
+    name='geglu_helps',
+    paper=ST_MOE,
+    table='table 2',
+    sentence='ReLU FFNs of equal size are worse than GEGLU.',
+    metric=_HELD_OUT,
+    direction='higher',
+    smallest_effect=0.01,
+    arms=('relu', 'baseline'),
+    published={'ReLU': 1.849, 'baseline': 1.755},
+    seeds_needed=5,
+  ),
+  dict(
+    name='dropout_hurts',
+    paper=ST_MOE,
+    table='table 3',
+    sentence='Dropout of 0.1 in pre-training costs quality.',
+    metric=_HELD_OUT,
+    direction='higher',
+    smallest_effect=0.02,
+    arms=('dropout', 'baseline'),
+    published={'dropout': 1.822, 'baseline': 1.755},
+    seeds_needed=5,
+  ),
+  dict(
+    name='collapse_without_balance',
+    paper=SWITCH,
+    table='section 2.2',
+    sentence='Without the balance loss more tokens are dropped.',
+    metric=_DROPPED,
+    direction='higher',
+    smallest_effect=0.02,
+    arms=('no_balance', 'baseline'),
+    kind='deterministic',
+  ),
+  dict(
+    name='more_balance_more_even',
+    paper=SWITCH,
+    table='section 2.2',
+    sentence='A balance loss of weight 0.1 evens the load more than 0.01.',
+    metric=_LOAD,
+    direction='lower',
+    smallest_effect=0.05,
+    arms=('balance_0.1', 'baseline'),
+    kind='deterministic',
+  ),
+  dict(
+    name='0.01_over_0.1',
+    paper=SWITCH,
+    table='section 2.2',
+    sentence='Weight 0.01 balances without costing quality, unlike 0.1.',
+    metric=_HELD_OUT,
+    direction='lower',
+    smallest_effect=0.003,
+    arms=('baseline', 'balance_0.1'),
+    seeds_needed=5,
+  ),
+)
+
+COLUMNS = (
+  (_LOSS, 'train loss', '.4f'),
+  (_HELD_OUT, 'held-out loss', '.4f'),
+  (_DROPPED, 'dropped', '.1%'),
+  (_LOAD, 'load, max / mean', '.2f'),
+  (_Z, 'z-loss, unweighted', '.3f'),
+  (_LOGSUMEXP, 'logsumexp', '.3f'),
+  ('train/entropy', 'entropy', '.3f'),
+)
+
+FIGURES = (
+  dict(
+    file='pieces.png',
+    kind='bars',
+    title='One piece at a time (Switch, tables 3, 11; ST-MoE, tables 2 to 4)',
+    y='held-out loss, nats',
+    zoom=True,
+    metric=_HELD_OUT,
+    series={
+      'ST-MoE': (
+        ('baseline', 'baseline'),
+        ('no z-loss', 'no_z_loss'),
+        ('ReLU', 'relu'),
+        ('no norm gain', 'no_norm_scale'),
+        ('jitter', 'jitter'),
+        ('dropout', 'dropout'),
+      ),
+      'Switch': (
+        ('init 1.0', 'init_1.0'),
+        ('sampled', 'sampled'),
+        ('bf16, f32 router', 'bf16_selective'),
+        ('bf16', 'bf16_router'),
+      ),
+    },
+    # Baselines differ: ST-MoE's has a z-loss here, as ours has.
+    published={
+      'ST-MoE': (
+        ('baseline', 1.741),
+        ('no z-loss', 1.755),
+        ('ReLU', 1.849),
+        ('no norm gain', 2.020),
+        ('jitter', 1.777),
+        ('dropout', 1.822),
+      ),
+      'Switch': (
+        ('init 1.0', 3.60),
+        ('sampled', 1.570),
+        ('bf16, f32 router', 1.716),
+        ('bf16', 3.780),
+      ),
+    },
+  ),
+  dict(
+    file='z_loss.png',
+    kind='bars',
+    title='Squared logsumexp of the router by weight of the z-loss',
+    y='mean squared logsumexp',
+    metric=_Z,
+    series={
+      'end of training': (
+        ('0', 'no_z_loss'),
+        ('0.001', 'baseline'),
+        ('0.01', 'z_loss_0.01'),
+      )
+    },
+  ),
+  dict(
+    file='balance.png',
+    kind='bars',
+    title='Busiest expert by weight of the balance loss',
+    y='load, maximum / mean',
+    metric=_LOAD,
+    series={
+      'end of training': (
+        ('0', 'no_balance'),
+        ('0.01', 'baseline'),
+        ('0.1', 'balance_0.1'),
+      )
+    },
+  ),
+)

@@ -1,0 +1,85 @@
+"""Runs a study: all its arms with all their seeds, and resumes.
+
+  python -m experiments.sweep --workdir=/tmp/moe_jax/capacity_factor \\
+      --config=configs/ablations/capacity_factor.py:quick
+
+A run is one arm with one seed; the runs of a seed see the same data in the same
+order. WORKDIR/results.jsonl gets a line a run; a finished run is not repeated.
+A run that fails is recorded with its error and the rest goes on; the exit code
+is then 1. Fields of all arms change by --config.a.b=value. Several machines:
+
+  python -m experiments.sweep ... --array_task=$SLURM_ARRAY_TASK_ID/8
+"""
+
+import subprocess
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Study file, with :size; fields by --config.a.b=value.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory for everything that is written.', required=True
+)
+_ONLY = flags.DEFINE_list('only', [], 'Names of arms; default all.')
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 0, "In place of the study's; 0 is those."
+)
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print commands and time only.')
+_TASK = flags.DEFINE_string('array_task', '', "Part i of n, 'i/n', i from 0.")
+_JOBS = flags.DEFINE_integer('jobs', 1, 'Processes, on this machine.', 1)
+_ALLOW_DOWNLOAD = flags.DEFINE_bool(
+  'allow_download', False, 'Let TFDS download and prepare a missing data set.'
+)
+flags.mark_flag_as_required('config')
+
+
+def main(argv: list[str]) -> int:
+  """Runs what is left to run; 1 where a run failed."""
+  config = _CONFIG.value
+  from moe_jax.parallel import distributed
+
+  distributed.simulate(config.cpu_devices)
+  from moe_jax.studies import runner, study as study_lib
+
+  values = config_flags.get_override_values(flags.FLAGS['config'])
+  study = study_lib.load(
+    config_flags.get_config_filename(flags.FLAGS['config']),
+    config=config,
+    flags=values,
+    seeds=_SEEDS.value,
+  )
+  todo = runner.runs(study, _ONLY.value, _TASK.value)
+  if _DRY_RUN.value:
+    print(runner.plan(study, _WORKDIR.value, todo))
+    return 0
+  if _JOBS.value > 1:
+    if _TASK.value:
+      raise ValueError('--jobs and --array_task exclude each other')
+    return _fan_out(study, _JOBS.value)
+  failed = runner.sweep(
+    study, _WORKDIR.value, todo, allow_download=_ALLOW_DOWNLOAD.value
+  )
+  if failed:
+    print(f'{len(failed)} of {len(todo)} runs failed', file=sys.stderr)
+  return 1 if failed else 0
+
+
+def _fan_out(study, jobs: int) -> int:
+  """`jobs` processes, after one for what the arms start from."""
+  call = [sys.executable, '-m', 'experiments.sweep', *sys.argv[1:], '--jobs=1']
+  first = [a.name for a in study.arms if a.stage == 'pretrain']
+  if first and subprocess.call([*call, f'--only={",".join(first)}']):
+    return 1
+  started = [
+    subprocess.Popen([*call, f'--array_task={i}/{jobs}']) for i in range(jobs)
+  ]
+  return max(p.wait() for p in started)
+
+
+if __name__ == '__main__':
+  cli.run(main)

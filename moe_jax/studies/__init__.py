@@ -1,0 +1,1 @@
+"""Studies: arms times seeds, run once, and a verdict on each claim."""

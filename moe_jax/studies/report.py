@@ -1,0 +1,259 @@
+"""Verdicts written down: claims.json, results.md and figures."""
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_jax.plots import ablations, style
+from moe_jax.studies import results, study as study_lib, verdicts
+from moe_jax.training import writers
+
+CLAIMS, PAGE = 'claims.json', 'results.md'
+# In the order of a table: what was found first.
+OUTCOMES = (
+  verdicts.REPRODUCED,
+  verdicts.CONTRADICTED,
+  verdicts.INCONCLUSIVE,
+  verdicts.NOT_RUN,
+)
+
+
+def write(
+  study: study_lib.Study, rows: Sequence[results.Row], out: str | os.PathLike
+) -> list[verdicts.Verdict]:
+  """Judges all claims and writes claims.json, results.md and the figures.
+
+  Args:
+    study: whose claims.
+    rows: of results.jsonl.
+    out: a directory, made if missing.
+
+  Returns:
+    The verdicts, in the order of the claims.
+  """
+  out = pathlib.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  found = [verdicts.judge(c, rows) for c in study.claims]
+  writers.write_json(
+    out / CLAIMS,
+    {
+      'study': study.name,
+      'size': study.size,
+      'claims': [_record(v, study) for v in found],
+    },
+  )
+  (out / PAGE).write_text(page(study, rows, found))
+  for spec in study.figures:
+    fig = ablations.draw(
+      spec,
+      lambda metric, arm: _point(metric, arm, rows),
+      lambda arm: _curve(arm, rows),
+    )
+    style.png(fig, str(out / spec['file']))
+  return found
+
+
+def land(
+  study: study_lib.Study, workdir: str | os.PathLike, out: str | os.PathLike
+) -> None:
+  """Copies what `write` left, and the rows, to a directory for keeping."""
+  source, target = pathlib.Path(workdir), pathlib.Path(out)
+  target.mkdir(parents=True, exist_ok=True)
+  files = [results.FILE, CLAIMS, PAGE, *(f['file'] for f in study.figures)]
+  for name in files:
+    if source.resolve() != target.resolve():
+      shutil.copyfile(source / name, target / name)
+
+
+def _record(v: verdicts.Verdict, study: study_lib.Study) -> dict[str, Any]:
+  return dataclasses.asdict(v.claim) | {
+    'verdict': v.outcome,
+    'pairs': v.pairs,
+    'values': v.values,
+    'difference': v.difference,
+    'low': v.low,
+    'high': v.high,
+    'note': study.notes.get(v.claim.name, ''),
+  }
+
+
+def _point(metric, arm, rows) -> ablations.Point | None:
+  found = verdicts.values(metric, arm, rows)
+  return verdicts.interval(list(found.values())) if found else None
+
+
+def _curve(arm, rows) -> ablations.Curve | None:
+  curves = [
+    r['curve']
+    for (name, _), r in results.latest(rows).items()
+    if name == arm and 'curve' in r
+  ]
+  if not curves:
+    return None
+  return curves[0]['step'], np.mean([c['loss'] for c in curves], 0)
+
+
+def page(
+  study: study_lib.Study,
+  rows: Sequence[results.Row],
+  found: Sequence[verdicts.Verdict],
+) -> str:
+  """results.md: claims with verdicts, then arms, figures and how it was run."""
+  counts = collections.Counter(v.outcome for v in found)
+  told = ', '.join(f'{counts[o]} {o}' for o in OUTCOMES if counts[o])
+  parts = [
+    f'# {study.title}',
+    f'{len(found)} claims at size `{study.size}`: {told}. A difference is of '
+    'pairs of runs with the same seed and data order, with its 95 % paired t '
+    'interval; *reproduced* needs all of it beyond the smallest effect that '
+    'counts, which was fixed before any run.',
+    '## Claims',
+    _table(
+      ('claim', 'paper', 'published', 'here', 'counts', 'seeds', 'verdict'),
+      [_claim_cells(v) for v in found],
+    ),
+  ]
+  if study.notes:
+    parts.append('## Notes')
+    parts += [f'- `{name}`: {text}' for name, text in study.notes.items()]
+  parts += ['## Arms', _arms(study, rows)]
+  for spec in study.figures:
+    parts.append(f'![{spec["title"]}]({spec["file"]})')
+  parts += ['## How it was run', _how(study, rows)]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _claim_cells(v: verdicts.Verdict) -> list[str]:
+  c = v.claim
+  published = '; '.join(f'{k}: {x:g}' for k, x in c.published.items())
+  here = '-'
+  if v.outcome != verdicts.NOT_RUN:
+    here = f'{v.difference:+.4g} ({v.low:+.4g} to {v.high:+.4g})'
+  sign = {'lower': '< -', 'higher': '> ', 'equal': 'within ±'}[c.direction]
+  counts = f'{sign}{c.smallest_effect:g}'.replace('< -0', '< -0')
+  return [
+    f'{c.sentence} (`{c.arms[0]}` against `{c.arms[1]}`, '
+    f'{" and ".join(f"`{m}`" for m in dict.fromkeys(c.metrics))})',
+    f'{c.paper}, {c.table}',
+    published or '-',
+    here,
+    counts,
+    str(v.pairs),
+    f'**{v.outcome}**',
+  ]
+
+
+def _arms(study, rows) -> str:
+  header = ['arm', 'seeds', *(label for _, label, _ in study.columns)]
+  cells = []
+  states = collections.Counter(
+    (name, r['status']) for (name, _), r in results.latest(rows).items()
+  )
+  for arm in study.arms:
+    done = states[arm.name, results.DONE]
+    notes = [
+      f'{states[arm.name, s]} {s}'
+      for s in (results.DIVERGED, results.FAILED)
+      if states[arm.name, s]
+    ]
+    line = [f'`{arm.name}`', ', '.join([str(done), *notes])]
+    for metric, _, form in study.columns:
+      values = list(verdicts.values(metric, arm.name, rows).values())
+      line.append(_spread(values, form))
+    cells.append(line)
+  return 'Mean ± standard deviation over seeds.\n\n' + _table(header, cells)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+  if not values:
+    return '-'
+  mean = format(float(np.mean(values)), form)
+  if len(values) == 1:
+    return mean
+  return f'{mean} ± {format(float(np.std(values, ddof=1)), form)}'
+
+
+def _how(study, rows) -> str:
+  done = [r for r in results.latest(rows).values() if r['status'] == 'done']
+  flags = ' '.join(
+    f'--config.{k}={v}' for k, v in results.placeholders(study.flags).items()
+  )
+  spec = f'{study.path}:{study.size}'
+  lines = [
+    '```sh',
+    f'python -m experiments.sweep --config={spec} {flags}'.rstrip()
+    + f' --workdir=/tmp/moe_jax/{study.name}',
+    f'python -m experiments.verdict --workdir=experiments/results/{study.name}',
+    '```',
+    '',
+  ]
+  each = lambda f: ', '.join(sorted({str(f(r)) for r in done})) or '-'
+  total = sum(r['seconds'] for r in done)
+  lines += [
+    f'- runs: {len(done)}, {total / 60:.0f} minutes in all',
+    f'- seeds: {each(lambda r: r["seed"])}',
+    f'- commit: {each(lambda r: r["commit"])}',
+    f'- date: {each(lambda r: r["date"])}',
+    f'- machine: {each(_machine)}',
+    f'- data: {each(lambda r: r.get("data", "-"))}',
+  ]
+  return '\n'.join(lines)
+
+
+def _machine(row) -> str:
+  m = row['machine']
+  versions = ' '.join(
+    f'{k} {m["versions"][k]}' for k in ('jax', 'flax') if k in m['versions']
+  )
+  return f'{m["devices"]} x {m["device"]} ({m["threads"]} threads), {versions}'
+
+
+def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+  line = lambda c: '| ' + ' | '.join(v.replace('|', r'\|') for v in c) + ' |'
+  return '\n'.join(
+    [line(header), line(['---'] * len(header)), *map(line, cells)]
+  )
+
+
+def summary(found: Sequence[verdicts.Verdict]) -> list[tuple[str, ...]]:
+  """Cells for the terminal: claim, difference, interval, verdict."""
+  out = []
+  for v in found:
+    known = not math.isnan(v.difference)
+    out.append(
+      (
+        v.claim.name,
+        v.claim.direction,
+        f'{v.claim.smallest_effect:g}',
+        f'{v.difference:+.4g}' if known else '-',
+        f'{v.low:+.4g} to {v.high:+.4g}' if known else '-',
+        str(v.pairs),
+        v.outcome,
+      )
+    )
+  return out
+
+
+def source(rows: Sequence[results.Row], where: str) -> tuple[str, dict]:
+  """('configs/ablations/x.py:quick', flags) of the rows of a file.
+
+  Raises:
+    ValueError: no rows, or rows of several studies.
+  """
+  if not rows:
+    raise ValueError(f'{where} holds no results')
+  found = {
+    json.dumps([r['path'], r['study'], r['size'], r['flags']]) for r in rows
+  }
+  if len(found) > 1:
+    raise ValueError(f'{where} holds results of {len(found)} sweeps')
+  path, _, size, flags = json.loads(found.pop())
+  return f'{path}:{size}', flags

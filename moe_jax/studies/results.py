@@ -1,0 +1,171 @@
+"""results.jsonl: one JSON line a run, appended when the run is over.
+
+A line tells what ran, where and with what result, and no path of the machine:
+values of fields that are paths are replaced by the field's name in capitals.
+"""
+
+import datetime
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+import moe_jax
+from moe_jax.studies import study as study_lib
+from moe_jax.training import configs
+
+FILE = 'results.jsonl'
+DONE, DIVERGED, FAILED = 'done', 'diverged', 'failed'
+# What a run need not be done again for.
+FINISHED = (DONE, DIVERGED)
+_PATHS = ('data.dir', 'data.cache', 'data.task_file', 'train.init_from')
+
+Row = dict[str, Any]
+
+
+def placeholders(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields with every path replaced by a name: 'DIR' for data.dir."""
+  out = {}
+  for field, value in flat.items():
+    is_path = isinstance(value, str) and value.startswith(('/', '~'))
+    if value and (field in _PATHS or is_path):
+      value = field.rpartition('.')[2].upper()
+    out[field] = value
+  return out
+
+
+def without_paths(text: str) -> str:
+  """A message with the directories of its absolute paths cut off."""
+  return re.sub(r'(?<![\w.:/])~?/(?:[^\s/:\'",;]+/)*', '', text)
+
+
+def digest(config: Any) -> str:
+  """Of a run's config, less its seed and the machine's paths."""
+  flat = placeholders(configs.flatten(config))
+  flat.pop('seed', None)
+  for field in ('data.cache', 'train.init_from'):
+    flat.pop(field, None)
+  text = json.dumps(flat, sort_keys=True, default=list)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def append(path: pathlib.Path, row: Row) -> None:
+  """Adds a line, whole, also where others add theirs at the same time."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'a+b') as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    line = json.dumps(row, allow_nan=False).encode() + b'\n'
+    f.seek(0, os.SEEK_END)
+    if f.tell():
+      f.seek(-1, os.SEEK_END)
+      if f.read(1) != b'\n':  # what a kill left torn ends here
+        line = b'\n' + line
+    f.write(line)
+
+
+def read(path: pathlib.Path) -> list[Row]:
+  """The lines of a file, [] where there is none; torn lines are left out."""
+  if not path.exists():
+    return []
+  rows = []
+  for number, line in enumerate(path.read_text(errors='replace').split('\n')):
+    try:
+      row = json.loads(line) if line.strip() else None
+    except ValueError:
+      logging.warning('%s: line %s is torn', path, number + 1)
+      continue
+    if isinstance(row, dict) and {'arm', 'seed', 'status'} <= row.keys():
+      rows.append(row)
+  return rows
+
+
+def latest(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+  """The row of each (arm, seed): the first finished one, else the last."""
+  found: dict[tuple[str, int], Row] = {}
+  for row in rows:
+    key = row['arm'], row['seed']
+    if key not in found or found[key]['status'] not in FINISHED:
+      found[key] = row
+  return found
+
+
+def check(path: pathlib.Path, study: study_lib.Study) -> list[Row]:
+  """`read`, of a file that is to hold this study's results.
+
+  Raises:
+    ValueError: results of another study, size or config; names what differs.
+  """
+  rows = read(path)
+  for row in rows:
+    theirs, ours = (
+      f'{row.get("study")}:{row.get("size")}',
+      f'{study.name}:{study.size}',
+    )
+    if theirs != ours:
+      raise ValueError(
+        f'{path} holds results of {theirs}, this is {ours}; choose another '
+        'workdir'
+      )
+  arms = {a.name: digest(study.config_of(a, 0)) for a in study.arms}
+  for row in latest(rows).values():
+    name = row['arm']
+    if name in arms and row['config_digest'] != arms[name]:
+      raise ValueError(
+        f'{path} holds results of arm {name!r} with another config'
+        f'{_difference(row, study)}; choose another workdir'
+      )
+  return rows
+
+
+def _difference(row: Row, study: study_lib.Study) -> str:
+  """What is known of it: the arm's overrides, and the command line's."""
+  theirs = row.get('overrides', {}) | row.get('flags', {})
+  ours = dict(study.arm(row['arm']).overrides) | dict(study.flags)
+  theirs, ours = (
+    placeholders(json.loads(json.dumps(v, default=list)))
+    for v in (theirs, ours)
+  )
+  shown = lambda v, k: repr(v[k]) if k in v else 'the default'
+  changed = [
+    f'{k} is {shown(theirs, k)} there, {shown(ours, k)} here'
+    for k in sorted(theirs.keys() | ours.keys())
+    if theirs.get(k) != ours.get(k)
+  ]
+  return f' ({"; ".join(changed)})' if changed else ' (the file has changed)'
+
+
+def metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+  """All finite numbers of a summary, nested ones by 'a/b'; no lists."""
+  out = {}
+  for k, v in summary.items():
+    if isinstance(v, Mapping):
+      out |= {f'{k}/{n}': x for n, x in metrics(v).items()}
+    elif isinstance(v, int | float) and not isinstance(v, bool):
+      if math.isfinite(v):
+        out[k] = v
+  return out
+
+
+def commit() -> str:
+  """Of the code that runs; '' outside of a repository."""
+  root = pathlib.Path(moe_jax.__file__).parent.parent
+  git = lambda *args: subprocess.run(
+    ['git', '-C', str(root), *args], capture_output=True, text=True
+  ).stdout.strip()
+  try:
+    changed = git('status', '--porcelain', '--untracked-files=no')
+    return git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')
+  except OSError:
+    return ''
+
+
+def today() -> str:
+  return datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d')

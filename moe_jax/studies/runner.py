@@ -1,0 +1,290 @@
+"""Runs a study's arms, one after the other, in one process.
+
+WORKDIR/results.jsonl          a line a run
+WORKDIR/runs/<arm>/<seed>/     the workdir of a run, with log.txt
+WORKDIR/data/, WORKDIR/jit_cache/   shared by all runs
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from moe_jax.benchmarks import machine
+from moe_jax.studies import results, study as study_lib
+from moe_jax.training import loop, session as session_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One arm with one seed."""
+
+  arm: study_lib.Arm
+  seed: int
+
+  @property
+  def key(self) -> tuple[str, int]:
+    return self.arm.name, self.seed
+
+  @property
+  def directory(self) -> str:
+    """Of the run, in the workdir of the sweep."""
+    return f'runs/{self.arm.name}/{self.seed}'
+
+
+def runs(
+  study: study_lib.Study, only: Sequence[str] = (), task: str = ''
+) -> list[Run]:
+  """The runs to do, 'pretrain' first, the seeds of an arm together.
+
+  Args:
+    study: whose arms.
+    only: names of arms; () is all, and named arms bring what they start from.
+    task: 'i/n', i from 0: that part of the runs of stage 'arm', all of which
+      are in exactly one part; 'pretrain' runs are in none. '' is all.
+
+  Raises:
+    ValueError: an unknown arm, or a task that is no 'i/n'.
+  """
+  wanted = {study.arm(name).name for name in only}
+  wanted |= {study.arm(name).init_from for name in only}
+  arms = [a for a in study.arms if not only or a.name in wanted]
+  every = [Run(a, seed) for a in arms for seed in a.seeds]
+  if not task:
+    return every
+  index, count = _task(task)
+  every = [r for r in every if r.arm.stage == 'arm']
+  return every[len(every) * index // count : len(every) * (index + 1) // count]
+
+
+def _task(task: str) -> tuple[int, int]:
+  index, _, count = task.partition('/')
+  if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    raise ValueError(
+      f'array_task={task!r}; expected i/n with i from 0 to n - 1'
+    )
+  return int(index), int(count)
+
+
+def command(study: study_lib.Study, run: Run, workdir: str) -> str:
+  """What runs this run alone; paths of the command line by their names."""
+  flat = {**study.flags, **run.arm.overrides, 'seed': run.seed}
+  flat = results.placeholders(flat)
+  if run.arm.init_from:
+    source = Run(study.arm(run.arm.init_from), _first(study, run.arm))
+    flat['train.init_from'] = f'{workdir}/{source.directory}'
+  parts = [
+    'python -m experiments.train',
+    f'--config={study.path}:{study.size}',
+    *(f'--config.{k}={_flag(v)}' for k, v in flat.items()),
+    f'--workdir={workdir}/{run.directory}',
+  ]
+  return ' '.join([parts[0], *map(shlex.quote, parts[1:])])
+
+
+def _flag(value: Any) -> str:
+  return str(value)
+
+
+def _first(study, arm) -> int:
+  return study.arm(arm.init_from).seeds[0]
+
+
+def seconds_a_run(study: study_lib.Study, rows: Sequence[results.Row]) -> float:
+  """Mean of the finished runs, or the file's estimate; 0 is unknown."""
+  done = [r['seconds'] for r in rows if r['status'] == results.DONE]
+  return sum(done) / len(done) if done else study.seconds
+
+
+def sweep(
+  study: study_lib.Study,
+  workdir: str,
+  todo: Sequence[Run],
+  *,
+  say: Callable[[str], None] = lambda s: print(s, flush=True),
+  allow_download: bool = False,
+) -> list[results.Row]:
+  """Does the runs that are not finished; a failure does not stop the rest.
+
+  Args:
+    study: of the runs.
+    workdir: of the sweep; a finished run in it is not repeated.
+    todo: from `runs`.
+    say: is given a line at a time.
+    allow_download: lets TFDS download.
+
+  Returns:
+    The rows of the runs that failed.
+
+  Raises:
+    ValueError: the workdir holds another study's results, or a 'pretrain' run
+      that is needed is in none of `todo` and not done.
+  """
+  root = pathlib.Path(workdir)
+  path = root / results.FILE
+  rows = results.check(path, study)
+  finished = {
+    k
+    for k, r in results.latest(rows).items()
+    if r['status'] in results.FINISHED
+  }
+  left = [r for r in todo if r.key not in finished]
+  _check_sources(study, left, finished)
+  root.mkdir(parents=True, exist_ok=True)
+  jax.config.update('jax_compilation_cache_dir', str(root / 'jit_cache'))
+  if len(left) < len(todo):
+    say(f'{len(todo) - len(left)} of {len(todo)} runs are finished already')
+  failed, session, arm = [], None, None
+  for i, run in enumerate(left):
+    if run.arm is not arm:
+      session, arm = None, run.arm
+    row, session = _one(study, run, root, session, allow_download)
+    results.append(path, row)
+    rows.append(row)
+    if row['status'] == results.FAILED:
+      failed.append(row)
+    each = seconds_a_run(study, rows)
+    remaining = (len(left) - i - 1) * each
+    say(_line(row, i + 1, len(left), remaining))
+  return failed
+
+
+def _check_sources(study, left, finished) -> None:
+  here = {r.key for r in left}
+  for run in left:
+    if not run.arm.init_from:
+      continue
+    key = run.arm.init_from, _first(study, run.arm)
+    if key not in here | finished:
+      raise ValueError(
+        f'arm {run.arm.name!r} starts from {key[0]!r}, which has not been run: '
+        f'run --only={key[0]} first'
+      )
+
+
+def _one(study, run, root, session, allow_download):
+  """The row of a run, and the session to use for the arm's next seed."""
+  config = study.config_of(run.arm, run.seed)
+  began = time.monotonic()
+  directory = root / run.directory
+  directory.mkdir(parents=True, exist_ok=True)
+  row = {
+    'study': study.name,
+    'path': study.path,
+    'size': study.size,
+    'arm': run.arm.name,
+    'stage': run.arm.stage,
+    'seed': run.seed,
+    'status': results.DONE,
+    'overrides': results.placeholders(run.arm.overrides),
+    'flags': results.placeholders(study.flags),
+    'config_digest': results.digest(study.config_of(run.arm, 0)),
+    'command': command(study, run, 'WORKDIR'),
+    'commit': results.commit(),
+    'date': results.today(),
+    'machine': machine.describe(),
+  }
+  if run.arm.init_from:
+    row['init_from'] = run.arm.init_from
+  with config.unlocked():
+    config.data.cache = config.data.cache or str(root / 'data')
+    if run.arm.init_from:
+      source = Run(study.arm(run.arm.init_from), _first(study, run.arm))
+      config.train.init_from = str(root / source.directory)
+  try:
+    with _logged(directory / 'log.txt'):
+      if session is None:
+        session = session_lib.make(
+          config, str(root), allow_download=allow_download
+        )
+      summary = loop.train(
+        config,
+        str(directory),
+        allow_download=allow_download,
+        session=session,
+      )
+    row['data'] = session.data.fingerprint[:16]
+    row['metrics'] = results.metrics(summary)
+    if 'curve' in summary:
+      row['curve'] = summary['curve']
+  except FloatingPointError as e:
+    row |= {'status': results.DIVERGED, 'error': _error(e)}
+  except Exception as e:  # whatever it is, the other arms go on
+    row |= {'status': results.FAILED, 'error': _error(e)}
+    session = None
+  row['seconds'] = round(time.monotonic() - began, 2)
+  return row, session
+
+
+def _error(e: Exception) -> str:
+  text = ' '.join(str(e).split())
+  return results.without_paths(f'{type(e).__name__}: {text}')[:500]
+
+
+@contextlib.contextmanager
+def _logged(path: pathlib.Path):
+  """What is printed inside goes to a file, a run's own progress included."""
+  with (
+    open(path, 'a') as f,
+    contextlib.redirect_stdout(f),
+    contextlib.redirect_stderr(f),
+  ):
+    yield
+
+
+def _line(row: results.Row, done: int, total: int, remaining: float) -> str:
+  width = len(str(total))
+  found = row.get('metrics', {})
+  parts = [f'[{done:>{width}}/{total}] {row["arm"]} seed {row["seed"]}']
+  if row['status'] != results.DONE:
+    parts.append(f'{row["status"].upper()}: {row["error"]}')
+  if 'train/loss' in found:
+    parts.append(f'loss {found["train/loss"]:.4f}')
+  if 'train/dropped' in found:
+    parts.append(f'dropped {100 * found["train/dropped"]:.1f} %')
+  parts.append(f'{row["seconds"]:.0f} s')
+  if remaining:
+    parts.append(f'{duration(remaining)} left')
+  return '  '.join(parts)
+
+
+def duration(seconds: float) -> str:
+  """'40 s', '12 min', '3 h 05 min'."""
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  minutes = round(seconds / 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours} h {minutes:02} min' if hours else f'{minutes} min'
+
+
+def plan(study: study_lib.Study, workdir: str, todo: Sequence[Run]) -> str:
+  """What `sweep` would do: a command a run, and how long all would take."""
+  rows = results.check(pathlib.Path(workdir) / results.FILE, study)
+  latest = results.latest(rows)
+  lines, left = [], 0
+  for run in todo:
+    done = latest.get(run.key, {}).get('status') in results.FINISHED
+    left += not done
+    mark = '# finished: ' if done else ''
+    lines.append(f'{mark}{command(study, run, workdir)}')
+  each = seconds_a_run(study, rows)
+  estimate = (
+    f'about {duration(left * each)} in one process'
+    if each
+    else ('for an unknown time')
+  )
+  source = (
+    'as the finished ones took'
+    if any(r['status'] == results.DONE for r in rows)
+    else 'as the study file says'
+  )
+  lines.append(
+    f'{left} of {len(todo)} runs to do, {estimate}'
+    + (f' ({each:.0f} s a run, {source})' if each else '')
+  )
+  return '\n'.join(lines)

@@ -1,0 +1,276 @@
+"""What a study file says: its arms, and the claims that they are to test.
+
+A study is a config file with more names in it:
+
+  get_config(arg)    the config that all arms start from, by size: 'quick',
+                     'gpu' or 'paper'
+  sweep(add, size)   calls `add(name, overrides)` for each arm: what differs, by
+                     dotted field
+  CLAIMS             a tuple of dicts, see `Claim`; fixed before any run
+  SEEDS              {size: how many}
+  SECONDS            {size: of one run, for estimates}
+  COLUMNS            ((metric, label, format), ...) of the table of arms
+  FIGURES            a tuple of dicts, see `plots.ablations`
+  NOTES              {claim: why it came out so}; the one that comes afterwards
+"""
+
+import copy
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from moe_jax import registry
+from moe_jax.training import configs
+
+SIZES = ('quick', 'gpu', 'paper')
+DIRECTIONS = ('lower', 'higher', 'equal')
+KINDS = ('quality', 'deterministic')
+STAGES = ('pretrain', 'arm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One setting, run with several seeds.
+
+  Attributes:
+    name: of letters, digits, '_', '.', '-'; a directory's name.
+    overrides: values by dotted field.
+    seeds: values of `config.seed`.
+    init_from: the 'pretrain' arm whose checkpoint it starts from, or ''.
+    stage: 'pretrain' arms run first, and once.
+  """
+
+  name: str
+  overrides: Mapping[str, Any]
+  seeds: tuple[int, ...]
+  init_from: str = ''
+  stage: str = 'arm'
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """What a paper says, made testable; declared before any run.
+
+  Attributes:
+    name: of the claim.
+    paper, table: where it stands; a table or a figure.
+    sentence: in our words.
+    metric: of a run's summary, or a call of `verdicts.DERIVED`; a pair where
+      the arms are looked at in two ways.
+    direction: of the first arm's metric against the second's: 'lower',
+      'higher', or 'equal'.
+    smallest_effect: the difference that counts; of 'equal', the margin.
+    arms: (a, b).
+    published: {label: number}, beside ours; {} where there is none.
+    kind: 'quality', or 'deterministic' for counts, costs and drops.
+    seeds_needed: pairs without which there is no verdict.
+  """
+
+  name: str
+  paper: str
+  table: str
+  sentence: str
+  metric: str | tuple[str, str]
+  direction: str
+  smallest_effect: float
+  arms: tuple[str, str]
+  published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  kind: str = 'quality'
+  seeds_needed: int = 3
+
+  @property
+  def metrics(self) -> tuple[str, str]:
+    """Of the first and of the second arm."""
+    m = self.metric
+    return (m, m) if isinstance(m, str) else m
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A study file at one size.
+
+  Attributes:
+    name, size: of the file, and of its argument.
+    path: relative to the working directory; of a file elsewhere its name.
+    title: the first line of the file's docstring.
+    config: ConfigDict that the arms start from, command line included.
+    flags: what the command line changed, by dotted field.
+    arms, claims: in the order declared; 'pretrain' arms first.
+    seconds: one run's, as estimated in the file; 0 is unknown.
+    columns, figures, notes: as in the file.
+  """
+
+  name: str
+  size: str
+  path: str
+  title: str
+  config: Any
+  flags: Mapping[str, Any]
+  arms: tuple[Arm, ...]
+  claims: tuple[Claim, ...]
+  seconds: float
+  columns: tuple
+  figures: tuple
+  notes: Mapping[str, str]
+
+  def arm(self, name: str) -> Arm:
+    """The arm of that name."""
+    by_name = {a.name: a for a in self.arms}
+    if name not in by_name:
+      raise registry.unknown(f'arm of {self.name}', name, by_name)
+    return by_name[name]
+
+  def config_of(self, arm: Arm, seed: int) -> Any:
+    """The config of one run, locked; `train.init_from` is the runner's.
+
+    Raises:
+      ValueError: an override of a field that does not exist.
+    """
+    config = copy.deepcopy(self.config)
+    known = configs.flatten(config)
+    with config.unlocked():
+      for field, value in arm.overrides.items():
+        if field not in known and not _open_field(config, field):
+          raise registry.unknown(f'field of arm {arm.name}', field, known)
+        config.update_from_flattened_dict({field: value})
+      config.seed = seed
+    return config
+
+
+def _open_field(config, field: str) -> bool:
+  """`moe.decoder` takes any field of moe."""
+  group, _, name = field.rpartition('.')
+  return group == 'moe.decoder' and name in config.moe
+
+
+def load(
+  spec: str,
+  *,
+  config: Any = None,
+  flags: Mapping[str, Any] | None = None,
+  seeds: int = 0,
+) -> Study:
+  """Reads a study file.
+
+  Args:
+    spec: 'configs/ablations/capacity_factor.py:quick'.
+    config: in place of the file's, where the command line changed fields.
+    flags: these fields.
+    seeds: of every arm in place of the file's number; 0 is the file's.
+
+  Raises:
+    ValueError: no such file or size, a file that is no study, arms or claims
+      that do not fit; says which.
+  """
+  path, _, size = spec.partition(':')
+  size = size or SIZES[0]
+  if size not in SIZES:
+    raise registry.unknown('size', size, SIZES)
+  module = _module(path)
+  for name in ('get_config', 'sweep', 'CLAIMS', 'SEEDS'):
+    if not hasattr(module, name):
+      raise ValueError(f'{path} is no study: it has no {name}')
+  if seeds < 0:
+    raise ValueError(f'seeds={seeds}; a number above 0 is wanted')
+  config = module.get_config(size) if config is None else config
+  name = pathlib.Path(path).stem
+  arms = _arms(module, size, seeds or module.SEEDS[size], config.seed)
+  tested = {a.name for a in arms if a.stage == 'arm'}
+  claims = tuple(_claim(c, name, tested) for c in module.CLAIMS)
+  _check_unique('claim', [c.name for c in claims])
+  notes = getattr(module, 'NOTES', {})
+  for n in notes:
+    if n not in {c.name for c in claims}:
+      raise registry.unknown(f'claim in NOTES of {name}', n, notes)
+  return Study(
+    name=name,
+    size=size,
+    path=_relative(path),
+    title=(module.__doc__ or name).strip().splitlines()[0].rstrip('.'),
+    config=config,
+    flags=dict(flags or {}),
+    arms=arms,
+    claims=claims,
+    seconds=float(getattr(module, 'SECONDS', {}).get(size, 0)),
+    columns=tuple(getattr(module, 'COLUMNS', ())),
+    figures=tuple(getattr(module, 'FIGURES', ())),
+    notes=notes,
+  )
+
+
+def _relative(path: str) -> str:
+  full, here = pathlib.Path(path).resolve(), pathlib.Path.cwd().resolve()
+  return str(full.relative_to(here)) if here in full.parents else full.name
+
+
+def _module(path: str):
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f'no study file {path}')
+  # The name is one of ours: a wrong value in the file is the user's mistake.
+  name = f'configs.ablations.{pathlib.Path(path).stem}'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def _arms(module, size: str, seeds: int, first: int) -> tuple[Arm, ...]:
+  found: list[Arm] = []
+
+  def add(name, overrides, *, seeds=seeds, init_from='', stage='arm'):
+    if not name or set(name) - _NAME:
+      raise ValueError(f'arm {name!r}: a name of letters, digits, _ . - only')
+    if stage not in STAGES:
+      raise registry.unknown(f'stage of arm {name}', stage, STAGES)
+    count = 1 if stage == 'pretrain' else seeds
+    every = tuple(range(first, first + count))
+    found.append(Arm(name, dict(overrides), every, init_from or '', stage))
+
+  module.sweep(add, size)
+  _check_unique('arm', [a.name for a in found])
+  before = [a.name for a in found if a.stage == 'pretrain']
+  for a in found:
+    if a.init_from and a.init_from not in before:
+      raise registry.unknown(f'init_from of arm {a.name}', a.init_from, before)
+  return tuple(sorted(found, key=lambda a: STAGES.index(a.stage)))
+
+
+_NAME = frozenset(
+  'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-'
+)
+
+
+def _claim(fields: Mapping[str, Any], study: str, arms: set[str]) -> Claim:
+  what = f'claim {fields.get("name", "?")!r} of {study}'
+  valid = [f.name for f in dataclasses.fields(Claim)]
+  for k in fields:
+    if k not in valid:
+      raise registry.unknown(f'field of {what}', k, valid)
+  try:
+    claim = Claim(**fields)
+  except TypeError as e:
+    raise ValueError(f'{what}: {e}') from None
+  for field, value, choices in (
+    ('direction', claim.direction, DIRECTIONS),
+    ('kind', claim.kind, KINDS),
+    *(('arm', a, arms) for a in claim.arms),
+  ):
+    if value not in choices:
+      raise registry.unknown(f'{field} of {what}', str(value), choices)
+  if not claim.smallest_effect >= 0:
+    raise ValueError(f'{what}: smallest_effect={claim.smallest_effect} < 0')
+  if claim.direction == 'equal' and not claim.smallest_effect:
+    raise ValueError(f"{what}: direction 'equal' needs a margin above 0")
+  if len(claim.arms) != 2 or len(claim.metrics) != 2:
+    raise ValueError(f'{what}: two arms, and one metric or two, are wanted')
+  if claim.seeds_needed < (1 if claim.kind == 'deterministic' else 2):
+    raise ValueError(f'{what}: seeds_needed={claim.seeds_needed} is too few')
+  return claim
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+  for n in names:
+    if names.count(n) > 1:
+      raise ValueError(f'{what} {n!r} twice')

@@ -1,0 +1,174 @@
+"""A verdict on each claim: paired differences and their interval.
+
+A pair is the two arms with the same seed, which saw the same data in the same
+order; the difference of a pair is free of what the seed did to both.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from moe_jax import registry
+from moe_jax.studies import results, study as study_lib
+
+REPRODUCED = 'reproduced'
+CONTRADICTED = 'contradicted'
+INCONCLUSIVE = 'inconclusive'
+NOT_RUN = 'not run'
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What the runs say of a claim.
+
+  Attributes:
+    claim: as declared.
+    outcome: one of the four.
+    pairs: seeds that both arms finished.
+    values: means of the two arms over these; nan without a pair.
+    difference, low, high: mean of a less b over the pairs, and its 95 % paired
+      t interval; nan where there are too few pairs.
+  """
+
+  claim: study_lib.Claim
+  outcome: str
+  pairs: int
+  values: tuple[float, float]
+  difference: float
+  low: float
+  high: float
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+  """(mean, low, high) of a 95 % t interval.
+
+  Equal differences give a point, be it of one pair.
+  """
+  d = np.asarray(differences, np.float64)
+  mean, n = float(d.mean()), len(d)
+  if n == 1 or np.ptp(d) == 0:
+    return mean, mean, mean
+  half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * stats.sem(d))
+  return mean, mean - half, mean + half
+
+
+def decide(direction: str, smallest: float, low: float, high: float) -> str:
+  """The outcome for an interval of the difference a less b.
+
+  'reproduced' where the whole interval is beyond the smallest effect in the
+  claimed direction, 'contradicted' where it is beyond it in the other; for
+  'equal' where it is within the margin, or wholly outside of it.
+  """
+  if direction == 'equal':
+    if -smallest <= low and high <= smallest:
+      return REPRODUCED
+    outside = low > smallest or high < -smallest
+    return CONTRADICTED if outside else INCONCLUSIVE
+  if direction == 'lower':
+    low, high = -high, -low
+  if low > smallest:
+    return REPRODUCED
+  return CONTRADICTED if high < -smallest else INCONCLUSIVE
+
+
+def judge(claim: study_lib.Claim, rows: Sequence[results.Row]) -> Verdict:
+  """The verdict on a claim from the rows of results.jsonl."""
+  a, b = (
+    values(metric, arm, rows) for metric, arm in zip(claim.metrics, claim.arms)
+  )
+  seeds = sorted(a.keys() & b.keys())
+  if len(seeds) < claim.seeds_needed:
+    nan = math.nan
+    return Verdict(claim, NOT_RUN, len(seeds), (nan, nan), nan, nan, nan)
+  mean, low, high = interval([a[s] - b[s] for s in seeds])
+  outcome = decide(claim.direction, claim.smallest_effect, low, high)
+  means = tuple(float(np.mean([v[s] for s in seeds])) for v in (a, b))
+  return Verdict(claim, outcome, len(seeds), means, mean, low, high)
+
+
+def values(
+  metric: str, arm: str, rows: Sequence[results.Row]
+) -> dict[int, float]:
+  """{seed: value} of an arm; seeds without the metric are left out.
+
+  Args:
+    metric: of a run's summary, or a call of DERIVED.
+    arm: its name.
+    rows: of the whole study.
+  """
+  done = {
+    k: r for k, r in results.latest(rows).items() if r['status'] == results.DONE
+  }
+  if '(' in metric:
+    return registry.call(metric, DERIVED, 'derived metric')(arm, done)
+  return {
+    seed: float(row['metrics'][metric])
+    for (name, seed), row in done.items()
+    if name == arm and metric in row['metrics']
+  }
+
+
+Done = Mapping[tuple[str, int], results.Row]
+
+
+def steps_to_loss(of: str):
+  """Steps to the loss that the arm `of` ends with, of the same seed.
+
+  Both losses are window means of the training curve, the end is the last
+  window. An arm that does not get there counts with all of its steps.
+  """
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    found = {}
+    for (name, seed), row in done.items():
+      other = done.get((of, seed), {})
+      if name != arm or not ('curve' in row and 'curve' in other):
+        continue
+      target = other['curve']['loss'][-1]
+      found[seed] = steps_to(row['curve'], target)
+    return found
+
+  return measure
+
+
+def steps_to(curve: Mapping[str, Sequence[float]], target: float) -> float:
+  """The step at which a curve first falls to `target`, between its points."""
+  steps, losses = curve['step'], curve['loss']
+  for i, loss in enumerate(losses):
+    if loss > target:
+      continue
+    if i == 0:
+      return float(steps[0])
+    part = (losses[i - 1] - target) / (losses[i - 1] - loss)
+    return float(steps[i - 1] + part * (steps[i] - steps[i - 1]))
+  return float(steps[-1])
+
+
+def deviation(metric: str):
+  """Distance from the arm's median over seeds: the spread, seed by seed.
+
+  Differences of it between two arms are what Brown and Forsythe's test of equal
+  variances looks at (JASA 69, 1974).
+  """
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    found = {
+      seed: row['metrics'][metric]
+      for (name, seed), row in done.items()
+      if name == arm and metric in row['metrics']
+    }
+    middle = np.median(list(found.values())) if found else 0.0
+    return {seed: float(abs(v - middle)) for seed, v in found.items()}
+
+  return measure
+
+
+DERIVED: dict[str, Any] = {
+  'steps_to_loss': steps_to_loss,
+  'deviation': deviation,
+}

@@ -1,0 +1,513 @@
+"""Studies: statistics, verdicts, runs that resume, and what is written."""
+
+import itertools
+import json
+import math
+import pathlib
+
+import pytest
+
+from configs import quickstart
+from experiments import sweep as sweep_main
+from moe_jax.plots import ablations
+from moe_jax.studies import (
+  report,
+  results,
+  runner,
+  study as study_lib,
+  verdicts,
+)
+from moe_jax.training import loop, session as session_lib
+
+STUDY = '''"""A study for tests: two arms.
+
+More.
+"""
+from configs import quickstart
+
+SEEDS = {{'quick': 3}}
+SECONDS = {{'quick': 90}}
+COLUMNS = (('loss', 'the loss', '.2f'), ('absent', 'none', '.2f'))
+
+
+def get_config(arg='quick'):
+  return quickstart.get_config()
+
+
+def sweep(add, size):
+  add('a', {{'train.steps': 7}}{first})
+  add('b', {{'train.steps': 8, 'moe.decoder.router': 'switch()'}})
+{more}
+
+CLAIMS = (
+  dict(name='a_better', paper='P', table='table 1', sentence='A is better.',
+       metric='loss', direction='lower', smallest_effect=0.1, arms=('a', 'b'),
+       published={{'a': 1.5}}, seeds_needed=2),
+  dict(name='same_count', paper='P', table='table 2', sentence='Same.',
+       metric='count', direction='equal', smallest_effect=0.5, arms=('a', 'b'),
+       kind='deterministic', seeds_needed=1),
+  dict(name='spread', paper='P', table='table 3', sentence='Spread.',
+       metric="deviation(metric='loss')", direction='higher',
+       smallest_effect=0.0, arms=('a', 'b')),
+)
+FIGURES = (
+  dict(file='f.png', kind='lines', title='T', x='x', y='y', metric='loss',
+       series={{'s': ((1, 'a'), (2, 'b'), (3, 'b', 'absent'))}},
+       published={{'s': ((1, 2.0), (2, 3.0))}}),
+  dict(file='g.png', kind='bars', title='T', y='y', metric='loss',
+       series={{'s': (('one', 'a'), ('two', 'b'))}}),
+  dict(file='h.png', kind='curves', title='T', x='x', y='y',
+       series={{'A': 'a', 'B': 'b'}}),
+)
+'''
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  _study_file(tmp_path)
+  return 'toy.py'
+
+
+def _study_file(tmp_path, first='', more='', **replaced):
+  text = STUDY.format(first=first, more=more)
+  for old, new in replaced.items():
+    assert old in text
+    text = text.replace(old, new)
+  file = tmp_path / 'toy.py'
+  file.write_text(text)
+  return str(file)
+
+
+class Fake:
+  """In place of training: what ran, and what each run answers."""
+
+  def __init__(self, monkeypatch):
+    self.made, self.ran, self.fail = [], [], {}
+    monkeypatch.setattr(session_lib, 'make', self._make)
+    monkeypatch.setattr(loop, 'train', self._train)
+
+  def _make(self, config, workdir, allow_download):
+    del workdir, allow_download
+    self.made.append(config.train.steps)
+    session = lambda: None
+    session.data = lambda: None
+    session.data.fingerprint = 'f' * 64
+    return session
+
+  def _train(self, config, workdir, *, allow_download, session):
+    del allow_download, session
+    arm, seed = pathlib.Path(workdir).parts[-2:]
+    self.ran.append((arm, int(seed)))
+    assert config.seed == int(seed)
+    if error := self.fail.pop((arm, int(seed)), None):
+      raise error
+    print('into the log')
+    base = {'a': 1.0, 'b': 2.0}.get(arm, 9.0)
+    return {
+      'loss': base + 0.01 * config.seed,
+      'count': 5,
+      'nested': {'x': 1.5},
+      'mesh': 'text',
+      'not_finite': math.nan,
+      'flag': True,
+      'curve': {'step': [1, 2], 'loss': [base + 1, base]},
+    }
+
+
+@pytest.fixture
+def fake(monkeypatch):
+  return Fake(monkeypatch)
+
+
+def _sweep(study, workdir, todo=None, said=None):
+  todo = runner.runs(study) if todo is None else todo
+  say = (said if said is not None else []).append
+  return runner.sweep(study, str(workdir), todo, say=say)
+
+
+def test_interval_is_the_textbooks():
+  """t of 0.975 by degrees of freedom, as tables print it."""
+  for d, t in (
+    ([1.0, 3.0], 12.70620),
+    ([0.1, 0.2, 0.4, 0.5, 0.8], 2.776445),
+  ):
+    n, mean = len(d), sum(d) / len(d)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in d) / (n - 1))
+    half = t * deviation / math.sqrt(n)
+    got = verdicts.interval(d)
+    assert got == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
+
+
+def test_interval_without_variance_is_a_point():
+  assert verdicts.interval([0.5] * 4) == (0.5, 0.5, 0.5)
+  assert verdicts.interval([2]) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+  ('direction', 'low', 'high', 'outcome'),
+  [
+    ('higher', 0.11, 0.2, 'reproduced'),
+    ('higher', 0.1, 0.2, 'inconclusive'),  # beyond it, not at it
+    ('higher', -0.2, -0.11, 'contradicted'),
+    ('higher', -0.2, -0.1, 'inconclusive'),
+    ('higher', -0.05, 0.05, 'inconclusive'),
+    ('lower', -0.2, -0.11, 'reproduced'),
+    ('lower', -0.2, -0.1, 'inconclusive'),
+    ('lower', 0.11, 0.2, 'contradicted'),
+    ('equal', -0.1, 0.1, 'reproduced'),
+    ('equal', -0.1, 0.11, 'inconclusive'),
+    ('equal', 0.1, 0.2, 'inconclusive'),
+    ('equal', 0.11, 0.2, 'contradicted'),
+    ('equal', -0.2, -0.11, 'contradicted'),
+  ],
+)
+def test_rule_at_its_edges(direction, low, high, outcome):
+  assert verdicts.decide(direction, 0.1, low, high) == outcome
+
+
+def test_no_effect_that_counts_is_above_zero():
+  assert verdicts.decide('higher', 0.0, 0.0, 0.0) == 'inconclusive'
+  assert verdicts.decide('higher', 0.0, 1e-9, 1.0) == 'reproduced'
+
+
+def _row(arm, seed, status='done', **metrics):
+  return {'arm': arm, 'seed': seed, 'status': status, 'metrics': metrics}
+
+
+def _claim(**fields):
+  base = dict(
+    name='c',
+    paper='',
+    table='',
+    sentence='',
+    metric='loss',
+    direction='lower',
+    smallest_effect=0.1,
+    arms=('a', 'b'),
+  )
+  return study_lib.Claim(**(base | fields))
+
+
+def test_pairs_are_of_the_same_seed():
+  """Noise of the seed that both arms share leaves the difference sharp."""
+  rows = [
+    *(_row('a', s, loss=10.0 * s) for s in range(4)),
+    *(_row('b', s, loss=10.0 * s + 1 + 0.01 * s) for s in (3, 2, 1, 0)),
+    _row('b', 9, loss=0.0),  # without a partner
+    {'arm': 'a', 'seed': 9, 'status': 'diverged'},
+  ]
+  v = verdicts.judge(_claim(), rows)
+  assert (v.outcome, v.pairs) == ('reproduced', 4)
+  assert v.difference == pytest.approx(-1.015)
+  # By hand: sd of 0, .01, .02, .03 is 0.0129099; t(3) = 3.18245.
+  assert v.high - v.difference == pytest.approx(3.18245 * 0.0129099 / 2, 1e-4)
+  assert v.values == pytest.approx((15.0, 16.015))
+
+
+def test_too_few_pairs_are_not_run():
+  rows = [_row('a', s, loss=0.0) for s in range(2)]
+  rows += [_row('b', s, loss=1.0) for s in range(2)]
+  assert verdicts.judge(_claim(), rows).outcome == 'not run'
+  assert verdicts.judge(_claim(seeds_needed=2), rows).outcome == 'reproduced'
+  absent = verdicts.judge(_claim(metric='other', seeds_needed=2), rows)
+  assert absent.outcome == 'not run' and math.isnan(absent.difference)
+
+
+def test_one_checkpoint_by_two_metrics():
+  rows = [_row('a', s, x=1.0, y=1.5) for s in range(3)]
+  v = verdicts.judge(_claim(metric=('x', 'y'), arms=('a', 'a')), rows)
+  assert v.outcome == 'reproduced' and v.difference == -0.5
+
+
+def test_steps_to_loss():
+  curve = {'step': [10, 20, 30], 'loss': [5.0, 3.0, 2.0]}
+  assert verdicts.steps_to(curve, 4.0) == 15.0
+  assert verdicts.steps_to(curve, 6.0) == 10.0
+  assert verdicts.steps_to(curve, 1.0) == 30.0  # never: all of its steps
+  rows = [
+    _row('a', 0) | {'curve': curve},
+    _row('b', 0) | {'curve': {'step': [10, 20, 30], 'loss': [5, 4, 2.5]}},
+    _row('a', 1) | {'curve': curve},
+  ]
+  found = verdicts.values("steps_to_loss(of='b')", 'a', rows)
+  assert found == {0: 25.0}
+  assert verdicts.values("steps_to_loss(of='b')", 'b', rows) == {0: 30.0}
+
+
+def test_deviation_is_from_the_median():
+  rows = [_row('a', s, loss=v) for s, v in enumerate((1.0, 2.0, 7.0))]
+  found = verdicts.values("deviation(metric='loss')", 'a', rows)
+  assert found == {0: 1.0, 1: 0.0, 2: 5.0}
+
+
+def test_a_study_is_read(path):
+  study = study_lib.load(f'{path}:quick')
+  assert (study.name, study.title) == ('toy', 'A study for tests: two arms')
+  assert [a.seeds for a in study.arms] == [(0, 1, 2)] * 2
+  assert study.config_of(study.arm('b'), 4).train.steps == 8
+  assert study.config_of(study.arm('b'), 4).moe.decoder.router == 'switch()'
+  assert study.config_of(study.arm('a'), 4).seed == 4
+  assert study.config.train.steps == quickstart.get_config().train.steps
+  assert study_lib.load(path, seeds=2).arm('a').seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+  ('replaced', 'message'),
+  [
+    ({"'train.steps': 7": "'train.stepz': 7"}, "field of arm a 'train.stepz'"),
+    ({"'b', {": "'a', {"}, "arm 'a' twice"),
+    ({"'b', {": "'b/c', {"}, "arm 'b/c': a name of letters"),
+    ({"arms=('a', 'b')": "arms=('a', 'z')"}, "'z'; valid: a, b"),
+    ({"'higher'": "'up'"}, "'up'; valid: equal, higher, lower"),
+    ({'smallest_effect=0.5': 'smallest_effect=0'}, 'needs a margin above 0'),
+    ({'seeds_needed=2': 'seeds_needed=1'}, 'seeds_needed=1 is too few'),
+    ({"paper='P', table='table 2'": "papr='P'"}, "unknown field of .*'papr'"),
+    ({"paper='P', table='table 2', ": "paper='P', "}, "missing .*'table'"),
+    ({"name='spread'": "name='a_better'"}, "claim 'a_better' twice"),
+    ({'CLAIMS = (': 'OTHER = ('}, 'is no study: it has no CLAIMS'),
+  ],
+)
+def test_a_wrong_study_says_why(tmp_path, replaced, message):
+  path = _study_file(tmp_path, **replaced)
+  with pytest.raises(ValueError, match=message):
+    study = study_lib.load(path)
+    study.config_of(study.arm('a'), 0)
+
+
+def test_a_missing_study_or_size(path):
+  with pytest.raises(ValueError, match=r'no study file nowhere\.py'):
+    study_lib.load('nowhere.py')
+  with pytest.raises(ValueError, match="size 'huge'; valid: gpu, paper, quick"):
+    study_lib.load(f'{path}:huge')
+
+
+def test_runs_are_arm_by_arm(path):
+  study = study_lib.load(path)
+  keys = [r.key for r in runner.runs(study)]
+  assert keys == [(a, s) for a in 'ab' for s in range(3)]
+  assert {r.arm.name for r in runner.runs(study, ['b'])} == {'b'}
+  with pytest.raises(ValueError, match="arm of toy 'c'; valid: a, b"):
+    runner.runs(study, ['c'])
+
+
+@pytest.mark.parametrize('count', range(1, 9))
+def test_array_tasks_are_a_partition(path, count):
+  study = study_lib.load(path)
+  parts = [
+    [r.key for r in runner.runs(study, task=f'{i}/{count}')]
+    for i in range(count)
+  ]
+  assert list(itertools.chain(*parts)) == [r.key for r in runner.runs(study)]
+  sizes = [len(p) for p in parts]
+  assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize('task', ['2/2', 'x', '1', '-1/2', '1/x'])
+def test_a_wrong_task(path, task):
+  with pytest.raises(ValueError, match='expected i/n'):
+    runner.runs(study_lib.load(path), task=task)
+
+
+def test_a_sweep_resumes(path, tmp_path, fake):
+  study, work = study_lib.load(path), tmp_path / 'w'
+  fake.fail[('b', 1)] = KeyboardInterrupt()
+  with pytest.raises(KeyboardInterrupt):
+    _sweep(study, work)
+  assert fake.ran == [('a', 0), ('a', 1), ('a', 2), ('b', 0), ('b', 1)]
+  # A kill in the middle of a line.
+  with open(work / results.FILE, 'a') as f:
+    f.write('{"arm": "b", "seed": 1, "sta')
+  fake.ran, said = [], []
+  assert not _sweep(study, work, said=said)
+  assert fake.ran == [('b', 1), ('b', 2)]
+  rows = results.read(work / results.FILE)
+  assert [(r['arm'], r['seed']) for r in rows] == [
+    (a, s) for a in 'ab' for s in range(3)
+  ]
+  assert said[0] == '4 of 6 runs are finished already'
+  fake.ran = []
+  _sweep(study, work)
+  assert not fake.ran
+
+
+def test_seeds_of_an_arm_share_a_session(path, tmp_path, fake):
+  _sweep(study_lib.load(path), tmp_path / 'w')
+  assert fake.made == [7, 8]
+
+
+def test_a_failing_run_is_recorded_and_the_rest_goes_on(path, tmp_path, fake):
+  study, work = study_lib.load(path), tmp_path / 'w'
+  fake.fail[('a', 1)] = RuntimeError(f'cannot read {tmp_path}/x/data.txt\nhere')
+  fake.fail[('b', 2)] = FloatingPointError('loss is nan at step 3')
+  said = []
+  failed = _sweep(study, work, said=said)
+  assert [(r['arm'], r['seed']) for r in failed] == [('a', 1)]
+  assert failed[0]['error'] == 'RuntimeError: cannot read data.txt here'
+  assert 'a seed 1  FAILED: RuntimeError: cannot read' in said[1]
+  assert len(fake.ran) == 6
+  assert fake.made == [7, 7, 8]  # a session that failed is not trusted
+  # Divergence is a result; a failure is tried again.
+  fake.ran = []
+  assert not _sweep(study, work)
+  assert fake.ran == [('a', 1)]
+  latest = results.latest(results.read(work / results.FILE))
+  assert latest['a', 1]['status'] == 'done'
+  assert latest['b', 2]['status'] == 'diverged'
+
+
+def test_other_results_are_refused(path, tmp_path, fake):
+  study, work = study_lib.load(path), tmp_path / 'w'
+  _sweep(study, work)
+  changed = study_lib.load(path, flags={'train.batch_size': 16})
+  with changed.config.unlocked():
+    changed.config.train.batch_size = 16
+  with pytest.raises(ValueError) as e:
+    _sweep(changed, work)
+  assert str(e.value) == (
+    f"{work / results.FILE} holds results of arm 'a' with another config "
+    '(train.batch_size is the default there, 16 here); choose another workdir'
+  )
+  other = _study_file(tmp_path, **{"'train.steps': 8": "'train.steps': 9"})
+  with pytest.raises(ValueError, match=r'train\.steps is 8 there, 9 here'):
+    _sweep(study_lib.load(other), work)
+  rows = results.read(work / results.FILE)
+  (work / results.FILE).write_text(json.dumps(rows[0] | {'size': 'gpu'}))
+  with pytest.raises(ValueError, match='results of toy:gpu, this is toy:quick'):
+    _sweep(study, work)
+
+
+def test_data_elsewhere_is_the_same_config(path, tmp_path, fake):
+  """Where the data lies is the machine's; whether there is any is not."""
+  study, other = study_lib.load(path), study_lib.load(path)
+  for s, where in ((study, '/here'), (other, '/there')):
+    with s.config.unlocked():
+      s.config.data.dir = where
+  _sweep(study, tmp_path / 'w')
+  fake.ran = []
+  _sweep(other, tmp_path / 'w')
+  assert not fake.ran
+
+
+def test_no_path_of_the_machine_is_written(path, tmp_path, fake):
+  flags = {'data.dir': str(tmp_path / 'data'), 'data.cache': '/x/y'}
+  study = study_lib.load(str(tmp_path / path), flags=flags)
+  fake.fail[('a', 0)] = OSError(2, 'no such file', str(tmp_path / 'data/z.txt'))
+  _sweep(study, tmp_path / 'w')
+  rows = results.read(tmp_path / 'w' / results.FILE)
+  text = (tmp_path / 'w' / results.FILE).read_text()
+  assert str(tmp_path) not in text and '/x/y' not in text
+  assert rows[0]['error'].endswith("'z.txt'")
+  assert '--config.data.dir=DIR' in rows[1]['command']
+  assert '--workdir=WORKDIR/runs/a/1' in rows[1]['command']
+  assert rows[1]['metrics'].keys() == {'loss', 'count', 'nested/x'}
+  assert rows[1]['data'] == 'f' * 16
+  assert 'into the log' in (tmp_path / 'w/runs/a/1/log.txt').read_text()
+
+
+def test_pretraining_comes_first_and_once(tmp_path, monkeypatch, fake):
+  path = _study_file(
+    tmp_path,
+    first=", init_from='base'",
+    more="  add('base', {'train.steps': 3}, stage='pretrain')",
+  )
+  study = study_lib.load(path)
+  assert [r.key for r in runner.runs(study)][:2] == [('base', 0), ('a', 0)]
+  assert len(runner.runs(study)) == 7
+  assert next(r.key for r in runner.runs(study, ['a'])) == ('base', 0)
+  part = runner.runs(study, task='0/1')
+  assert ('base', 0) not in [r.key for r in part]
+  with pytest.raises(ValueError, match="'base', which has not been run: run"):
+    _sweep(study, tmp_path / 'w', part)
+  command = runner.command(study, part[0], 'W')
+  assert '--config.train.init_from=W/runs/base/0' in command
+
+
+def test_plan_shows_commands_and_time(path, tmp_path, fake):
+  study, work = study_lib.load(path), tmp_path / 'w'
+  text = runner.plan(study, 'W', runner.runs(study)).splitlines()
+  assert len(text) == 7
+  assert text[0] == (
+    f'python -m experiments.train --config={path}:quick '
+    '--config.train.steps=7 --config.seed=0 --workdir=W/runs/a/0'
+  )
+  assert text[-1] == (
+    '6 of 6 runs to do, about 9 min in one process (90 s a run, as the study '
+    'file says)'
+  )
+  _sweep(study, work, runner.runs(study, ['a']))
+  text = runner.plan(study, str(work), runner.runs(study)).splitlines()
+  assert text[2].startswith('# finished: ') and text[3].startswith('python')
+  assert text[-1].startswith('3 of 6 runs to do, about ')
+  assert text[-1].endswith('as the finished ones took)')
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [(0.4, '0 s'), (89, '89 s'), (91, '2 min'), (7500, '2 h 05 min')],
+)
+def test_duration(seconds, text):
+  assert runner.duration(seconds) == text
+
+
+def test_verdicts_are_written_and_kept(path, tmp_path, fake):
+  study, work, kept = study_lib.load(path), tmp_path / 'w', tmp_path / 'kept'
+  _sweep(study, work)
+  rows = results.read(work / results.FILE)
+  found = report.write(study, rows, work)
+  assert [v.outcome for v in found] == [
+    'reproduced',
+    'reproduced',
+    'inconclusive',
+  ]
+  report.land(study, work, kept)
+  assert {p.name for p in kept.iterdir()} == {
+    'results.jsonl',
+    'claims.json',
+    'results.md',
+    'f.png',
+    'g.png',
+    'h.png',
+  }
+  claims = json.loads((kept / 'claims.json').read_text())['claims']
+  assert claims[0]['verdict'] == 'reproduced'
+  assert claims[0]['low'] == pytest.approx(-1.0)
+  text = (kept / 'results.md').read_text()
+  assert '3 claims at size `quick`: 2 reproduced, 1 inconclusive.' in text
+  assert '| a: 1.5 | -1 (-1 to -1) | < -0.1 | 3 | **reproduced** |' in text
+  assert '| `a` | 3 | 1.01 ± 0.01 | - |' in text
+  # Again from what was kept, with the same outcome.
+  spec, flags = report.source(results.read(kept / results.FILE), 'there')
+  assert (spec, flags) == (f'{path}:quick', {})
+  report.land(study, kept, kept)
+
+
+def test_a_study_elsewhere_is_named_only(tmp_path):
+  study = study_lib.load(_study_file(tmp_path))
+  assert study.path == 'toy.py'
+
+
+def test_results_of_nothing(tmp_path):
+  with pytest.raises(ValueError, match='there holds no results'):
+    report.source([], 'there')
+
+
+def test_an_unknown_figure():
+  with pytest.raises(ValueError, match="'pie'; valid: bars, curves, lines"):
+    ablations.draw({'kind': 'pie'}, None, None)
+
+
+def test_jobs_share_the_runs(path, monkeypatch):
+  """One process for what comes first, then a part of the runs for each."""
+  calls = []
+
+  class Process:
+    def __init__(self, call):
+      calls.append(call[-1])
+
+    def wait(self):
+      return len(calls) - 1
+
+  monkeypatch.setattr(sweep_main.subprocess, 'Popen', Process)
+  assert sweep_main._fan_out(study_lib.load(path), 2) == 1
+  assert calls == ['--array_task=0/2', '--array_task=1/2']
