@@ -69,3 +69,60 @@ def llama4(x_TD, params, bias_E, mask_T, *, k):
   weight = np.take_along_axis(s, expert, 1)
   probs = s / s.sum(-1, keepdims=True)
   return Choice(expert, weight, probs, logits, weight_on='input')
+
+
+def top_p(x_TD, params, bias_E, mask_T, *, p, k=0, strict=False):
+  """The shortest prefix that holds p, an expert at a time."""
+  logits = linear(x_TD, params)
+  probs = softmax(logits)
+  T, E = probs.shape
+  expert, weight = np.full((T, k or E), E), np.zeros((T, k or E))
+  for t in range(T):
+    held = 0.0
+    for j, e in enumerate(best(probs[t] + bias_E, k or E)):
+      expert[t, j], weight[t, j] = e, probs[t, e]
+      held += probs[t, e]
+      if held > p or (held == p and not strict):
+        break
+  return Choice(expert, weight, probs, logits)
+
+
+def relu(x_TD, params, bias_E, mask_T, *, k=0):
+  """Every expert above the bar, largest first."""
+  logits = linear(x_TD, params)
+  T, E = logits.shape
+  expert, weight = np.full((T, k or E), E), np.zeros((T, k or E))
+  probs = np.zeros((T, E))
+  for t in range(T):
+    for j, e in enumerate(best(logits[t] + bias_E, k or E)):
+      if logits[t, e] + bias_E[e] > 0:
+        expert[t, j], weight[t, j] = e, max(logits[t, e], 0.0)
+    gates = [max(l, 0.0) for l in logits[t]]
+    if sum(gates):
+      probs[t] = np.array(gates) / sum(gates)
+  return Choice(expert, weight, probs, logits)
+
+
+def cosine(x_TD, params, bias_E, mask_T, *, k):
+  """Cosines by the angle's definition, over the temperature."""
+  low, centers = x_TD @ params['kernel'], params['experts']
+  logits = np.zeros((len(low), len(centers)))
+  for t, a in enumerate(low):
+    for e, b in enumerate(centers):
+      logits[t, e] = a @ b / math.sqrt((a @ a) * (b @ b))
+  logits /= max(1 / params['sharpness'][0], 0.01)
+  probs = softmax(logits)
+  expert = np.array([best(p + bias_E, k) for p in probs])
+  weight = np.take_along_axis(probs, expert, 1)
+  if k > 1:
+    weight /= weight.sum(1, keepdims=True)
+  return Choice(expert, weight, probs, logits)
+
+
+def round_robin(x_TD, params, bias_E, mask_T, *, k):
+  """Dealt like cards."""
+  expert, E, turn = np.zeros((len(x_TD), k), int), len(bias_E), 0
+  for t in range(len(x_TD)):
+    for j in range(k):
+      expert[t, j], turn = turn, (turn + 1) % E
+  return Choice(expert, np.full(expert.shape, 1 / k), None, None)

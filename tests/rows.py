@@ -208,6 +208,22 @@ ROUTERS = (
     causal=False,
     train=True,
   ),
+  Row('top_p()', '2403.07652', routers.plain(scores.top_p, p=0.4)),
+  Row(
+    'top_p(p=0.95, max_choices=3, strict=True)',
+    '2403.07652',
+    routers.plain(scores.top_p, p=0.95, k=3, strict=True),
+  ),
+  Row('relu()', '2412.14711', routers.plain(scores.relu)),
+  Row('relu(max_choices=2)', '2412.14711', routers.plain(scores.relu, k=2)),
+  Row('cosine()', '2204.09179', routers.plain(scores.cosine, k=1)),
+  Row('cosine(k=2)', '2204.09179', routers.plain(scores.cosine, k=2)),
+  Row(
+    'round_robin(k=3)',
+    '',
+    routers.plain(scores.round_robin, k=3),
+    permutes=False,
+  ),
 )
 
 # Their slots are mixtures of tokens: other contracts, in test_soft.py.
@@ -244,6 +260,7 @@ BALANCING = (
   Row("load_loss(scope='global')", '2106.05974', reference.load_loss),
   Row('loss_free_bias()', '2408.15664', state=True),
   Row('bip()', '2502.15451', state=True),
+  Row('relu_loss()', '2412.14711', state=True),
   Row('bip(clip=False, before=False, iterations=1)', '2502.15451', state=True),
   Row('null_loss()', '2406.13233', reference_balancing.null_loss),
   Row(

@@ -1,0 +1,69 @@
+"""ReLU routing: every expert with a positive logit, weighted by it.
+
+Wang et al., "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing",
+ICLR 2025, arXiv:2412.14711, section 3: the weights are ReLU(x W), continuous in
+x, so that an expert comes and goes with weight 0. How many are used is up to
+`relu_loss`, whose factor adapts; without it about half of all experts are, at
+the start and perhaps ever after. A token may use none.
+
+Equations as recalled, not checked against the paper. A selection bias moves the
+bar, not the weights. `max_choices` bounds the buffers; beyond it the smallest
+are lost. In a decoder binding capacity leaks: see `top_k`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.routers import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class Relu(base.Router):
+  """From 0 to `max_choices` experts a token.
+
+  Attributes:
+    max_choices: 0 is all experts.
+    init_std: as in `base.init_linear`.
+  """
+
+  max_choices: int = 0
+  init_std: float | None = None
+
+  def __post_init__(self):
+    if self.max_choices:
+      base.check_k('relu', self.max_choices)
+
+  def check(self, E):
+    if self.max_choices:
+      base.check_k('relu', self.max_choices, E)
+
+  def init(self, key, E, D):
+    return base.init_linear(key, E, D, self.init_std)
+
+  def __call__(self, params, x_TD, ctx):
+    logits_TE = base.linear_logits(params, x_TD)
+    E = logits_TE.shape[-1]
+    k = self.max_choices or E
+    scores_TE, solved_E = base.biased(logits_TE, k, ctx)
+    score_TK, expert_TK = jax.lax.top_k(scores_TE, k)
+    gates_TE = jax.nn.relu(logits_TE)
+    weight_TK = jnp.take_along_axis(gates_TE, expert_TK, -1)
+    used_TK = score_TK > 0
+    return base.from_choices(
+      jnp.where(used_TK, expert_TK, E),
+      jnp.where(used_TK, weight_TK, 0),
+      ctx,
+      E,
+      logits_TE=logits_TE,
+      probs_TE=base.shares(gates_TE),
+      terms={'gates': gates_TE},
+      solved_E=solved_E,
+    )
+
+  def experts_per_token(self, E):
+    """Those of the start, where half of the logits are positive."""
+    return min(E / 2, float(self.max_choices or E))

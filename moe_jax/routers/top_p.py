@@ -1,0 +1,75 @@
+"""Dynamic top-p: as many experts as it takes to hold a share p of the mass.
+
+Huang et al., "Harder Tasks Need More Experts: Dynamic Routing in MoE Models",
+ACL 2024, arXiv:2403.07652, section 2: of the softmax, sorted, the shortest
+prefix whose sum reaches p; the combine weights are the raw probabilities. The
+paper's model has p = 0.4 and 16 experts in every second layer. Pair it with
+`switch_loss` and `entropy_loss`: without the latter the router flattens its
+probabilities, and more and more experts are used.
+
+The released code wants the sum to exceed p (`strict`), which differs where a
+prefix sums to p exactly. Differs from both: `max_choices` bounds the
+buffers; mass beyond it is lost. In a decoder binding capacity leaks: see
+`top_k`.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.routers import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class TopP(base.Linear):
+  """From 1 to `max_choices` experts a token.
+
+  Attributes:
+    p: probability to be held, above 0, at most 1.
+    max_choices: 0 is all experts.
+    strict: whether the sum must exceed p.
+  """
+
+  p: float = 0.4
+  max_choices: int = 0
+  strict: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 < self.p <= 1:
+      raise ValueError(f'top_p: p={self.p}; valid: above 0, at most 1')
+    if self.max_choices:
+      base.check_k('top_p', self.max_choices)
+
+  def check(self, E):
+    if self.max_choices:
+      base.check_k('top_p', self.max_choices, E)
+
+  def __call__(self, params, x_TD, ctx):
+    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    E = probs_TE.shape[-1]
+    k = self.max_choices or E
+    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, k)
+    _, expert_TK = jax.lax.top_k(scores_TE, k)
+    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
+    # What those before hold; summed without itself, or rounding could differ.
+    before_TK = jnp.pad(jnp.cumsum(weight_TK, -1)[:, :-1], ((0, 0), (1, 0)))
+    used_TK = before_TK <= self.p if self.strict else before_TK < self.p
+    return base.from_choices(
+      jnp.where(used_TK, expert_TK, E),
+      jnp.where(used_TK, weight_TK, 0),
+      ctx,
+      E,
+      logits_TE=logits_TE,
+      probs_TE=probs_TE,
+      terms=terms,
+      solved_E=solved_E,
+    )
+
+  def experts_per_token(self, E):
+    """Those of uniform probabilities, the most that a router reaches."""
+    return float(min(math.ceil(self.p * E), self.max_choices or E))
