@@ -126,3 +126,64 @@ def round_robin(x_TD, params, bias_E, mask_T, *, k):
     for j in range(k):
       expert[t, j], turn = turn, (turn + 1) % E
   return Choice(expert, np.full(expert.shape, 1 / k), None, None)
+
+
+def smooth_step(x, g):
+  """By cases, as COMET writes it."""
+  if x <= -g / 2:
+    return 0.0
+  if x >= g / 2:
+    return 1.0
+  return -2 * x**3 / g**3 + 3 * x / (2 * g) + 0.5
+
+
+def _mixed(gates, bias_E):
+  """Every expert with a gate above 0, in the order of gate + bias."""
+  T, E = gates.shape
+  expert, weight = np.full((T, E), E), np.zeros((T, E))
+  for t in range(T):
+    used = [e for e in best(gates[t] + bias_E, E) if gates[t, e] > 0]
+    expert[t, : len(used)] = used
+    weight[t, : len(used)] = gates[t, used]
+  probs = gates / gates.sum(1, keepdims=True)
+  return Choice(expert, weight, probs, np.log(np.maximum(probs, 1e-6)))
+
+
+def dselect_k(x_TD, params, bias_E, mask_T, *, k, width=1.0):
+  """Each selector reads the expert's number bit by bit, the lowest first."""
+  T, E = len(x_TD), len(bias_E)
+  bits = math.ceil(math.log2(E))
+  gates = np.zeros((T, E))
+  for t in range(T):
+    mix = softmax(x_TD[t] @ params['mix'])
+    z = x_TD[t] @ params['bits']
+    for j in range(k):
+      for e in range(E):
+        r = 1.0
+        for b, digit in enumerate(reversed(format(e, f'0{bits}b'))):
+          s = smooth_step(z[j * bits + b], width)
+          r *= s if digit == '1' else 1 - s
+        gates[t, e] += mix[j] * r
+  return _mixed(gates, bias_E)
+
+
+def comet(x_TD, params, bias_E, mask_T, *, k, width=1.0):
+  """Each tree from its leaves to the root, by parents."""
+  T, E = len(x_TD), len(bias_E)
+  gates = np.zeros((T, E))
+  for t in range(T):
+    z = x_TD[t] @ params['splits'] + params['split_bias']
+    a = x_TD[t] @ params['leaves']
+    score = np.full((k, E), -np.inf)
+    for j in range(k):
+      for e in range(E):
+        node, reach = e + E - 1, 1.0
+        while node:
+          parent = (node - 1) // 2
+          s = smooth_step(z[j * (E - 1) + parent], width)
+          reach *= s if node == 2 * parent + 1 else 1 - s
+          node = parent
+        if reach > 0:
+          score[j, e] = a[j * E + e] + math.log(reach)
+    gates[t] = softmax(score.reshape(-1)).reshape(k, E).sum(0)
+  return _mixed(gates, bias_E)

@@ -218,6 +218,18 @@ ROUTERS = (
   Row('relu(max_choices=2)', '2412.14711', routers.plain(scores.relu, k=2)),
   Row('cosine()', '2204.09179', routers.plain(scores.cosine, k=1)),
   Row('cosine(k=2)', '2204.09179', routers.plain(scores.cosine, k=2)),
+  Row('dselect_k()', '2106.03760', routers.plain(scores.dselect_k, k=2)),
+  Row(
+    'dselect_k(k=3, width=0.3)',
+    '2106.03760',
+    routers.plain(scores.dselect_k, k=3, width=0.3),
+  ),
+  Row('comet()', '2306.02824', routers.plain(scores.comet, k=2)),
+  Row(
+    'comet(k=3, width=0.3)',
+    '2306.02824',
+    routers.plain(scores.comet, k=3, width=0.3),
+  ),
   Row(
     'round_robin(k=3)',
     '',
@@ -288,6 +300,7 @@ BALANCING = (
     '2306.04640',
     losses.mutual_information,
   ),
+  Row('selector_loss()', '2106.03760'),
   Row('top1_loss()', '2512.16248', losses.top1_loss),
   Row(
     "loss_free_bias(update_by='proportional', centered=True)",

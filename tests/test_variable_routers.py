@@ -7,6 +7,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
+from moe_jax.routers import base as routers
 
 
 def route(spec, logits_TE):
@@ -108,6 +109,87 @@ def test_relu_loss_seeks_its_sparsity(k, change):
   )
 
 
+def gate(spec, params, x_TD):
+  x_TD = jnp.asarray(x_TD, jnp.float32)
+  router = registry.build('routers', spec)
+  E = 5
+  router.check(E)
+  ctx = types.Context(
+    key=None,
+    mask_T=jnp.ones(len(x_TD), bool),
+    selection_bias_E=jnp.zeros(E),
+  )
+  return router, params or router.init(jax.random.key(0), E, 6), x_TD, ctx
+
+
+X = np.random.default_rng(3).normal(size=(40, 6))
+
+
+def test_smooth_step():
+  step = lambda x: routers.smooth_step(jnp.float32(x), 1.0)
+  for x, want in (
+    (-9, 0),
+    (-0.5, 0),
+    (-0.25, 0.15625),
+    (0.25, 0.84375),
+    (9, 1),
+  ):
+    assert step(x) == want
+  assert jax.grad(step)(0.0) == 1.5
+  assert jax.grad(lambda x: routers.smooth_step(x, 0.5))(0.0) == 3
+
+
+@pytest.mark.parametrize('spec', ['dselect_k(k=2)', 'comet(k=2)'])
+def test_smooth_gates_are_dense_then_sparse(spec):
+  """All experts at the start, at most k once every step is saturated."""
+  router, params, x_TD, ctx = gate(spec, None, X)
+  r = router(params, x_TD, ctx)
+  assert used(r) == 40 * 5
+  hard = jax.tree.map(lambda v: 1e5 * v, params)
+  hard = {
+    k: v if k in ('bits', 'splits') else params[k] for k, v in hard.items()
+  }
+
+  def total(params):
+    r = router(params, x_TD, ctx)
+    return (r.weight_N**2).sum(), r
+
+  (_, r), grad = jax.value_and_grad(total, has_aux=True)(hard)
+  per_token = (np.asarray(r.expert_N).reshape(5, 40) < 5).sum(0)
+  assert per_token.max() <= 2 and per_token.mean() > 1
+  for leaf in jax.tree.leaves(grad):
+    assert np.isfinite(leaf).all()
+  np.testing.assert_allclose(r.terms['selector_entropy'], 0, atol=1e-4)
+
+
+def test_comet_weights_sum_to_one():
+  router, params, x_TD, ctx = gate('comet(k=3, width=0.02)', None, X)
+  r = router(params, x_TD, ctx)
+  np.testing.assert_allclose(r.weight_N.reshape(5, 40).sum(0), 1, rtol=1e-5)
+
+
+def test_dselect_k_loses_what_lies_on_no_expert():
+  """Five experts and three bits: at the start 5 of 8 numbers exist."""
+  router, params, x_TD, ctx = gate('dselect_k()', None, X)
+  r = router(params, x_TD, ctx)
+  total = r.weight_N.reshape(5, 40).sum(0)
+  np.testing.assert_allclose(total, 5 / 8, atol=0.02)
+  np.testing.assert_allclose(r.terms['selector_reach'], 2 * 8 / 5, atol=0.1)
+
+
+def test_selector_loss_needs_selectors():
+  rule = registry.build('balancing', 'selector_loss(reach=0.1)')
+  router, params, x_TD, ctx = gate('comet()', None, X)
+  r = jax.tree.map(lambda v: v[None], router(params, x_TD, ctx))
+  with pytest.raises(ValueError, match='no selector_reach; it goes with dsel'):
+    rule.stats(balancing.Sums(r, ctx.mask_T[None], 1))
+  router, params, x_TD, ctx = gate('dselect_k()', None, X)
+  r = jax.tree.map(lambda v: v[None], router(params, x_TD, ctx))
+  stats = rule.stats(balancing.Sums(r, ctx.mask_T[None], 1))
+  want = np.mean(r.terms['selector_entropy'] + 0.1 * r.terms['selector_reach'])
+  np.testing.assert_allclose(rule.loss(stats, None), [want], rtol=1e-5)
+
+
 ERRORS = [
   ('routers', 'top_p(p=0)', 'p=0; valid: above 0, at most 1'),
   ('routers', 'top_p(p=1.1)', 'p=1.1; valid: above 0, at most 1'),
@@ -117,6 +199,9 @@ ERRORS = [
   ('routers', 'cosine(d_low=0)', 'd_low=0 must be at least 1'),
   ('routers', 'cosine(temperature=0.001)', 'must be at least floor=0.01'),
   ('routers', 'round_robin(k=9)', 'k=9 exceeds num_experts=8'),
+  ('routers', 'comet(width=0)', 'width=0 must be above 0'),
+  ('routers', 'dselect_k(width=0)', 'width=0 must be above 0'),
+  ('balancing', 'selector_loss(reach=-1)', 'reach=-1 is negative'),
   ('balancing', 'relu_loss(growth=1)', 'growth=1 must be above 1'),
   ('balancing', 'relu_loss(k=0)', 'k=0 must be above 0'),
 ]

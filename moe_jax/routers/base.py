@@ -201,6 +201,41 @@ def shares(v_TN: jax.Array) -> jax.Array:
   return v_TN / jnp.maximum(v_TN.sum(-1, keepdims=True), 1e-20)
 
 
+def smooth_step(x: jax.Array, width: float) -> jax.Array:
+  """A cubic from 0, up to -width / 2, to 1, from width / 2.
+
+  Hazimeh et al. 2020, arXiv:2002.07772, equation 5; slope 1.5 / width at 0. Of
+  -x it is 1 less that of x, to more digits than the difference has.
+  """
+  u = jnp.clip(x / width + 0.5, 0, 1)
+  return u * u * (3 - 2 * u)
+
+
+def mixture(
+  gates_TE: jax.Array, ctx: types.Context, **rest: Any
+) -> types.Routing:
+  """Every expert whose gate is above 0, weighted by it; the largest first.
+
+  Edges are T x E, unused ones included. The selection bias moves the order
+  alone. `logits_TE` is the logarithm of the gates' shares, at least that of
+  1e-6: such routers have none.
+  """
+  E, probs_TE = gates_TE.shape[-1], shares(gates_TE)
+  gate_TE = jax.lax.stop_gradient(gates_TE)
+  score_TE = jnp.where(gate_TE > 0, gate_TE + ctx.selection_bias_E, -jnp.inf)
+  score_TK, expert_TK = jax.lax.top_k(score_TE, E)
+  used_TK = score_TK > -jnp.inf
+  return from_choices(
+    jnp.where(used_TK, expert_TK, E),
+    jnp.where(used_TK, jnp.take_along_axis(gates_TE, expert_TK, -1), 0),
+    ctx,
+    E,
+    logits_TE=jnp.log(jnp.maximum(probs_TE, 1e-6)),
+    probs_TE=probs_TE,
+    **rest,
+  )
+
+
 def limited(
   scores_TE: jax.Array, groups: int, kept: int, per_group: int
 ) -> jax.Array:
