@@ -168,6 +168,16 @@ def test_comet_weights_sum_to_one():
   np.testing.assert_allclose(r.weight_N.reshape(5, 40).sum(0), 1, rtol=1e-5)
 
 
+def test_comet_ignores_the_score_of_a_leaf_out_of_reach():
+  router, params, _, ctx = gate('comet(k=1)', None, X)
+  # All go left, to the first node of the lowest level; another shines.
+  hard = params | {'split_bias': jnp.full(4, 9.0)}
+  hard['leaves'] = jnp.zeros((6, 5)).at[:, 0].set(1000.0)
+  r = router(hard, jnp.ones((40, 6)), ctx)
+  np.testing.assert_array_equal(r.expert_N[:40], 3)
+  np.testing.assert_allclose(r.weight_N[:40], 1)
+
+
 def test_dselect_k_loses_what_lies_on_no_expert():
   """Five experts and three bits: at the start 5 of 8 numbers exist."""
   router, params, x_TD, ctx = gate('dselect_k()', None, X)
