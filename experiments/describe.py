@@ -13,6 +13,8 @@ with, divides by the target tokens alone (a decoder's are all it has).
 `all_to_all_bytes_per_step` is what leaves its device, all devices together,
 whatever the collective, at balanced loads. `experiments.plan` compares
 dispatches, and counts a layer's buffers.
+--methods prints all methods of the repository instead, a line each: family,
+name, paper, whether a router is causal, whether a rule has a state.
 Not counted: activations, and what FSDP and tensor parallelism exchange.
 """
 
@@ -23,6 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
+from moe_jax import citations
 from moe_jax.planning import report
 from moe_jax.training import plans
 
@@ -34,12 +37,18 @@ _MESH = flags.DEFINE_string(
 )
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 _PARAMS = flags.DEFINE_bool('params', True, 'A line for each parameter.')
-flags.mark_flag_as_required('config')
+_METHODS = flags.DEFINE_bool('methods', False, 'List all methods instead.')
 
 
 def main(_: list[str]) -> None:
   """Prints the description."""
   jax.config.update('jax_platforms', 'cpu')  # others may be in use, or absent
+  if _METHODS.value:
+    rows = citations.methods()
+    print(json.dumps(rows) if _JSON.value else citations.table(rows))
+    return
+  if _CONFIG.value is None:
+    raise ValueError('give --config=FILE, or --methods')
   plan = plans.describe(_CONFIG.value, _MESH.value)
   print(json.dumps(plan) if _JSON.value else report.text(plan, _PARAMS.value))
 

@@ -202,10 +202,9 @@ def shares(v_TN: jax.Array) -> jax.Array:
 
 
 def smooth_step(x: jax.Array, width: float) -> jax.Array:
-  """A cubic from 0, up to -width / 2, to 1, from width / 2.
+  """A cubic, 0 up to -width / 2, 1 from width / 2 (arXiv:2002.07772, eq. 5).
 
-  Hazimeh et al. 2020, arXiv:2002.07772, equation 5; slope 1.5 / width at 0. Of
-  -x it is 1 less that of x, to more digits than the difference has.
+  That of -x is 1 less that of x, to more digits than the difference has.
   """
   u = jnp.clip(x / width + 0.5, 0, 1)
   return u * u * (3 - 2 * u)
@@ -216,13 +215,12 @@ def mixture(
 ) -> types.Routing:
   """Every expert whose gate is above 0, weighted by it; the largest first.
 
-  Edges are T x E, unused ones included. The selection bias moves the order
-  alone. `logits_TE` is the logarithm of the gates' shares, at least that of
-  1e-6: such routers have none.
+  T x E edges, unused ones included; the selection bias moves the order alone.
+  `logits_TE` is the log of the gates' shares, of at least 1e-6.
   """
   E, probs_TE = gates_TE.shape[-1], shares(gates_TE)
-  gate_TE = jax.lax.stop_gradient(gates_TE)
-  score_TE = jnp.where(gate_TE > 0, gate_TE + ctx.selection_bias_E, -jnp.inf)
+  score_TE = jax.lax.stop_gradient(gates_TE) + ctx.selection_bias_E
+  score_TE = jnp.where(gates_TE > 0, score_TE, -jnp.inf)
   score_TK, expert_TK = jax.lax.top_k(score_TE, E)
   used_TK = score_TK > -jnp.inf
   return from_choices(
