@@ -144,3 +144,12 @@ def replay(x, params, bias, seen, *, renormalize=True):
     if renormalize and weight[t].sum():
       weight[t] /= weight[t].sum()
   return Choice(expert, weight, probs, logits)
+
+
+def round_robin(x, params, bias, seen, *, k):
+  """Dealt like cards."""
+  expert, E, turn = np.zeros((len(x), k), int), len(bias), 0
+  for t in range(len(x)):
+    for j in range(k):
+      expert[t, j], turn = turn, (turn + 1) % E
+  return Choice(expert, np.full(expert.shape, 1 / k), None, None)

@@ -119,15 +119,6 @@ def cosine(x_TD, params, bias_E, mask_T, *, k):
   return Choice(expert, weight, probs, logits)
 
 
-def round_robin(x_TD, params, bias_E, mask_T, *, k):
-  """Dealt like cards."""
-  expert, E, turn = np.zeros((len(x_TD), k), int), len(bias_E), 0
-  for t in range(len(x_TD)):
-    for j in range(k):
-      expert[t, j], turn = turn, (turn + 1) % E
-  return Choice(expert, np.full(expert.shape, 1 / k), None, None)
-
-
 def smooth_step(x, g):
   """By cases, as COMET writes it."""
   if x <= -g / 2:

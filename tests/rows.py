@@ -233,7 +233,7 @@ ROUTERS = (
   Row(
     'round_robin(k=3)',
     '',
-    routers.plain(scores.round_robin, k=3),
+    _of(routers.round_robin, k=3),
     permutes=False,
   ),
 )
