@@ -41,6 +41,10 @@ def test_top_p_of_a_uniform_softmax():
   router = registry.build('routers', 'top_p()')
   assert router.experts_per_token(16) == 7
   assert registry.build('routers', 'top_p(p=1)').experts_per_token(16) == 16
+  # In floats 0.55 * 20 is above 11.
+  assert registry.build('routers', 'top_p(p=0.55)').experts_per_token(20) == 11
+  strict = registry.build('routers', 'top_p(p=0.5, strict=True)')
+  assert strict.experts_per_token(20) == 11
 
 
 def test_top_p_at_one_is_the_dense_mixture():
@@ -107,6 +111,21 @@ def test_relu_loss_seeks_its_sparsity(k, change):
   np.testing.assert_allclose(
     rule.update(rule.init(3), stats), 0.5 * change, rtol=1e-6
   )
+
+
+def test_relu_loss_stays_finite():
+  """A factor is never lost, and counts of 2^30 tokens do not overflow."""
+  rule = registry.build('balancing', 'relu_loss(k=1)')
+  idle = {'used': jnp.zeros(4, jnp.int32), 'tokens': jnp.int32(8)}
+  busy = {'used': jnp.full(4, 8, jnp.int32), 'tokens': jnp.int32(8)}
+  assert 0 < rule.update(jnp.float32(1e-30), idle) <= 1e-29
+  assert rule.update(jnp.float32(1e30), busy) <= 2e30
+  many = {
+    'used': jnp.full(4, 2**30, jnp.int32),
+    'tokens': jnp.int32(2**30),
+    'gates': jnp.full(4, 2.0**30),
+  }
+  np.testing.assert_allclose(rule.loss(many, 1.0), 16.0, rtol=1e-6)
 
 
 def gate(spec, params, x_TD):

@@ -6,6 +6,7 @@ paper): sum_e f_e mean_t R_te, R being the gates and f_e = E / (k T) times the
 tokens with R_te > 0, so that busy experts are pushed harder. The factor is
 multiplied by `growth` after a step that used more than k experts a token, and
 divided by it after one that used fewer; it starts at 1e-8, growth is 1.2.
+Ours stays from 1e-30 to 1e30.
 
 Differs from the paper: each layer has a factor of its own and its own k, where
 the paper counts over all layers. Goes with `relu`; the factor must not be
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+
+RANGE = (1e-30, 1e30)  # of the factor
 
 
 @registry.register
@@ -55,8 +58,8 @@ class ReluLoss(base.Balance):
 
   def loss(self, stats, state):
     used, tokens = stats['used'], jnp.maximum(stats['tokens'], 1)
-    E = used.shape[-1]
-    busy = used * E / (self.k * tokens[..., None])
+    # Divided first: as integers, used * E overflows at large batches.
+    busy = used / (self.k * tokens[..., None]) * used.shape[-1]
     return state * (busy * stats['gates']).sum(-1) / tokens
 
   def init(self, E):
@@ -65,4 +68,5 @@ class ReluLoss(base.Balance):
 
   def update(self, state, stats):
     more = stats['used'].sum(-1) - self.k * stats['tokens']
-    return state * self.growth ** jnp.sign(more)
+    # A factor of 0 or infinity could not be multiplied back.
+    return jnp.clip(state * self.growth ** jnp.sign(more), *RANGE)

@@ -56,7 +56,8 @@ class Cosine(base.Router):
     return {
       'kernel': normal(key_p, (D, self.d_low), jnp.float32),
       'experts': jax.random.normal(key_e, (E, self.d_low)),
-      'sharpness': jnp.full(1, 1 / self.temperature),
+      # Typed: a weak type would compile the training step twice.
+      'sharpness': jnp.full(1, 1 / self.temperature, jnp.float32),
     }
 
   def __call__(self, params, x_TD, ctx):

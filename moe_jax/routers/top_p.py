@@ -14,6 +14,7 @@ buffers; mass beyond it is lost. In a decoder binding capacity leaks: see
 """
 
 import dataclasses
+import fractions
 import math
 
 import jax
@@ -71,5 +72,7 @@ class TopP(base.Linear):
     )
 
   def experts_per_token(self, E):
-    """Those of uniform probabilities, the most that a router reaches."""
-    return float(min(math.ceil(self.p * E), self.max_choices or E))
+    """Those of uniform probabilities: without a bias no router uses more."""
+    held = fractions.Fraction(str(self.p)) * E  # 0.55 * 20 is 11, not above
+    count = math.floor(held) + 1 if self.strict else math.ceil(held)
+    return float(min(count, self.max_choices or E))
