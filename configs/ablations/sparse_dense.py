@@ -7,7 +7,7 @@
 Switch Transformer (Fedus et al. 2021, arXiv:2101.03961) figure 4, with the
 numbers of table 7; ST-MoE (Zoph et al. 2022, arXiv:2202.08906) table 8. Every
 arm sends a token through one FFN of the same width; what grows is the number of
-FFNs that a router chooses from, and with it the router alone (E x d FLOPs).
+FFNs that a router chooses from, and with it the router alone (E x d FLOPs). Wall time stands in `step_time.py`.
 
 `quick`: a byte-level decoder of two blocks, d = 64, the second block sparse,
 dense and 2 to 64 experts; 7 arms, 5 seeds each, at most 40 minutes on 2 CPU
@@ -55,7 +55,7 @@ def sweep(add, size):
 
 
 SWITCH = 'Switch Transformer'
-_LOSS, _HELD_OUT, _STEP = 'train/loss', 'eval/loss', 'step_seconds'
+_LOSS, _HELD_OUT = 'train/loss', 'eval/loss'
 _TO_DENSE = "steps_to_loss(of='dense')"
 # Table 7's losses after 500,000 steps.
 DENSE, LARGE = 1.636, {16: 1.505, 32: 1.474, 64: 1.444}
@@ -144,18 +144,6 @@ CLAIMS = (
     seeds_needed=3,
   ),
   dict(
-    name='a_step_takes_longer',
-    paper=SWITCH,
-    table='table 1, section 3.2',
-    sentence='At equal FLOPs a sparse step takes longer than a dense one.',
-    metric=_STEP,
-    direction='higher',
-    smallest_effect=0.0,
-    arms=('experts_64', 'dense'),
-    published={'time, E = 128 / dense': 1.76},
-    kind='deterministic',
-  ),
-  dict(
     name='parameters_grow',
     paper=SWITCH,
     table='table 7',
@@ -174,7 +162,6 @@ COLUMNS = (
   (_HELD_OUT, 'held-out loss', '.4f'),
   (_TO_DENSE, "steps to dense's loss", '.0f'),
   ('train/dropped', 'dropped', '.1%'),
-  (_STEP, 'seconds a step', '.4f'),
   ('parameters', 'parameters', ',.0f'),
   ('flops_per_token', 'FLOPs a token', ',.0f'),
 )
@@ -216,18 +203,6 @@ FIGURES = (
     metric=_TO_DENSE,
     series={
       'steps': ((1, 'dense'), *((e, f'experts_{e}') for e in _COUNTS)),
-    },
-  ),
-  dict(
-    file='step_time.png',
-    kind='lines',
-    title='Wall time beside it',
-    x='experts (1 is dense)',
-    y='seconds a step',
-    log_x=True,
-    metric=_STEP,
-    series={
-      'seconds': ((1, 'dense'), *((e, f'experts_{e}') for e in _COUNTS)),
     },
   ),
 )
