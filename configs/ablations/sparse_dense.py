@@ -7,7 +7,8 @@
 Switch Transformer (Fedus et al. 2021, arXiv:2101.03961) figure 4, with the
 numbers of table 7; ST-MoE (Zoph et al. 2022, arXiv:2202.08906) table 8. Every
 arm sends a token through one FFN of the same width; what grows is the number of
-FFNs that a router chooses from, and with it the router alone (E x d FLOPs). Wall time stands in `step_time.py`.
+FFNs that a router chooses from, and with it the router alone (E x d FLOPs).
+Wall time stands in `step_time.py`.
 
 `quick`: a byte-level decoder of two blocks, d = 64, the second block sparse,
 dense and 2 to 64 experts; 7 arms, 5 seeds each, at most 40 minutes on 2 CPU
