@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.kernels import blocked, grouped, permute, sorted_rows
+from moe_jax.kernels import batched, blocked, grouped, permute, sorted_rows
 from moe_jax.parallel import mesh as mesh_lib
 
 P = jax.sharding.PartitionSpec
@@ -228,3 +228,53 @@ def test_places_and_segments():
   queue, place = sorted_rows.segment(count.T.reshape(-1), 8)
   np.testing.assert_array_equal(queue, [0, 0, 2, 3, 4, 4, 4, 5])
   np.testing.assert_array_equal(place, [0, 1, 0, 0, 0, 1, 2, 0])
+
+
+@pytest.mark.parametrize('wide', [False, True], ids=['narrow', 'wide'])
+def test_buffers_of_many_small_experts(wide):
+  """By a loop over experts where that is faster; rows in NumPy."""
+  E, R, (a, b) = batched.MANY, 3, (7, 4) if wide else (4, 7)
+  rng = np.random.default_rng(0)
+  shapes = (E, R, a), (E, a, b), (E, R, b)
+  x, w, dy = (rng.normal(size=s).astype(np.float32) for s in shapes)
+
+  @jax.jit
+  def run(x, w, dy):
+    y, transpose = jax.vjp(batched.product, x, w)
+    return y, *transpose(dy)
+
+  want = [np.zeros((E, R, b)), np.zeros(x.shape), np.zeros(w.shape)]
+  for e in range(E):
+    for r in range(R):
+      want[0][e, r] = x[e, r] @ w[e]
+      want[1][e, r] = w[e] @ dy[e, r]
+      want[2][e] += np.outer(x[e, r], dy[e, r])
+  for found, expected in zip(run(x, w, dy), want):
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
+  text = run.lower(x, w, dy).as_text()
+  assert text.count('stablehlo.while') == 1, 'one of forward and dx is a loop'
+
+
+def test_buffers_of_many_experts_on_devices():
+  """Weights that devices share get the sum of their gradients."""
+  mesh = mesh_lib.make({'data': 2, 'fsdp': 1, 'expert': 4, 'model': 1})
+  E = 4 * batched.MANY
+  x = jnp.ones((2, E, 2, 3))
+  w = jnp.arange(E * 15, dtype=jnp.float32).reshape(E, 3, 5)
+
+  def loss(x_1ERA, w_EAB):
+    y = batched.product(x_1ERA[0], w_EAB)
+    return jax.lax.psum(y.sum(), ('data', 'expert'))
+
+  def total(x, w):
+    run = jax.shard_map(
+      loss,
+      mesh=mesh,
+      in_specs=(P('data', 'expert'), P('expert')),
+      out_specs=P(),
+    )
+    return run(x, w)
+
+  dx, dw = jax.jit(jax.grad(total, (0, 1)))(x, w)
+  np.testing.assert_allclose(dw, 4.0)
+  np.testing.assert_allclose(dx, np.broadcast_to(w.sum(-1)[:, None], x.shape))

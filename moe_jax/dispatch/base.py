@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.experts import base as experts_base
-from moe_jax.kernels import grouped, sorted_rows
+from moe_jax.kernels import batched, grouped, sorted_rows
 from moe_jax.parallel import collectives
 from moe_jax.parallel.axes import Axes
 
@@ -40,7 +40,7 @@ def buffer_ops(model: tuple[str, ...], drop=None) -> experts_base.Ops:
     return jnp.where(first, b_ED, jnp.zeros_like(b_ED))[:, None]
 
   return experts_base.Ops(
-    dot=lambda x, w: jnp.einsum('era,eab->erb', x, w),
+    dot=batched.product,
     spread=lambda b_EF: b_EF[:, None],
     once=once,
     drop=drop or (lambda hidden, rate, mask: hidden),
