@@ -220,6 +220,10 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
   if start >= c.steps:  # killed after the last checkpoint
     scores = evaluate(state.params, state.balance)
   facts = _facts(session, rate, clock) | _last(last_row) | trail.summary()
+  # From the file, which a resumed run goes on with.
+  best = writers.largest(workdir, 'eval/accuracy')
+  if best is not None:
+    facts['best/accuracy'] = best
   measured = probes.measure(session, state.params, state.balance)
   return scores | evaluate.floor() | facts | measured
 
