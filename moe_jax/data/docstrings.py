@@ -58,10 +58,16 @@ def docstring(examples: int = 1000) -> Task:
 
 
 @functools.cache
+def _found() -> list[Function]:
+  """The functions of the standard library. Takes about 5 s, once."""
+  return functions(stdlib.files())
+
+
+@functools.cache
 def _splits() -> tuple[list[Example], list[Example]]:
-  """All examples of training and of validation. Takes about 5 s, once."""
+  """All examples of training and of validation."""
   held = lambda f: splitting.place(f.file) < HELD_OUT
-  found = functions(stdlib.files())
+  found = _found()
   train = _unique([f for f in found if not held(f)])
   known = {f.code for f in train}
   validation = _unique([f for f in found if held(f) and f.code not in known])

@@ -137,6 +137,8 @@ def from_tfds(
 ) -> Task:
   """A data set with a ClassLabel 'label'; all its texts are inputs.
 
+  In alphabetical order: a prepared data set remembers no other.
+
   Args:
     name: such as 'glue/sst2'; the prompts begin with its last part, 'sst2'.
     directory: its data_dir, as in `sources.locate`.
@@ -161,7 +163,7 @@ def from_tfds(
     source = sources.read(found, data_dir, split)
     features = source.dataset_info.features
     text = tfds.features.Text
-    fields = tuple(k for k, f in features.items() if isinstance(f, text))
+    fields = sorted(k for k, f in features.items() if isinstance(f, text))
     label = dict(features.items()).get(LABEL)
     if not fields or not isinstance(label, tfds.features.ClassLabel):
       raise ValueError(
@@ -183,4 +185,4 @@ def from_tfds(
       raise ValueError(f'{name} {split} has no examples')
     parts.append(examples)
   short = found.split(':')[0].split('/')[-1]
-  return Task(short, fields, labels, *parts)
+  return Task(short, tuple(fields), labels, *parts)

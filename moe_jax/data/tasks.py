@@ -11,7 +11,8 @@ answer are one row, [seq_len], and 'loss' is 1 where a target counts: at the
 answer.
 
 A prompt that is too long loses the START of its longest field, since what is
-asked is mostly about the end; so much that each of the labels would fit.
+asked is mostly about the end (fields that are as long take turns), and so much
+of it that each of the labels would fit.
 
 Accuracy is by rank: in validation each label of each example is a row and a
 document of its own, and the likeliest one given the prompt is the model's
@@ -313,8 +314,12 @@ class TaskData:
           f'{self._name!r}: without their texts they need '
           f'{self._seq_len + over}'
         )
-      # A token has a byte at least. No part of a character stays.
-      rest = texts[longest][over:].decode(errors='ignore').encode()
+      # A token has a byte at least. Only down to the next field's length; as
+      # long ones take turns. No part of a character stays.
+      second = sorted([0, *map(len, texts)])[-2]
+      size = max(len(texts[longest]) - second, math.ceil(over / len(texts)))
+      rest = texts[longest][min(size, over) :]
+      rest = rest.decode(errors='ignore').encode()
       texts = (*texts[:longest], rest, *texts[longest + 1 :])
       ids_N = self._encoded(fields, texts)
     self._cut += texts != whole
