@@ -334,6 +334,8 @@ def _last(row: dict[str, Any]) -> dict[str, Any]:
   """What the summary takes from the last step's metrics."""
   keys = ('loss', 'moe/dropped', 'moe/load_max')
   out = {k: row[k] for k in keys if k in row}
-  for layer, share in zip(row.get('moe/layers', ()), row.get('moe/load', ())):
+  # A dense run that was resumed has a load of None.
+  load = row.get('moe/load') or ()
+  for layer, share in zip(row.get('moe/layers', ()), load):
     out[f'moe/layer_{layer}/load_max'] = max(share) * len(share)
   return out
