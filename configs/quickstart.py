@@ -99,6 +99,11 @@ def get_config(arg='moe'):
   data.text_field = 'text'
   data.train_split = 'train'
   data.validation_split = 'validation'
+  # Fine-tuning, where one of these is set; accuracy by label. Built in is
+  # 'docstring(examples=1000)'; else a TFDS name such as 'super_glue/cb', in
+  # data.dir, or the path of NAME_train.jsonl, NAME_validation.jsonl beside it.
+  data.task = ''
+  data.task_file = ''
 
   config.train = train = ml_collections.ConfigDict()
   train.steps = 500
@@ -119,6 +124,7 @@ def get_config(arg='moe'):
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 32
   config.eval.max_bytes = 0  # of each domain's validation text; 0 is all
+  config.eval.max_examples = 0  # of a task's validation; 0 is all
   # What else is measured of the last state: 'capacity_factors(values=(1.0,))',
   # 'drop_by_position()', 'logits()'.
   config.eval.probes = ()

@@ -6,8 +6,9 @@
 
 Writes config.json, metrics.jsonl, summary.json, report.html, checkpoints and
 TensorBoard events to the workdir and ends with a table of validation bits per
-byte. A second start resumes; another config in the same workdir is refused
-unless --restart or --allow says otherwise.
+byte, or of a task (`data.task`) with its accuracy. A second start resumes;
+another config in the same workdir is refused unless --restart or --allow says
+otherwise.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Bits per byte of a set of documents, with an interval over documents."""
+"""Bits per byte and accuracy, with intervals over documents or examples."""
 
 from typing import NamedTuple
 
@@ -64,3 +64,24 @@ def bits_per_byte(bits_N, bytes_N, domain_N=None) -> Estimate:
   freedom = variance**2 / (variance_D**2 / freedom_D).sum()
   half = special.stdtrit(freedom, 0.975) * np.sqrt(variance)
   return Estimate(float(value), float(value - half), float(value + half))
+
+
+def wilson(right: int, total: int) -> Estimate:
+  """A share of independent examples with its 95 % score interval.
+
+  Wilson, "Probable inference, the law of succession, and statistical
+  inference", JASA 1927: the shares that a normal test at 5 % does not refuse.
+  It stays in [0, 1], and has a width where all are right.
+
+  Raises:
+    ValueError: no examples, or more right ones than there are.
+  """
+  if not 0 <= right <= total or total < 1:
+    raise ValueError(f'expected 0 <= right={right} <= total={total}, above 0')
+  share, z2 = right / total, special.ndtri(0.975) ** 2
+  middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+  spread = share * (1 - share) / total + z2 / (4 * total**2)
+  half = float(np.sqrt(z2 * spread)) / (1 + z2 / total)
+  # Rounding must not leave the value, or [0, 1], outside.
+  low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+  return Estimate(share, min(float(low), share), max(float(high), share))

@@ -42,7 +42,9 @@ class CausalLM:
     tokens_N, document_N = window
     starts_N = np.ones(len(tokens_N), bool)
     starts_N[1:] = document_N[1:] != document_N[:-1]
-    return _decoder(tokens_N, document_N, starts_N, seq_len, tokenizer.pad_id)
+    return decoder_row(
+      tokens_N, document_N, starts_N, seq_len, tokenizer.pad_id
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,8 @@ class SpanCorruption:
     one_segment = np.arange(len(told)) == 0
     length = self.targets_length(seq_len)
     return {
-      'encoder_inputs': _pad(kept, seq_len, pad),
-      'encoder_positions': _pad(np.arange(len(kept)), seq_len, 0),
-      'encoder_segments': _pad(np.ones(len(kept)), seq_len, 0),
-      **_decoder(told, of, one_segment, length, pad),
+      **encoder_row(kept, seq_len, pad),
+      **decoder_row(told, of, one_segment, length, pad),
     }
 
   def noise_mask(self, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -162,22 +162,39 @@ def _composition(total: int, parts: int, rng) -> np.ndarray:
   return np.diff(cuts, prepend=0, append=total)
 
 
-def _decoder(targets_N, document_N, starts_N, length, pad_id) -> dict:
-  """Shifts within segments, numbers them, pads to `length`."""
+def decoder_row(targets_N, document_N, starts_N, length, pad_id) -> dict:
+  """The decoder's arrays of a row; see the top of the file.
+
+  Args:
+    targets_N, document_N: of the row, int32.
+    starts_N: True where a segment starts.
+    length: of the row, padded.
+    pad_id: of the tokenizer; the first input of each segment.
+  """
   inputs_N = np.concatenate([targets_N[:1] * 0, targets_N[:-1]])
   inputs_N[starts_N] = pad_id
   index_N = np.arange(len(targets_N))
   start_N = np.maximum.accumulate(np.where(starts_N, index_N, 0))
   return {
-    'inputs': _pad(inputs_N, length, pad_id),
-    'targets': _pad(targets_N, length, pad_id),
-    'positions': _pad(index_N - start_N, length, 0),
-    'segments': _pad(np.cumsum(starts_N), length, 0),
-    'document': _pad(document_N, length, -1),
+    'inputs': pad_to(inputs_N, length, pad_id),
+    'targets': pad_to(targets_N, length, pad_id),
+    'positions': pad_to(index_N - start_N, length, 0),
+    'segments': pad_to(np.cumsum(starts_N), length, 0),
+    'document': pad_to(document_N, length, -1),
   }
 
 
-def _pad(x_N, length, value) -> np.ndarray:
+def encoder_row(tokens_N, length: int, pad_id: int) -> dict:
+  """The encoder's arrays of a row of one segment, padded to `length`."""
+  return {
+    'encoder_inputs': pad_to(tokens_N, length, pad_id),
+    'encoder_positions': pad_to(np.arange(len(tokens_N)), length, 0),
+    'encoder_segments': pad_to(np.ones(len(tokens_N)), length, 0),
+  }
+
+
+def pad_to(x_N, length: int, value: int) -> np.ndarray:
+  """int32 [length]: `x_N`, then `value`."""
   padded = np.full(length, value, np.int32)
   padded[: len(x_N)] = x_N
   return padded

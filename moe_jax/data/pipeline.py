@@ -12,7 +12,7 @@ data is one integer, the step.
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from absl import logging
 
 from moe_jax import registry
 from moe_jax.data import (
+  batches,
   documents as documents_lib,
   objectives,
   sources,
@@ -39,6 +40,9 @@ DEFAULTS = {
   'text_field': 'text',
   'train_split': 'train',
   'validation_split': 'validation',
+  # These two take the place of a corpus; see `tasks`.
+  'task': '',
+  'task_file': '',
 }
 
 
@@ -198,15 +202,17 @@ class Data:
       process_index: of this process.
       process_count: processes, which must divide batch_size.
     """
-    mine = _slice(batch_size, process_index, process_count)
-    _check_counters(seed, start_step)
+    mine = batches.rows_of(batch_size, process_index, process_count)
+    batches.check_counters(seed, start_step)
     make = lambda step: self._make(seed, [step * batch_size + i for i in mine])
-    return _prefetched(range(start_step, sys.maxsize // batch_size), make)
+    return batches.prefetched(
+      range(start_step, sys.maxsize // batch_size), make
+    )
 
   def batch(self, *, seed: int, batch_size: int, step: int) -> dict:
     """The whole global batch of a step."""
-    rows = [step * batch_size + i for i in _slice(batch_size, 0, 1)]
-    _check_counters(seed, step)
+    rows = [step * batch_size + i for i in batches.rows_of(batch_size, 0, 1)]
+    batches.check_counters(seed, step)
     return self._make(seed, rows)
 
   def _make(self, seed, rows):
@@ -221,7 +227,7 @@ class Data:
       )
       del example['document']  # of use in validation only
       examples.append(example)
-    return _stack(examples)
+    return batches.stack(examples)
 
   def validation(
     self, *, batch_size: int, process_index: int = 0, process_count: int = 1
@@ -232,11 +238,13 @@ class Data:
     window and the last batch are padded. `document` [rows, length] says which
     of `documents` a target belongs to, -1 on padding.
     """
-    mine = _slice(batch_size, process_index, process_count)
-    make = lambda k: _stack(
+    mine = batches.rows_of(batch_size, process_index, process_count)
+    make = lambda k: batches.stack(
       [self._validation_row(k * batch_size + i) for i in mine]
     )
-    return _prefetched(range(math.ceil(len(self._rows) / batch_size)), make)
+    return batches.prefetched(
+      range(math.ceil(len(self._rows) / batch_size)), make
+    )
 
   def _validation_rows(self, kept, length):
     """(documents of a domain, their first index, ends, start, stop) of rows."""
@@ -344,36 +352,3 @@ def _capped(members, bytes_N, max_bytes):
     np.cumsum(bytes_N[members[order]]), max_bytes, 'right'
   )
   return np.sort(members[order[: max(int(count), 1)]])
-
-
-def _check_counters(seed, step):
-  for what, value in (('seed', seed), ('step', step)):
-    if value < 0:
-      raise ValueError(f'{what}={value}: expected 0 or more')
-
-
-def _slice(batch_size, process_index, process_count) -> range:
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
-      f'batch_size={batch_size} is not divisible by {process_count} processes'
-    )
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f'process_index={process_index}: expected 0 to {process_count - 1}'
-    )
-  rows = batch_size // process_count
-  return range(process_index * rows, (process_index + 1) * rows)
-
-
-def _stack(examples: Sequence[dict]) -> dict[str, np.ndarray]:
-  return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
-
-
-def _prefetched(numbers: range, make) -> Iterator[dict[str, np.ndarray]]:
-  # Grain imports jax where it is installed; all else here works without.
-  import grain
-
-  # Rows are made in Python: more threads would only fight over the GIL.
-  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-  dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(make)
-  return iter(dataset.to_iter_dataset(options))

@@ -73,11 +73,18 @@ def _has_info(path: str) -> bool:
   return os.path.exists(os.path.join(path, 'dataset_info.json'))
 
 
-def read(name: str, data_dir: str, split: str, text_field: str) -> Sequence:
+def read(
+  name: str, data_dir: str, split: str, text_field: str = ''
+) -> Sequence:
   """Opens a split of what `locate` returned. A record is a dict of features.
 
   TFDS reads the features from the prepared directory where the name has a
   version, so the class that wrote it is not needed.
+
+  Args:
+    name, data_dir: from `locate`.
+    split: of the data set; a slice of one.
+    text_field: a feature that there must be; '' is any.
 
   Raises:
     ValueError: no such split or text field, or no random access.
@@ -94,7 +101,7 @@ def read(name: str, data_dir: str, split: str, text_field: str) -> Sequence:
     raise ValueError(
       f'{name!r} has no split {split!r}; it has {", ".join(info.splits)}'
     )
-  if text_field not in info.features:
+  if text_field and text_field not in info.features:
     raise ValueError(
       f'{name!r} has no feature {text_field!r} (data.text_field); it has '
       f'{", ".join(info.features)}'

@@ -50,10 +50,10 @@ def split(
   Raises:
     ValueError: a domain keeps no validation document, or has no other one.
   """
-  place = [_place(e.key) for e in examples]
-  held = {e.key for e, p in zip(examples, place) if p < fraction[e.domain]}
+  places = [place(e.key) for e in examples]
+  held = {e.key for e, p in zip(examples, places) if p < fraction[e.domain]}
   for d in fraction:
-    of_d = [(p, e.key) for e, p in zip(examples, place) if e.domain == d]
+    of_d = [(p, e.key) for e, p in zip(examples, places) if e.domain == d]
     if not any(key in held for _, key in of_d):
       held.add(min(of_d)[1])
   train = [e for e in examples if e.key not in held]
@@ -75,7 +75,7 @@ def split(
   return train, validation
 
 
-def _place(key: str) -> float:
+def place(key: str) -> float:
   """A stable number in [0, 1) for a key."""
   digest = hashlib.sha256(key.encode()).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64

@@ -52,18 +52,22 @@ _OPTIMIZATION = (
 
 
 def loss(runs: Sequence[records.Run]) -> mpl_figure.Figure | None:
-  """Training loss and held-out bits per byte, side by side."""
+  """Training loss and held-out bits per byte or accuracy, side by side."""
   has_eval = any(r.keys('eval/bits_per_byte') for r in runs)
+  has_accuracy = any(r.keys('eval/accuracy') for r in runs)
   has_loss = any(r.keys('loss') for r in runs)
-  if not (has_loss or has_eval):
+  panels = has_loss + has_eval + has_accuracy
+  if not panels:
     return None
   with style.house():
     fig = style.figure(10, 3.8)
-    axes = list(fig.subplots(1, has_loss + has_eval, squeeze=False)[0])
+    axes = list(fig.subplots(1, panels, squeeze=False)[0])
     if has_loss:
       draw_loss(axes[0], runs)
     if has_eval:
-      draw_held_out(axes[-1], runs)
+      draw_held_out(axes[has_loss], runs)
+    if has_accuracy:
+      draw_accuracy(axes[-1], runs)
     if len(runs) > 1:
       style.legend(fig, [r.name for r in runs])
   return fig
@@ -113,6 +117,16 @@ def draw_held_out(ax: mpl_axes.Axes, runs: Sequence[records.Run]) -> None:
   _steps(ax, runs)
   ax.set_title('Held-out bits per byte')
   ax.set_ylabel('bits per byte (lower is better)')
+
+
+def draw_accuracy(ax: mpl_axes.Axes, runs: Sequence[records.Run]) -> None:
+  """Accuracy at each evaluation, over that of the most frequent label."""
+  _lines(ax, runs, 'eval/accuracy', 100.0, smooth=False)
+  majority = np.concatenate([r.series('eval/majority')[1] for r in runs])
+  if len(majority):
+    ax.axhline(100 * majority[-1], color=style.QUIET, linestyle='--')
+  ax.set_title('Held-out accuracy')
+  ax.set_ylabel('% of examples (dashed: most frequent label)')
 
 
 def routing(runs: Sequence[records.Run]) -> mpl_figure.Figure | None:

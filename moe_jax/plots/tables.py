@@ -23,6 +23,9 @@ _DOMAIN_HEADER = (
 )
 # What a comparison lists after bits per byte: key, label, decimals or 'si'.
 _COMPARED = (
+  ('eval/accuracy', 'accuracy %', 2),
+  ('best/accuracy', 'best accuracy %', 2),
+  ('eval/majority', 'most frequent label %', 2),
   ('loss', 'last training loss', 4),
   ('moe/dropped', 'dropped %', 2),
   ('moe/eval_dropped', 'dropped % in evaluation', 2),
@@ -35,7 +38,10 @@ _COMPARED = (
   ('steps', 'steps', 0),
   ('seconds', 'seconds', 0),
 )
-_PERCENT = ('moe/dropped', 'moe/eval_dropped', 'mfu')
+_PERCENT = frozenset(
+  'eval/accuracy best/accuracy eval/majority moe/dropped moe/eval_dropped '
+  'mfu'.split()
+)
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
 
@@ -65,6 +71,15 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not math.isnan(records.number(summary, key)):
       found.append((label, form(records.number(summary, key))))
 
+  add('accuracy', 'eval/accuracy', _percent)
+  low, high = (
+    records.number(summary, f'eval/accuracy_{end}') for end in ('low', 'high')
+  )
+  if not math.isnan(low + high):
+    found.append(('95 % interval', f'{_percent(low)} to {_percent(high)}'))
+  add('best accuracy of the run', 'best/accuracy', _percent)
+  add('most frequent label', 'eval/majority', _percent)
+  add('examples', 'eval/examples', '{:,.0f}'.format)
   add('dropped in training', 'moe/dropped', _percent)
   add('dropped in evaluation', 'moe/eval_dropped', _percent)
   add('load max/mean, all layers', 'moe/load_max', '{:.2f}'.format)

@@ -1,4 +1,4 @@
-"""Validation loss, and bits per byte by domain beside the bigram floor."""
+"""Validation: bits per byte beside the bigram floor, or accuracy of a task."""
 
 import math
 import time
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from moe_jax.data import bigram, intervals
+from moe_jax.data import bigram, intervals, tasks
 from moe_jax.training import session as session_lib, step as step_lib, trail
 
 
@@ -29,6 +29,7 @@ class Evaluator:
     )
     self._domain_N = np.array([d.domain for d in documents])
     self._bytes_N = np.array([d.num_bytes for d in documents])
+    self._task = isinstance(session.data, tasks.TaskData)
     self._floor = None
 
   def __call__(self, params, balance) -> dict[str, Any]:
@@ -39,7 +40,8 @@ class Evaluator:
       moe/eval_wasted (share of the seats left empty) of an MoE model, and for
       a causal model 'eval/[<domain>/]bits_per_byte' with '_low' and '_high',
       'eval/<domain>/documents' and '/bytes'. The end of a document costs bits
-      and counts no byte.
+      and counts no byte. Of a task, what `tasks.TaskData.scores` says in
+      place of the loss and the bits.
     """
     s, start = self._session, time.monotonic()
     sums, count = None, 0
@@ -64,14 +66,16 @@ class Evaluator:
       )
       metrics['moe/eval_dropped'] = trail.dropped(cause_QC)
       metrics['moe/eval_wasted'] = trail.wasted(cause_QC, held * count)
-    if s.config.model.kind == 'decoder':
+    if self._task:
+      metrics |= s.data.scores(nats_N)
+    elif s.config.model.kind == 'decoder':
       metrics |= self._by_domain(nats_N / math.log(2), '')
     metrics['eval/seconds'] = time.monotonic() - start
     return metrics
 
   def floor(self) -> dict[str, float]:
     """'eval/[<domain>/]bigram_bits_per_byte'; {} for a model without bits."""
-    if self._session.config.model.kind != 'decoder':
+    if self._task or self._session.config.model.kind != 'decoder':
       return {}
     if self._floor is None:
       self._floor = bigram.floor(self._session.data)

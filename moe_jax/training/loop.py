@@ -220,6 +220,10 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
   if start >= c.steps:  # killed after the last checkpoint
     scores = evaluate(state.params, state.balance)
   facts = _facts(session, rate, clock) | _last(last_row) | trail.summary()
+  # From the file, which a resumed run goes on with.
+  best = writers.largest(workdir, 'eval/accuracy')
+  if best is not None:
+    facts['best/accuracy'] = best
   measured = probes.measure(session, state.params, state.balance)
   return scores | evaluate.floor() | facts | measured
 
@@ -330,6 +334,8 @@ def _last(row: dict[str, Any]) -> dict[str, Any]:
   """What the summary takes from the last step's metrics."""
   keys = ('loss', 'moe/dropped', 'moe/load_max')
   out = {k: row[k] for k in keys if k in row}
-  for layer, share in zip(row.get('moe/layers', ()), row.get('moe/load', ())):
+  # A dense run that was resumed has a load of None.
+  load = row.get('moe/load') or ()
+  for layer, share in zip(row.get('moe/layers', ()), load):
     out[f'moe/layer_{layer}/load_max'] = max(share) * len(share)
   return out

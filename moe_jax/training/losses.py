@@ -11,18 +11,27 @@ def token_nll(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
   return jax.nn.logsumexp(logits_BLV, axis=-1) - right_BL
 
 
+def counted(batch: dict[str, jax.Array]) -> jax.Array:
+  """bool [B, L]: the targets that count.
+
+  All real ones; of a batch with 'loss' [B, L] those where it is 1.
+  """
+  real_BL = batch['segments'] > 0
+  return real_BL & (batch['loss'] > 0) if 'loss' in batch else real_BL
+
+
 def cross_entropy(
   logits_BLV: jax.Array,
   targets_BL: jax.Array,
   real_BL: jax.Array,
   z_loss: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """Sums over the real tokens.
+  """Sums over the tokens that count.
 
   Args:
     logits_BLV: of any float dtype; computed in float32.
     targets_BL: int32.
-    real_BL: bool, False on padding.
+    real_BL: bool, False where a target does not count.
     z_loss: factor of the squared log-partition (T5X and PaLM, arXiv:2204.02311,
       section 5: 1e-4), which keeps the output logits near 0.
 

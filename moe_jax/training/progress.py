@@ -12,6 +12,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SHOWN = (
   ('loss', lambda v: f'loss {v:.4f}'),
   ('tokens_per_second', lambda v: f'{v:,.0f} tokens/s'),
+  ('eval/accuracy', lambda v: f'accuracy {100 * v:.1f} %'),
   ('moe/dropped', lambda v: f'dropped {100 * v:.2f} %'),
 )
 
@@ -64,8 +65,8 @@ class Progress:
 
     Args:
       step: counted from the run's beginning, not from `start`.
-      metrics: `loss`, `tokens_per_second` and `moe/dropped` (a fraction), those
-        that there are; between log steps, none.
+      metrics: `loss`, `tokens_per_second`, `eval/accuracy` and `moe/dropped`
+        (fractions), those that there are; between log steps, none.
     """
     if not self._active:
       return

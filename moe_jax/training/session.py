@@ -10,7 +10,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from moe_jax import registry
-from moe_jax.data import objectives, pipeline, tokenizers
+from moe_jax.data import objectives, pipeline, tasks, tokenizers
 from moe_jax.layers import moe
 from moe_jax.models import factory, pattern
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
@@ -33,7 +33,7 @@ class Session:
 
   config: Any
   mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
-  data: pipeline.Data | None
+  data: pipeline.Data | tasks.TaskData | None
   model: Any
   tx: Any
   schedule: Any
@@ -112,6 +112,8 @@ def lengths(config) -> dict[str, int]:
   L = config.data.seq_len
   if config.model.kind == 'decoder':
     return {'decoder': L}
+  if tasks.chosen(config.data):
+    return {'encoder': L, 'decoder': tasks.TARGETS}
   objective = objectives.build(config.data.objective)
   return {'encoder': L, 'decoder': objective.targets_length(L)}
 
@@ -253,17 +255,27 @@ def make(
     ValueError: a field or data that do not fit.
   """
   mesh = plan(config, mesh_spec, splits)
-  data = pipeline.load(
-    config.data,
-    cache_dir=config.data.cache or str(pathlib.Path(workdir) / 'data'),
-    allow_download=allow_download,
-    validation_max_bytes=config.eval.max_bytes,
-  )
+  data = load_data(config, workdir, allow_download)
   model = factory.make(config, vocab_size(config, data.tokenizer, mesh), mesh)
   sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
   lay = state_lib.layout(model, dummy(config, mesh))
   tx, schedule = make_optimizer(config, lay.batch_dims())
   return Session(config, mesh, data, model, tx, schedule, lay, sharding)
+
+
+def load_data(
+  config, workdir: str | pathlib.Path, allow_download: bool = False
+) -> pipeline.Data | tasks.TaskData:
+  """The corpus of a config, or its task; arguments as in `make`."""
+  where = {
+    'cache_dir': config.data.cache or str(pathlib.Path(workdir) / 'data'),
+    'allow_download': allow_download,
+  }
+  if tasks.chosen(config.data):
+    kind, most = config.model.kind, config.eval.max_examples
+    return tasks.load(config.data, kind=kind, max_examples=most, **where)
+  most = config.eval.max_bytes
+  return pipeline.load(config.data, validation_max_bytes=most, **where)
 
 
 def dummy(config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -291,11 +303,14 @@ def layer_numbers(model) -> list[int]:
 
 
 def choose_kind(config) -> str:
-  """'decoder' or 'encoder_decoder'; checks that the objective goes with it."""
+  """'decoder' or 'encoder_decoder'; checks that the objective goes with it.
+
+  A task goes with both, and has no objective.
+  """
   name, _ = registry.parse(config.data.objective)
   wanted = {'decoder': 'causal_lm', 'encoder_decoder': 'span_corruption'}
   kind = factory.choose('model.kind', config.model.kind, factory.KINDS)
-  if name != wanted[kind]:
+  if not tasks.chosen(config.data) and name != wanted[kind]:
     raise ValueError(
       f'data.objective={config.data.objective!r} does not go with model.kind='
       f"'{kind}', which wants {wanted[kind]!r}"

@@ -42,8 +42,8 @@ def make_train_step(
     seed: of dropout and router noise; a step's keys follow from it and the
       step, so that a resumed run draws the same.
     accumulate: micro-batches of a step; the gradient is that of the whole
-      batch's mean over real tokens, balancing losses are the micro-batches'
-      mean.
+      batch's mean over the targets that count (`losses.counted`), balancing
+      losses are the micro-batches' mean.
     z_loss: factor of the output z-loss.
     over_layers: 'sum' of the MoE layers' losses (Switch Transformer) or their
       'mean' (T5X).
@@ -65,7 +65,7 @@ def make_train_step(
     batch = batch | {'step': step}
     logits, aux = model.apply(variables, batch, train=True, rngs=keys)
     nll, z = losses.cross_entropy(
-      logits, batch['targets'], batch['segments'] > 0, z_loss
+      logits, batch['targets'], losses.counted(batch), z_loss
     )
     layers = [a for _, a in moe_aux(model, aux)]
     balancing_loss = sum((a.loss for a in layers), jnp.float32(0))
@@ -77,7 +77,7 @@ def make_train_step(
   def step_fn(state: TrainState, batch, key=None):
     key = jax.random.key(seed) if key is None else key
     key = jax.random.fold_in(key, state.step)
-    tokens = jnp.maximum((batch['segments'] > 0).sum(), 1).astype(jnp.float32)
+    tokens = jnp.maximum(losses.counted(batch).sum(), 1).astype(jnp.float32)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
     def micro(carry, at):
@@ -128,7 +128,7 @@ def make_train_step(
       'loss': nll / tokens,
       'total_loss': loss,
       'grad_norm': optax.tree.norm(grads),
-      'tokens': tokens,
+      'tokens': (batch['segments'] > 0).sum(dtype=jnp.float32),
     }
     metrics |= moe_metrics(moe_aux(model, aux), accumulate)
     return TrainState(state.step + 1, params, opt_state, balance), metrics
@@ -192,13 +192,12 @@ def make_eval_step(model, num_documents: int) -> Callable:
       variables, batch, train=False, rngs={'router': jax.random.key(0)}
     )
     nll_BL = losses.token_nll(logits, batch['targets'])
-    # Padding has document -1: it goes to a row of its own, past the end.
-    document_BL = jnp.where(
-      batch['segments'] > 0, batch['document'], num_documents
-    )
+    # What does not count goes to a row of its own, past the end.
+    real_BL = losses.counted(batch)
+    document_BL = jnp.where(real_BL, batch['document'], num_documents)
     nats = jnp.zeros(num_documents + 1, jnp.float32)
     nats = nats.at[document_BL.reshape(-1)].add(nll_BL.reshape(-1))
-    tokens = (batch['segments'] > 0).sum(dtype=jnp.int32)
+    tokens = real_BL.sum(dtype=jnp.int32)
     return {'nats': nats[:-1], 'tokens': tokens} | moe_metrics(
       moe_aux(model, aux), 1
     )

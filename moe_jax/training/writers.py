@@ -105,6 +105,15 @@ def last(workdir: str | os.PathLike, name: str) -> Any:
   return found
 
 
+def largest(workdir: str | os.PathLike, name: str) -> float | None:
+  """The largest value of a metric in all lines; None without one."""
+  path, found = pathlib.Path(workdir) / METRICS, []
+  if path.exists():
+    lines = map(json.loads, path.read_text().splitlines())
+    found = [x[name] for x in lines if x.get(name) is not None]
+  return max(found, default=None)
+
+
 def write_json(path: str | os.PathLike, obj: Any) -> None:
   """Writes a JSON file, sorted and indented, whole or not at all.
 

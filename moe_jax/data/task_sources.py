@@ -1,0 +1,188 @@
+"""Classification data as text: JSON-lines files, and TFDS data sets by name."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from moe_jax.data import documents, sources
+
+TRAIN, VALIDATION = '_train.jsonl', '_validation.jsonl'
+LABEL, LABEL_TEXT = 'label', 'label_text'
+_NO_TASKS = ('python_stdlib', 'text_files')  # names that `sources` builds
+
+
+class Example(NamedTuple):
+  """The text of each input field, and the index of the right label."""
+
+  texts: tuple[bytes, ...]
+  label: int
+
+
+class Task(NamedTuple):
+  """A classification task, in memory.
+
+  Attributes:
+    name: what its prompts begin with.
+    fields: names of the inputs, in the order of the prompt.
+    labels: the text of each label.
+    train, validation: the examples.
+  """
+
+  name: str
+  fields: tuple[str, ...]
+  labels: tuple[str, ...]
+  train: Sequence[Example]
+  validation: Sequence[Example]
+
+
+def from_file(path: str) -> Task:
+  """NAME_train.jsonl, with NAME_validation.jsonl beside it.
+
+  A line is a JSON object. 'label' is a string or a whole number; its text is
+  'label_text' where a record has one, else its value. All other strings of the
+  first training record are inputs, in that order; what is no string is left
+  out. Labels are those of the training file, sorted by their text.
+
+  Raises:
+    ValueError: a missing file, or a record that does not fit, by its line.
+  """
+  if not path.endswith(TRAIN):
+    raise ValueError(
+      f'data.task_file={path!r}: expected a path that ends in {TRAIN!r}, with '
+      f'NAME{VALIDATION} beside it'
+    )
+  other = path.removesuffix(TRAIN) + VALIDATION
+  records = _records(path, 'training')
+  held = _records(other, 'validation')
+  line, first = next(iter(records.items()))
+  fields = tuple(
+    k
+    for k, v in first.items()
+    if isinstance(v, str) and k not in (LABEL, LABEL_TEXT)
+  )
+  if not fields:
+    raise ValueError(
+      f'{path}, line {line}: no input: expected a field that is a string, '
+      f'beside {LABEL!r}; it has {", ".join(first)}'
+    )
+  texts = {n: _label(r, path, n) for n, r in records.items()}
+  labels = tuple(sorted(set(texts.values())))
+  parts = []
+  for where, part in ((path, records), (other, held)):
+    examples = []
+    for n, record in part.items():
+      text = _label(record, where, n)
+      if text not in labels:
+        raise ValueError(
+          f'{where}, line {n}: label {text!r} is none of the training labels: '
+          f'{", ".join(labels)}'
+        )
+      inputs = tuple(_input(record, f, where, n) for f in fields)
+      examples.append(Example(inputs, labels.index(text)))
+    parts.append(examples)
+  name = os.path.basename(path).removesuffix(TRAIN)
+  return Task(name, fields, labels, *parts)
+
+
+def _records(path: str, which: str) -> dict[int, Mapping[str, Any]]:
+  """The JSON objects of a file by line, from 1; blank lines are left out."""
+  if not os.path.isfile(path):
+    raise ValueError(f'data.task_file: no {which} file at {path!r}')
+  found = {}
+  with open(path, encoding='utf-8', errors='replace') as f:
+    for n, line in enumerate(f, 1):
+      if not line.strip():
+        continue
+      try:
+        found[n] = json.loads(line)
+      except ValueError as e:
+        raise ValueError(f'{path}, line {n}: broken JSON: {e}') from None
+      if not isinstance(found[n], dict):
+        raise ValueError(f'{path}, line {n}: expected a JSON object')
+  if not found:
+    raise ValueError(f'{path} has no examples')
+  return found
+
+
+def _label(record, path, n) -> str:
+  value = record.get(LABEL)
+  # True is an int, too.
+  if isinstance(value, bool) or not isinstance(value, str | int):
+    raise ValueError(
+      f'{path}, line {n}: {LABEL!r} is {value!r}; expected a string or a whole '
+      f'number'
+    )
+  return str(record.get(LABEL_TEXT, value))
+
+
+def _input(record, field, path, n) -> bytes:
+  value = record.get(field)
+  if not isinstance(value, str):
+    raise ValueError(
+      f'{path}, line {n}: {field!r} is {value!r}; expected a string'
+    )
+  return value.encode('utf-8', 'backslashreplace')
+
+
+def from_tfds(
+  name: str,
+  *,
+  directory: str,
+  splits: tuple[str, str],
+  cache_dir: str,
+  allow_download: bool,
+) -> Task:
+  """A data set with a ClassLabel 'label'; all its texts are inputs.
+
+  In alphabetical order: a prepared data set remembers no other.
+
+  Args:
+    name: such as 'glue/sst2'; the prompts begin with its last part, 'sst2'.
+    directory: its data_dir, as in `sources.locate`.
+    splits: for training and validation. All of a split is read into memory:
+      name a slice, such as 'train[:1%]', of a huge one.
+    cache_dir, allow_download: as in `sources.locate`.
+
+  Raises:
+    ValueError: no such data set, split or features, or an example that has no
+      label, as in test splits.
+  """
+  if name in _NO_TASKS:
+    raise ValueError(f'data.task={name!r} has no labels')
+  found, data_dir = sources.locate(
+    name,
+    directory=directory,
+    cache_dir=cache_dir,
+    allow_download=allow_download,
+  )
+  parts = []
+  for split in splits:
+    source = sources.read(found, data_dir, split)
+    features = source.dataset_info.features
+    text = tfds.features.Text
+    fields = sorted(k for k, f in features.items() if isinstance(f, text))
+    label = dict(features.items()).get(LABEL)
+    if not fields or not isinstance(label, tfds.features.ClassLabel):
+      raise ValueError(
+        f'data.task={name!r}: expected texts and a ClassLabel {LABEL!r}; its '
+        f'features are {", ".join(features)}'
+      )
+    labels = tuple(label.names)
+    examples = []
+    for i, record in enumerate(source.__getitems__(range(len(source)))):
+      index = int(record[LABEL])
+      if not 0 <= index < len(labels):
+        raise ValueError(
+          f'{name} {split}: example {i} has label {index}, which is none of '
+          f'{", ".join(labels)}'
+        )
+      texts = tuple(documents.to_bytes(record[f]) for f in fields)
+      examples.append(Example(texts, index))
+    if not examples:
+      raise ValueError(f'{name} {split} has no examples')
+    parts.append(examples)
+  short = found.split(':')[0].split('/')[-1]
+  return Task(short, tuple(fields), labels, *parts)

@@ -1,0 +1,344 @@
+"""Text-to-text classification: a prompt goes in, the label's text comes out.
+
+    data = tasks.load(config.data, kind='decoder', cache_dir='/tmp/data')
+
+As in T5 (Raffel et al. 2020, arXiv:1910.10683, section 2.4) a prompt is
+'<task> <field>: <text> <field>: <text>'; an answer is a label's text and EOS.
+
+`encoder_decoder`: the prompt and EOS are the encoder's row, [seq_len], the
+answer is the decoder's, [TARGETS]. `decoder`: the prompt, ' label: ' and the
+answer are one row, [seq_len], and 'loss' is 1 where a target counts: at the
+answer.
+
+A prompt that is too long loses the START of its longest field, since what is
+asked is mostly about the end (fields that are as long take turns), and so much
+of it that each of the labels would fit.
+
+Accuracy is by rank: in validation each label of each example is a row and a
+document of its own, and the likeliest one given the prompt is the model's
+answer. So scores are sums by document, the same on any mesh.
+"""
+
+import collections
+import functools
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from moe_jax import registry
+from moe_jax.data import (
+  batches,
+  docstrings,
+  intervals,
+  objectives,
+  pipeline,
+  task_sources,
+  tokenizers,
+)
+
+# Of a decoder's row beside an encoder: 'not_entailment' is 15 bytes with EOS.
+# Fixed, so that group sizes fit whatever the task is.
+TARGETS = 16
+BUILT_IN = {'docstring': docstrings.docstring}
+
+
+def chosen(config: Mapping[str, Any]) -> str:
+  """What the `data` part of a config names as its task; '' is pre-training.
+
+  Raises:
+    ValueError: both a task and a file.
+  """
+  task, path = config.task, config.task_file
+  if task and path:
+    raise ValueError(
+      f"data.task={task!r} and data.task_file={path!r}: one of them must be ''"
+    )
+  return task or path
+
+
+def find(
+  config: Mapping[str, Any], *, cache_dir: str, allow_download: bool = False
+) -> task_sources.Task:
+  """The task that the `data` part of a config names.
+
+  Raises:
+    ValueError: an unknown task, or data that is not there or does not fit; one
+      line says which.
+  """
+  spec = chosen(config)
+  if config.task_file:
+    return task_sources.from_file(spec)
+  if '(' in spec or spec in BUILT_IN:
+    return registry.call(spec, BUILT_IN, 'task')
+  try:
+    return task_sources.from_tfds(
+      spec,
+      directory=config.dir,
+      splits=(config.train_split, config.validation_split),
+      cache_dir=cache_dir,
+      allow_download=allow_download,
+    )
+  except ValueError as e:
+    built_in = ', '.join(f'{name}()' for name in BUILT_IN)
+    raise ValueError(
+      f'data.task={spec!r}: built in is {built_in}; as a TFDS name: {e}'
+    ) from None
+
+
+def load(
+  config: Mapping[str, Any],
+  *,
+  kind: str,
+  cache_dir: str,
+  allow_download: bool = False,
+  max_examples: int = 0,
+) -> 'TaskData':
+  """Opens the task of a config.
+
+  Args:
+    config: the `data` part of it, a ConfigDict.
+    kind: of the model, 'decoder' or 'encoder_decoder'.
+    cache_dir: as in `pipeline.load`.
+    allow_download: lets TFDS download what is not prepared.
+    max_examples: of validation, spread evenly over them; 0 is all.
+
+  Raises:
+    ValueError: see `find`; labels or a row that do not fit.
+  """
+  task = find(config, cache_dir=cache_dir, allow_download=allow_download)
+  return TaskData(
+    task,
+    kind=kind,
+    seq_len=config.seq_len,
+    tokenizer=tokenizers.build(config.tokenizer),
+    max_examples=max_examples,
+  )
+
+
+class TaskData:
+  """A task as batches, with what a run uses of `pipeline.Data`.
+
+  Examples are in memory, tokenized.
+
+  Attributes:
+    tokenizer: see `tokenizers`.
+    labels: the text of each label.
+    domains: the task's name.
+    documents: each label of each validation example, label by label.
+    fingerprint: hash of the texts and labels and the tokenizer.
+  """
+
+  def __init__(
+    self,
+    task: task_sources.Task,
+    *,
+    kind: str,
+    seq_len: int,
+    tokenizer,
+    max_examples: int = 0,
+  ):
+    self._kind, self._seq_len, self.tokenizer = kind, seq_len, tokenizer
+    self._name, self.labels = task.name, task.labels
+    self.domains = (task.name,)
+    self._answers = [self._answer(label) for label in task.labels]
+    longest = max(map(len, self._answers))
+    self._check(longest)
+    self._middle = np.zeros(0, np.int32)
+    if kind == 'decoder':
+      self._middle = tokenizer.encode(b' label: ')
+    # An encoder's row ends with EOS.
+    rest = 1 if kind == 'encoder_decoder' else longest + len(self._middle)
+    self._room, self._cut = seq_len - rest, 0
+    held = task.validation
+    if max_examples:
+      count = min(max_examples, len(held))
+      held = [held[i * len(held) // count] for i in range(count)]
+    self._train, self._validation = (
+      [(self._prompt(task.fields, e.texts), e.label) for e in part]
+      for part in (task.train, held)
+    )
+    self._right_N = np.array([label for _, label in self._validation])
+    self.documents = [
+      pipeline.Document(task.name, f'{i} {label}', len(label.encode()))
+      for i in range(len(held))
+      for label in task.labels
+    ]
+    self.fingerprint = _fingerprint(task, tokenizer)
+    self._epoch = functools.lru_cache(maxsize=2)(self._draw)
+    logging.info('%s', self.describe())
+
+  def train(
+    self,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """As `pipeline.Data.train`: slices of the global batches, without end."""
+    mine = batches.rows_of(batch_size, process_index, process_count)
+    batches.check_counters(seed, start_step)
+    make = lambda step: self._make(seed, [step * batch_size + i for i in mine])
+    steps = range(start_step, sys.maxsize // batch_size)
+    return batches.prefetched(steps, make)
+
+  def batch(self, *, seed: int, batch_size: int, step: int) -> dict:
+    """The whole global batch of a step."""
+    batches.check_counters(seed, step)
+    rows = batches.rows_of(batch_size, 0, 1)
+    return self._make(seed, [step * batch_size + i for i in rows])
+
+  def validation(
+    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """A row for each of `documents`, in order; the last batch is padded.
+
+    `document` says at each target of an answer whose it is, else -1.
+    """
+    mine = batches.rows_of(batch_size, process_index, process_count)
+    make = lambda k: batches.stack(
+      [self._validation_row(k * batch_size + i) for i in mine]
+    )
+    count = math.ceil(len(self.documents) / batch_size)
+    return batches.prefetched(range(count), make)
+
+  def scores(self, nats_N: np.ndarray) -> dict[str, float]:
+    """Metrics of a model that gives `documents` these nats, f64 [N].
+
+    Returns:
+      'eval/accuracy' with its 95 % interval, '_low' and '_high'; 'eval/loss',
+      nats a target token of the right labels; 'eval/majority', the accuracy of
+      the most frequent training label; 'eval/examples'. Of equally likely
+      labels the first counts.
+    """
+    nats_NC = np.reshape(nats_N, (-1, len(self.labels)))
+    right_N = self._right_N
+    found = intervals.wilson(
+      int((nats_NC.argmin(-1) == right_N).sum()), len(right_N)
+    )
+    tokens_C = np.array([len(a) for a in self._answers])
+    nats = nats_NC[np.arange(len(right_N)), right_N].sum()
+    counts = collections.Counter(label for _, label in self._train)
+    most = counts.most_common(1)[0][0]
+    return {
+      'eval/accuracy': found.value,
+      'eval/accuracy_low': found.low,
+      'eval/accuracy_high': found.high,
+      'eval/loss': float(nats / tokens_C[right_N].sum()),
+      'eval/majority': float((right_N == most).mean()),
+      'eval/examples': len(right_N),
+    }
+
+  def describe(self) -> str:
+    """A few lines: sizes, labels, and how many prompts were cut."""
+    counts = collections.Counter(label for _, label in self._train)
+    shares = ', '.join(f'{s!r} {counts[i]}' for i, s in enumerate(self.labels))
+    return (
+      f'{self._name}: data {self.fingerprint[:12]}\n'
+      f'  train {len(self._train)} examples ({shares}); validation '
+      f'{len(self._validation)} examples; {self._cut} prompts cut at the start '
+      f'of their longest field, to {self._room} tokens'
+    )
+
+  def _make(self, seed, rows):
+    examples = []
+    for row in rows:
+      epoch, i = divmod(row, len(self._train))
+      example = self._row(*self._train[self._epoch(seed, epoch)[i]], 0)
+      del example['document']  # of use in validation only
+      examples.append(example)
+    return batches.stack(examples)
+
+  def _draw(self, seed, epoch):
+    rng = np.random.default_rng([seed, 3, epoch])
+    return rng.permutation(len(self._train))
+
+  def _validation_row(self, row):
+    if row >= len(self.documents):
+      return self._layout(*np.zeros((3, 0), np.int32), -1)
+    example, label = divmod(row, len(self.labels))
+    return self._row(self._validation[example][0], label, row)
+
+  def _row(self, prompt_N, label, document) -> dict[str, np.ndarray]:
+    source_N = np.append(prompt_N, self.tokenizer.eos_id)
+    before_N = np.concatenate([prompt_N, self._middle])
+    return self._layout(source_N, before_N, self._answers[label], document)
+
+  def _layout(self, source_N, before_N, answer_N, document):
+    """A row of an encoder's tokens, or of a decoder's before the answer."""
+    pad, row, length = self.tokenizer.pad_id, {}, self._seq_len
+    if self._kind == 'encoder_decoder':
+      row = objectives.encoder_row(source_N, length, pad)
+      before_N, length = before_N[:0], TARGETS
+    targets_N = np.concatenate([before_N, answer_N]).astype(np.int32)
+    at_N = np.arange(len(targets_N))
+    document_N = np.where(at_N < len(before_N), -1, document)
+    row |= objectives.decoder_row(targets_N, document_N, at_N == 0, length, pad)
+    if self._kind == 'decoder':
+      row['loss'] = (row['document'] >= 0).astype(np.int32)
+    return row
+
+  def _answer(self, label):
+    ids_N = self.tokenizer.encode(label.encode())
+    return np.append(ids_N, np.int32(self.tokenizer.eos_id))
+
+  def _check(self, longest):
+    if len(self.labels) < 2 or not all(self.labels):
+      raise ValueError(
+        f'task {self._name!r} has the labels {self.labels}; expected two or '
+        'more, none of them empty'
+      )
+    if self._kind == 'encoder_decoder' and longest > TARGETS:
+      label = max(self.labels, key=lambda s: len(self._answer(s)))
+      raise ValueError(
+        f'label {label!r} of task {self._name!r} is {longest} tokens with its '
+        f'EOS; a decoder beside an encoder has {TARGETS}'
+      )
+
+  def _prompt(self, fields, texts):
+    """Tokens of a prompt, `_room` at most, in the smallest fitting type."""
+    ids_N, whole = self._encoded(fields, texts), tuple(texts)
+    while len(ids_N) > self._room:
+      over = len(ids_N) - self._room
+      longest = max(range(len(texts)), key=lambda i: len(texts[i]))
+      if not texts[longest]:
+        raise ValueError(
+          f'data.seq_len={self._seq_len} is too short for the prompts of task '
+          f'{self._name!r}: without their texts they need '
+          f'{self._seq_len + over}'
+        )
+      # A token has a byte at least. Only down to the next field's length; as
+      # long ones take turns. No part of a character stays.
+      second = sorted([0, *map(len, texts)])[-2]
+      size = max(len(texts[longest]) - second, math.ceil(over / len(texts)))
+      rest = texts[longest][min(size, over) :]
+      rest = rest.decode(errors='ignore').encode()
+      texts = (*texts[:longest], rest, *texts[longest + 1 :])
+      ids_N = self._encoded(fields, texts)
+    self._cut += texts != whole
+    small = np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.int32
+    return ids_N.astype(small)
+
+  def _encoded(self, fields, texts):
+    parts = [b'%s: %s' % (f.encode(), t) for f, t in zip(fields, texts)]
+    return self.tokenizer.encode(b' '.join([self._name.encode(), *parts]))
+
+
+def _fingerprint(task, tokenizer) -> str:
+  digest = hashlib.sha256()
+  parts = [task.name, task.fields, task.labels, tokenizer.key]
+  parts += [len(task.train), len(task.validation)]
+  digest.update(json.dumps(parts).encode())
+  for part in (task.train, task.validation):
+    for e in part:
+      sizes = [e.label, *map(len, e.texts)]
+      digest.update(json.dumps(sizes).encode())
+      digest.update(b''.join(e.texts))
+  return digest.hexdigest()
