@@ -96,10 +96,11 @@ def find(config, field: str) -> Source | None:
       f'its model.kind is {theirs.model.kind!r}, here {config.model.kind!r}'
     )
   there, here = theirs.data.tokenizer, config.data.tokenizer
-  if there != here and _key(there) != _key(here):
-    raise source.error(f'its data.tokenizer is {there!r}, here {here!r}')
+  if there != here:
+    try:
+      same = tokenizers.build(there).key == tokenizers.build(here).key
+    except ValueError as e:
+      raise source.error(e) from None
+    if not same:
+      raise source.error(f'its data.tokenizer is {there!r}, here {here!r}')
   return source
-
-
-def _key(spec: str) -> str:
-  return tokenizers.build(spec).key
