@@ -19,8 +19,10 @@ from moe_jax.training import (
   step as step_lib,
   teacher as teacher_lib,
 )
-from tests import tiny
-from tests.test_tuning import corpus, named, read_rows, saved  # noqa: F401
+from tests import test_tuning, tiny
+from tests.test_tuning import named, read_rows, saved
+
+corpus = test_tuning.corpus  # the fixture
 
 SPARSE = {
   'seed': 5,
@@ -32,7 +34,7 @@ DENSE = {'moe.layers': 'none', 'mesh': 'auto(expert=2)', 'train.z_loss': 0.0}
 
 
 @pytest.fixture(scope='session')
-def teacher(corpus, tmp_path_factory):  # noqa: F811
+def teacher(corpus, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('teacher')
   loop.train(tiny.config(**corpus, **SPARSE), str(workdir))
   return workdir
@@ -94,19 +96,19 @@ def one_step(config, workdir, *, taught=True, same=False):
   after, metrics = step(state, session.put(batch), jax.random.key(0), *extra)
   before, after = named(state.params), named(after.params)
   gradient = {k: before[k] - after[k] for k in before}
-  return Run(jax.device_get(metrics), gradient), session, found, state, batch
+  return Run(jax.device_get(metrics), gradient), session, state, batch
 
 
 RATE = {'train.schedule': 'constant(value=1.0)', 'train.clip': 0.0}
 
 
-def test_the_loss_is_of_labels_and_teacher(corpus, teacher, tmp_path):  # noqa: F811
+def test_the_loss_is_of_labels_and_teacher(corpus, teacher, tmp_path):
   """Metrics and the update, against both losses taken apart."""
   runs = {}
   for w in (0.0, 0.25):
     fields = {'train.teacher': str(teacher), 'train.distill': w}
     config = tiny.config(**corpus, **DENSE, **RATE, **fields)
-    runs[w], session, found, state, batch = one_step(config, tmp_path)
+    runs[w], session, state, batch = one_step(config, tmp_path)
   # The teacher as a run of its own would evaluate it, on another mesh.
   theirs = tiny.config(**corpus, **SPARSE)
   alone = factory.make(theirs, 384)
@@ -145,7 +147,7 @@ def test_the_loss_is_of_labels_and_teacher(corpus, teacher, tmp_path):  # noqa: 
 
 
 def test_a_student_that_is_its_teacher_learns_nothing(
-  corpus,  # noqa: F811
+  corpus,
   teacher,
   tmp_path,
 ):
@@ -169,7 +171,7 @@ def test_a_student_that_is_its_teacher_learns_nothing(
 
 
 @pytest.fixture(scope='module')
-def taught(corpus, teacher, tmp_path_factory):  # noqa: F811
+def taught(corpus, teacher, tmp_path_factory):
   """Four steps of a dense student, in two micro-batches, saved at two."""
   workdir = tmp_path_factory.mktemp('student')
   fields = {'train.teacher': str(teacher), 'train.accumulate': 2}
@@ -229,7 +231,7 @@ def test_resume_is_bitwise(taught, tmp_path):
   ids=str,
 )
 def test_a_teacher_that_does_not_fit(
-  corpus,  # noqa: F811
+  corpus,
   teacher,
   tmp_path,
   fields,
@@ -243,7 +245,7 @@ def test_a_teacher_that_does_not_fit(
   assert not (work / 'config.json').exists()
 
 
-def test_another_vocabulary(corpus, teacher, tmp_path):  # noqa: F811
+def test_another_vocabulary(corpus, teacher, tmp_path):
   """Of the same size, by the tokenizer's own key."""
   copy = tmp_path / 'copy'
   copy.mkdir()
