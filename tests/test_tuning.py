@@ -236,7 +236,7 @@ def test_frozen_products_are_not_computed(fields):
   [
     ({'train.trainable': 'router'}, 'one of all, non_moe, moe, attention, ffn'),
     ({'train.distill': 1.5}, 'a weight from 0 to 1 is wanted'),
-    ({'train.distill': True}, 'a weight from 0 to 1 is wanted'),
+    ({'train.distill': -0.1}, 'a weight from 0 to 1 is wanted'),
     ({'train.init_dense': True}, "train.init_from ''; a workdir is wanted"),
   ],
 )
@@ -312,16 +312,6 @@ def test_a_run_starts_from_another(corpus, source, tmp_path, mesh):
     np.testing.assert_array_equal(value, (fresh if own else there)[name])
   assert taken == len([k for k in there if not k.startswith(('step', 'opt'))])
   assert any(np.abs(state[k]).max() for k in state if k.startswith('balance/'))
-
-
-def test_another_balancing_rule_begins_anew(corpus, source, tmp_path):
-  fields = {'train.init_from': str(source)}
-  fields['moe.balance'] = ('switch_loss()', 'relu_loss()')
-  fresh, state = started(tiny.config(**corpus, **fields), tmp_path)
-  rules = [k for k in state if k.startswith('balance/')]
-  assert rules
-  for k in rules:
-    np.testing.assert_array_equal(state[k], fresh[k])
 
 
 def test_a_resumed_run_does_not_read_it(corpus, source, tmp_path):
@@ -419,6 +409,16 @@ def teacher(corpus, tmp_path_factory):
   fields = DEPTH | {'train.steps': 1, 'seed': 5}
   loop.train(tiny.config(**corpus, **fields), str(workdir))
   return workdir
+
+
+def test_another_balancing_rule_begins_anew(corpus, teacher, tmp_path):
+  """The teacher's rules have no state."""
+  fields = DEPTH | {'train.init_from': str(teacher), 'moe.balance': BALANCE}
+  fresh, state = started(tiny.config(**corpus, **fields), tmp_path)
+  rules = [k for k in state if k.startswith('balance/')]
+  assert rules and not [k for k in saved(teacher) if k in rules]
+  for k in rules:
+    np.testing.assert_array_equal(state[k], fresh[k])
 
 
 @pytest.mark.parametrize('layers', ['none', '2', '1,3'])
