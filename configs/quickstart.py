@@ -58,6 +58,8 @@ def get_config(arg='moe'):
   moe.layers = 'every_2' if variant == 'moe' else 'none'
   moe.num_experts = 8
   moe.d_ff = 512
+  # A dropout of its own takes the place of model.dropout in experts alone, as
+  # in fine-tuning: "mlp(activation='relu', dropout=0.4)" (Switch, table 4).
   moe.experts = "mlp(activation='relu')"
   moe.router = 'switch()'
   moe.balance = ('switch_loss(weight=0.01)', 'z_loss(weight=0.001)')
@@ -120,6 +122,15 @@ def get_config(arg='moe'):
   # Steps between checks that copies on several devices are equal; 0 is never.
   train.check_replicas_every = 0
   train.keep = 2
+  # Workdir of a run whose last parameters are the start; of them all, or what
+  # is no part of an MoE layer (a dense student's from a sparse teacher).
+  train.init_from = ''
+  train.init_dense = False
+  # What is trained: 'all', 'non_moe', 'moe', 'attention', 'ffn' (dense FFNs).
+  train.trainable = 'all'
+  # Workdir of a run whose probabilities are learnt, with the weight `distill`.
+  train.teacher = ''
+  train.distill = 0.25
 
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 32

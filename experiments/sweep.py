@@ -32,6 +32,9 @@ _SEEDS = flags.DEFINE_integer(
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print commands and time only.')
 _TASK = flags.DEFINE_string('array_task', '', "Part i of n, 'i/n', i from 0.")
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Processes, on this machine.', 1)
+_PRETRAINED = flags.DEFINE_string(
+  'pretrained', '', "Another sweep's workdir: its runs for 'pretrain' arms."
+)
 _ALLOW_DOWNLOAD = flags.DEFINE_bool(
   'allow_download', False, 'Let TFDS download and prepare a missing data set.'
 )
@@ -55,14 +58,18 @@ def main(argv: list[str]) -> int:
   )
   todo = runner.runs(study, _ONLY.value, _TASK.value)
   if _DRY_RUN.value:
-    print(runner.plan(study, _WORKDIR.value, todo))
+    print(runner.plan(study, _WORKDIR.value, todo, _PRETRAINED.value))
     return 0
   if _JOBS.value > 1:
     if _TASK.value:
       raise ValueError('--jobs and --array_task exclude each other')
     return _fan_out(study, _JOBS.value)
   failed = runner.sweep(
-    study, _WORKDIR.value, todo, allow_download=_ALLOW_DOWNLOAD.value
+    study,
+    _WORKDIR.value,
+    todo,
+    pretrained=_PRETRAINED.value,
+    allow_download=_ALLOW_DOWNLOAD.value,
   )
   if failed:
     print(f'{len(failed)} of {len(todo)} runs failed', file=sys.stderr)

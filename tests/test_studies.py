@@ -11,6 +11,7 @@ from configs import quickstart
 from experiments import sweep as sweep_main
 from moe_jax.plots import ablations
 from moe_jax.studies import (
+  origins,
   report,
   results,
   runner,
@@ -34,7 +35,7 @@ def get_config(arg='quick'):
   return quickstart.get_config()
 
 
-def sweep(add, size):
+def sweep(add, size, config):
   add('a', {{'train.steps': 7}}{first})
   add('b', {{'train.steps': 8, 'moe.decoder.router': 'switch()'}})
 {more}
@@ -83,7 +84,7 @@ class Fake:
   """In place of training: what ran, and what each run answers."""
 
   def __init__(self, monkeypatch):
-    self.made, self.ran, self.fail = [], [], {}
+    self.made, self.ran, self.fail, self.fields = [], [], {}, {}
     monkeypatch.setattr(session_lib, 'make', self._make)
     monkeypatch.setattr(loop, 'train', self._train)
 
@@ -99,6 +100,7 @@ class Fake:
     del allow_download, session
     arm, seed = pathlib.Path(workdir).parts[-2:]
     self.ran.append((arm, int(seed)))
+    self.fields[arm, int(seed)] = dict(config.train.items())
     assert config.seed == int(seed)
     if error := self.fail.pop((arm, int(seed)), None):
       raise error
@@ -282,6 +284,15 @@ def test_a_missing_study_or_size(path):
     study_lib.load(f'{path}:huge')
 
 
+def test_the_command_line_decides_arms(path, tmp_path):
+  more = "  add(f'own_{config.train.steps}', {'data.dir': config.data.dir})"
+  config = quickstart.get_config()
+  with config.unlocked():
+    config.train.steps, config.data.dir = 77, 'x'
+  study = study_lib.load(_study_file(tmp_path, more=more), config=config)
+  assert study.arm('own_77').overrides == {'data.dir': 'x'}
+
+
 def test_runs_are_arm_by_arm(path):
   study = study_lib.load(path)
   keys = [r.key for r in runner.runs(study)]
@@ -419,8 +430,121 @@ def test_pretraining_comes_first_and_once(tmp_path, monkeypatch, fake):
   assert ('base', 0) not in [r.key for r in part]
   with pytest.raises(ValueError, match="'base', which has not been run: run"):
     _sweep(study, tmp_path / 'w', part)
-  command = runner.command(study, part[0], 'W')
+  command = runner.command(study, part[0], origins.Origins('W'))
   assert '--config.train.init_from=W/runs/base/0' in command
+
+
+BASES = """  add('base', {'train.steps': 3}, stage='pretrain')
+  add('other', {'train.steps': 4}, stage='pretrain', init_from='base')
+  add('c', {'train.steps': 7}, init_from='other')"""
+
+
+def _tuned(tmp_path, **replaced):
+  first = ", init_from='base', teacher='other'"
+  return study_lib.load(
+    _study_file(tmp_path, first=first, more=BASES, **replaced)
+  )
+
+
+def test_arms_get_the_workdirs_that_they_name(path, tmp_path, fake):
+  study, work = _tuned(tmp_path), tmp_path / 'w'
+  assert {r.arm.name for r in runner.runs(study, ['c'])} == {
+    'base',
+    'other',
+    'c',
+  }
+  _sweep(study, work)
+  order = list(dict.fromkeys(arm for arm, _ in fake.ran))
+  assert order == ['base', 'other', 'a', 'b', 'c']
+  for seed in range(3):
+    fields = fake.fields['a', seed]
+    assert fields['init_from'] == str(work / 'runs/base/0')
+    assert fields['teacher'] == str(work / 'runs/other/0')
+  assert fake.fields['c', 1]['init_from'] == str(work / 'runs/other/0')
+  assert (
+    fake.fields['b', 0]['init_from'] == fake.fields['b', 0]['teacher'] == ''
+  )
+  rows = results.latest(results.read(work / results.FILE))
+  row = rows['a', 2]
+  assert (row['init_from'], row['teacher']) == ('base', 'other')
+  assert '--config.train.teacher=WORKDIR/runs/other/0' in row['command']
+  assert str(tmp_path) not in (work / results.FILE).read_text()
+  # 'a' and 'c' differ in what they begin with alone.
+  assert row['config_digest'] != rows['c', 0]['config_digest']
+  other = study_lib.load(
+    _study_file(tmp_path, first=", init_from='other'", more=BASES)
+  )
+  with pytest.raises(ValueError, match=r'init_from is .base. there, .other. h'):
+    _sweep(other, work)
+
+
+def test_nothing_begins_with_what_failed(path, tmp_path, fake):
+  """Its last checkpoint is of the middle of a run."""
+  study, work = _tuned(tmp_path), tmp_path / 'w'
+  fake.fail[('other', 0)] = FloatingPointError('loss is nan')
+  failed = _sweep(study, work)
+  assert {r['arm'] for r in failed} == {'a', 'c'}
+  assert failed[0]['error'] == (
+    "ValueError: needs another run: 'other' is diverged"
+  )
+  assert {arm for arm, _ in fake.ran} == {'base', 'other', 'b'}
+
+
+def test_what_is_named_comes_before(path, tmp_path):
+  with pytest.raises(ValueError, match="teacher of arm a 'b'; valid: base, o"):
+    _tuned(tmp_path, **{"teacher='other'": "teacher='b'"})
+  text = BASES.replace(
+    "stage='pretrain')", "stage='pretrain', teacher='other')"
+  )
+  with pytest.raises(ValueError, match="teacher of arm base 'other'"):
+    study_lib.load(_study_file(tmp_path, more=text))
+
+
+def test_pretrained_elsewhere(path, tmp_path, fake):
+  """By config and seed, under another name; then only with that workdir."""
+  there, work = tmp_path / 'there', tmp_path / 'w'
+  names = BASES.replace("'base'", "'known'")
+  other = study_lib.load(_study_file(tmp_path, more=names))
+  fake.fail[('other', 0)] = RuntimeError('no')
+  _sweep(other, there, runner.runs(other, ['other']))
+  study = _tuned(tmp_path)
+  call = dict(pretrained=str(there), say=lambda s: None)
+  plan = runner.plan(study, str(work), runner.runs(study), str(there))
+  assert plan.splitlines()[0].startswith('# finished: ')
+  assert f'--config.train.init_from={there}/runs/known/0' in plan
+  assert plan.splitlines()[1].startswith('python')  # failed there: run here
+  assert not work.exists()
+  fake.ran = []
+  todo = runner.runs(study, ['a'])
+  assert not runner.sweep(study, str(work), todo, **call)
+  assert {arm for arm, _ in fake.ran} == {'other', 'a'}
+  assert fake.fields['a', 1]['init_from'] == str(there / 'runs/known/0')
+  assert fake.fields['a', 1]['teacher'] == str(work / 'runs/other/0')
+  text = (work / results.FILE).read_text()
+  assert str(tmp_path) not in text and 'PRETRAINED/runs/known/0' in text
+  row = results.latest(results.read(work / results.FILE))['base', 0]
+  assert row['pretrained'] == 'runs/known/0' and row['metrics']['loss'] == 9.0
+  assert report.source(results.read(work / results.FILE), 'w')
+  # Nothing is left of 'a'; 'c' needs no run elsewhere; a new seed of 'a' does.
+  _sweep(study, work)
+  more = study_lib.load('toy.py', seeds=4)
+  with pytest.raises(ValueError, match='taken from another workdir: give --pr'):
+    _sweep(more, work)
+  fake.ran = []
+  runner.sweep(more, str(work), runner.runs(more, ['a']), **call)
+  assert fake.ran == [('a', 3)]
+  with pytest.raises(ValueError, match='--pretrained=nowhere holds no results'):
+    runner.sweep(more, str(work), todo, pretrained='nowhere')
+
+
+def test_paths_of_tasks_have_names():
+  flat = {'tasks.small': 'data/cb_train.jsonl', 'tasks.large': ''}
+  flat['train.teacher'] = 'runs/x'
+  assert results.placeholders(flat) == {
+    'tasks.small': 'SMALL',
+    'tasks.large': '',
+    'train.teacher': 'TEACHER',
+  }
 
 
 def test_plan_shows_commands_and_time(path, tmp_path, fake):

@@ -50,7 +50,7 @@ def test_arms_are_valid(path, size):
     factory.make(config, vocab_size=384)
     for split in ('train', 'eval'):
       session_lib.check_batch(config, ONE, split)
-  digests = [results.digest(study.config_of(a, 0)) for a in study.arms]
+  digests = [results.arm_digest(study, a) for a in study.arms]
   assert len(set(digests)) == len(digests), 'two arms are the same'
 
 

@@ -60,8 +60,9 @@ def get_config(arg='quick'):
   return config.lock()
 
 
-def sweep(add, size):
+def sweep(add, size, config):
   """14 arms."""
+  del config
   for factor in (*FACTORS, 0):
     name = f'top1_{factor}' if factor else 'top1_unlimited'
     fields = {'moe.capacity_factor': factor}

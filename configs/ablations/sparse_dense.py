@@ -48,8 +48,9 @@ def get_config(arg='quick'):
   return config.lock()
 
 
-def sweep(add, size):
+def sweep(add, size, config):
   """The dense model and one arm for each number of experts."""
+  del config
   add('dense', {'moe.layers': 'none'})
   for count in EXPERTS[size]:
     add(f'experts_{count}', {'moe.num_experts': count})

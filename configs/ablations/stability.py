@@ -56,8 +56,9 @@ def get_config(arg='quick'):
   return config.lock()
 
 
-def sweep(add, size):
+def sweep(add, size, config):
   """13 arms."""
+  del config
   relu = WIDTHS[size]['relu']
   balance = lambda weight, z=0.001: {
     'moe.balance': (BALANCE.format(weight), Z.format(z))

@@ -47,9 +47,9 @@ def get_config(arg='quick'):
   return config.lock()
 
 
-def sweep(add, size):
+def sweep(add, size, config):
   """The dense model, top-1 and top-2 by capacity factor, top-1 by experts."""
-  del size
+  del size, config
   add('dense', {'moe.layers': 'none'})
   for factor in (1.0, 1.25, 2.0):
     add(f'top1_{factor}', {'moe.capacity_factor': factor})

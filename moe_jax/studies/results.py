@@ -26,7 +26,15 @@ FILE = 'results.jsonl'
 DONE, DIVERGED, FAILED = 'done', 'diverged', 'failed'
 # What a run need not be done again for.
 FINISHED = (DONE, DIVERGED)
-_PATHS = ('data.dir', 'data.cache', 'data.task_file', 'train.init_from')
+_PATHS = (
+  'data.dir',
+  'data.cache',
+  'data.task_file',
+  'tasks.small',
+  'tasks.large',
+  'train.init_from',
+  'train.teacher',
+)
 
 Row = dict[str, Any]
 
@@ -47,14 +55,27 @@ def without_paths(text: str) -> str:
   return re.sub(r'(?<![\w.:/])~?/(?:[^\s/:\'",;]+/)*', '', text)
 
 
-def digest(config: Any) -> str:
-  """Of a run's config, less its seed and the machine's paths."""
+def digest(config: Any, origins: Mapping[str, str] | None = None) -> str:
+  """Of a run's config, less its seed and the machine's paths.
+
+  Args:
+    config: of the run.
+    origins: {'init_from': name of the arm}, where it has such.
+  """
   flat = placeholders(configs.flatten(config))
   flat.pop('seed', None)
-  for field in ('data.cache', 'train.init_from'):
+  for field in ('data.cache', 'train.init_from', 'train.teacher'):
     flat.pop(field, None)
+  flat |= {f'train.{k}': v for k, v in (origins or {}).items()}
   text = json.dumps(flat, sort_keys=True, default=list)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def arm_digest(study: study_lib.Study, arm: study_lib.Arm) -> str:
+  """`digest` of an arm: the same for all of its seeds."""
+  names = {'init_from': arm.init_from, 'teacher': arm.teacher}
+  named = {k: v for k, v in names.items() if v}
+  return digest(study.config_of(arm, 0), named)
 
 
 def append(path: pathlib.Path, row: Row) -> None:
@@ -114,7 +135,7 @@ def check(path: pathlib.Path, study: study_lib.Study) -> list[Row]:
         f'{path} holds results of {theirs}, this is {ours}; choose another '
         'workdir'
       )
-  arms = {a.name: digest(study.config_of(a, 0)) for a in study.arms}
+  arms = {a.name: arm_digest(study, a) for a in study.arms}
   for row in latest(rows).values():
     name = row['arm']
     if name in arms and row['config_digest'] != arms[name]:
@@ -127,8 +148,12 @@ def check(path: pathlib.Path, study: study_lib.Study) -> list[Row]:
 
 def _difference(row: Row, study: study_lib.Study) -> str:
   """What is known of it: the arm's overrides, and the command line's."""
+  arm = study.arm(row['arm'])
   theirs = row.get('overrides', {}) | row.get('flags', {})
-  ours = dict(study.arm(row['arm']).overrides) | dict(study.flags)
+  ours = dict(arm.overrides) | dict(study.flags)
+  for field in ('init_from', 'teacher'):
+    theirs |= {field: row[field]} if field in row else {}
+    ours |= {field: getattr(arm, field)} if getattr(arm, field) else {}
   theirs, ours = (
     placeholders(json.loads(json.dumps(v, default=list)))
     for v in (theirs, ours)

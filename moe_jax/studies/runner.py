@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from moe_jax.benchmarks import machine
-from moe_jax.studies import results, study as study_lib
+from moe_jax.studies import origins, results, study as study_lib
 from moe_jax.training import loop, session as session_lib
 
 
@@ -34,7 +34,7 @@ class Run:
   @property
   def directory(self) -> str:
     """Of the run, in the workdir of the sweep."""
-    return f'runs/{self.arm.name}/{self.seed}'
+    return origins.directory(self.key)
 
 
 def runs(
@@ -44,15 +44,14 @@ def runs(
 
   Args:
     study: whose arms.
-    only: names of arms; () is all, and named arms bring what they start from.
+    only: names of arms; () is all, and named arms bring what they need.
     task: 'i/n', i from 0: that part of the runs of stage 'arm', all of which
       are in exactly one part; 'pretrain' runs are in none. '' is all.
 
   Raises:
     ValueError: an unknown arm, or a task that is no 'i/n'.
   """
-  wanted = {study.arm(name).name for name in only}
-  wanted |= {study.arm(name).init_from for name in only}
+  wanted = origins.closure(study, only)
   arms = [a for a in study.arms if not only or a.name in wanted]
   every = [Run(a, seed) for a in arms for seed in a.seeds]
   if not task:
@@ -71,28 +70,23 @@ def _task(task: str) -> tuple[int, int]:
   return int(index), int(count)
 
 
-def command(study: study_lib.Study, run: Run, workdir: str) -> str:
+def command(study: study_lib.Study, run: Run, found: origins.Origins) -> str:
   """What runs this run alone; paths of the command line by their names."""
   flat = {**study.flags, **run.arm.overrides, 'seed': run.seed}
   flat = results.placeholders(flat)
-  if run.arm.init_from:
-    source = Run(study.arm(run.arm.init_from), _first(study, run.arm))
-    flat['train.init_from'] = f'{workdir}/{source.directory}'
+  fields = found.fields(study, run.arm)
+  flat |= {f'train.{k}': v for k, v in fields.items()}
   parts = [
     'python -m experiments.train',
     f'--config={study.path}:{study.size}',
     *(f'--config.{k}={_flag(v)}' for k, v in flat.items()),
-    f'--workdir={workdir}/{run.directory}',
+    f'--workdir={found.workdir}/{run.directory}',
   ]
   return ' '.join([parts[0], *map(shlex.quote, parts[1:])])
 
 
 def _flag(value: Any) -> str:
   return str(value)
-
-
-def _first(study, arm) -> int:
-  return study.arm(arm.init_from).seeds[0]
 
 
 def seconds_a_run(study: study_lib.Study, rows: Sequence[results.Row]) -> float:
@@ -106,6 +100,7 @@ def sweep(
   workdir: str,
   todo: Sequence[Run],
   *,
+  pretrained: str = '',
   say: Callable[[str], None] = lambda s: print(s, flush=True),
   allow_download: bool = False,
 ) -> list[results.Row]:
@@ -115,6 +110,8 @@ def sweep(
     study: of the runs.
     workdir: of the sweep; a finished run in it is not repeated.
     todo: from `runs`.
+    pretrained: workdir of another sweep, whose finished runs stand for the
+      'pretrain' runs here that have the same config.
     say: is given a line at a time.
     allow_download: lets TFDS download.
 
@@ -128,13 +125,18 @@ def sweep(
   root = pathlib.Path(workdir)
   path = root / results.FILE
   rows = results.check(path, study)
+  found, taken = origins.find(study, rows, str(root), pretrained)
+  rows += taken
   finished = {
     k
     for k, r in results.latest(rows).items()
     if r['status'] in results.FINISHED
   }
   left = [r for r in todo if r.key not in finished]
-  _check_sources(study, left, finished)
+  _check_origins(study, left, finished, found)
+  for row in taken:
+    results.append(path, row)
+    say(f'{row["arm"]} seed {row["seed"]} is taken from {pretrained}')
   root.mkdir(parents=True, exist_ok=True)
   jax.config.update('jax_compilation_cache_dir', str(root / 'jit_cache'))
   if len(left) < len(todo):
@@ -143,7 +145,8 @@ def sweep(
   for i, run in enumerate(left):
     if run.arm is not arm:
       session, arm = None, run.arm
-    row, session = _one(study, run, root, session, allow_download)
+    lacking = _lacking(study, run, rows)
+    row, session = _one(study, run, found, lacking, session, allow_download)
     results.append(path, row)
     rows.append(row)
     if row['status'] == results.FAILED:
@@ -154,23 +157,37 @@ def sweep(
   return failed
 
 
-def _check_sources(study, left, finished) -> None:
+def _check_origins(study, left, finished, found) -> None:
   here = {r.key for r in left}
   for run in left:
-    if not run.arm.init_from:
-      continue
-    key = run.arm.init_from, _first(study, run.arm)
-    if key not in here | finished:
-      raise ValueError(
-        f'arm {run.arm.name!r} starts from {key[0]!r}, which has not been run: '
-        f'run --only={key[0]} first'
-      )
+    for key in origins.keys(study, run.arm).values():
+      if key not in here | finished:
+        raise ValueError(
+          f'arm {run.arm.name!r} needs {key[0]!r}, which has not been run: run '
+          f'--only={key[0]} first'
+        )
+      if key in found.elsewhere and not found.pretrained:
+        raise ValueError(
+          f'arm {run.arm.name!r} needs {key[0]!r}, which was taken from '
+          'another workdir: give --pretrained'
+        )
 
 
-def _one(study, run, root, session, allow_download):
+def _lacking(study, run, rows) -> list[str]:
+  """What a run needs and is not there whole: it failed, or diverged."""
+  latest = results.latest(rows)
+  return [
+    f'{key[0]!r} is {latest[key]["status"]}'
+    for key in origins.keys(study, run.arm).values()
+    if latest[key]['status'] != results.DONE
+  ]
+
+
+def _one(study, run, found, lacking, session, allow_download):
   """The row of a run, and the session to use for the arm's next seed."""
   config = study.config_of(run.arm, run.seed)
   began = time.monotonic()
+  root = pathlib.Path(found.workdir)
   directory = root / run.directory
   directory.mkdir(parents=True, exist_ok=True)
   row = {
@@ -183,20 +200,19 @@ def _one(study, run, root, session, allow_download):
     'status': results.DONE,
     'overrides': results.placeholders(run.arm.overrides),
     'flags': results.placeholders(study.flags),
-    'config_digest': results.digest(study.config_of(run.arm, 0)),
-    'command': command(study, run, 'WORKDIR'),
+    'config_digest': results.arm_digest(study, run.arm),
+    'command': command(study, run, found.anonymous()),
     'commit': results.commit(),
     'date': results.today(),
     'machine': machine.describe(),
   }
-  if run.arm.init_from:
-    row['init_from'] = run.arm.init_from
+  row |= {k: name for k, (name, _) in origins.keys(study, run.arm).items()}
   with config.unlocked():
     config.data.cache = config.data.cache or str(root / 'data')
-    if run.arm.init_from:
-      source = Run(study.arm(run.arm.init_from), _first(study, run.arm))
-      config.train.init_from = str(root / source.directory)
+    config.train.update(found.fields(study, run.arm))
   try:
+    if lacking:  # its last checkpoint would be of the middle of a run
+      raise ValueError(f'needs another run: {", ".join(lacking)}')
     with _logged(directory / 'log.txt'):
       if session is None:
         session = session_lib.make(
@@ -262,16 +278,23 @@ def duration(seconds: float) -> str:
   return f'{hours} h {minutes:02} min' if hours else f'{minutes} min'
 
 
-def plan(study: study_lib.Study, workdir: str, todo: Sequence[Run]) -> str:
+def plan(
+  study: study_lib.Study,
+  workdir: str,
+  todo: Sequence[Run],
+  pretrained: str = '',
+) -> str:
   """What `sweep` would do: a command a run, and how long all would take."""
   rows = results.check(pathlib.Path(workdir) / results.FILE, study)
+  found, taken = origins.find(study, rows, workdir, pretrained)
+  rows += taken
   latest = results.latest(rows)
   lines, left = [], 0
   for run in todo:
     done = latest.get(run.key, {}).get('status') in results.FINISHED
     left += not done
     mark = '# finished: ' if done else ''
-    lines.append(f'{mark}{command(study, run, workdir)}')
+    lines.append(f'{mark}{command(study, run, found)}')
   each = seconds_a_run(study, rows)
   estimate = (
     f'about {duration(left * each)} in one process'

@@ -4,8 +4,11 @@ A study is a config file with more names in it:
 
   get_config(arg)    the config that all arms start from, by size: 'quick',
                      'gpu' or 'paper'
-  sweep(add, size)   calls `add(name, overrides)` for each arm: what differs, by
-                     dotted field
+  sweep(add, size, config)   calls `add(name, overrides)` for each arm: what
+                     differs, by dotted field. `config` is that of get_config,
+                     command line included. `add(..., stage='pretrain')` makes a
+                     run that other arms begin with, `init_from=name`, or learn
+                     from, `teacher=name`
   CLAIMS             a tuple of dicts, see `Claim`; fixed before any run
   SEEDS              {size: how many}
   SECONDS            {size: of one run, for estimates}
@@ -39,6 +42,7 @@ class Arm:
     overrides: values by dotted field.
     seeds: values of `config.seed`.
     init_from: the 'pretrain' arm whose checkpoint it starts from, or ''.
+    teacher: the 'pretrain' arm that it learns from, or ''.
     stage: 'pretrain' arms run first, and once.
   """
 
@@ -46,6 +50,7 @@ class Arm:
   overrides: Mapping[str, Any]
   seeds: tuple[int, ...]
   init_from: str = ''
+  teacher: str = ''
   stage: str = 'arm'
 
 
@@ -123,7 +128,7 @@ class Study:
     return by_name[name]
 
   def config_of(self, arm: Arm, seed: int) -> Any:
-    """The config of one run, locked; `train.init_from` is the runner's.
+    """The config of one run, locked; workdirs are the runner's.
 
     Raises:
       ValueError: an override of a field that does not exist.
@@ -176,7 +181,7 @@ def load(
     raise ValueError(f'seeds={seeds}; a number above 0 is wanted')
   config = module.get_config(size) if config is None else config
   name = pathlib.Path(path).stem
-  arms = _arms(module, size, seeds or module.SEEDS[size], config.seed)
+  arms = _arms(module, size, seeds or module.SEEDS[size], config)
   tested = {a.name for a in arms if a.stage == 'arm'}
   claims = tuple(_claim(c, name, tested) for c in module.CLAIMS)
   _check_unique('claim', [c.name for c in claims])
@@ -216,25 +221,34 @@ def _module(path: str):
   return module
 
 
-def _arms(module, size: str, seeds: int, first: int) -> tuple[Arm, ...]:
+def _arms(module, size: str, seeds: int, config) -> tuple[Arm, ...]:
   found: list[Arm] = []
+  first = config.seed
 
-  def add(name, overrides, *, seeds=seeds, init_from='', stage='arm'):
+  def add(
+    name, overrides, *, seeds=seeds, init_from='', teacher='', stage='arm'
+  ):
     if not name or set(name) - _NAME:
       raise ValueError(f'arm {name!r}: a name of letters, digits, _ . - only')
     if stage not in STAGES:
       raise registry.unknown(f'stage of arm {name}', stage, STAGES)
     count = 1 if stage == 'pretrain' else seeds
     every = tuple(range(first, first + count))
-    found.append(Arm(name, dict(overrides), every, init_from or '', stage))
+    origins = init_from or '', teacher or ''
+    found.append(Arm(name, dict(overrides), every, *origins, stage))
 
-  module.sweep(add, size)
+  module.sweep(add, size, config)
   _check_unique('arm', [a.name for a in found])
-  before = [a.name for a in found if a.stage == 'pretrain']
+  found.sort(key=lambda a: STAGES.index(a.stage))
+  before: list[str] = []
   for a in found:
-    if a.init_from and a.init_from not in before:
-      raise registry.unknown(f'init_from of arm {a.name}', a.init_from, before)
-  return tuple(sorted(found, key=lambda a: STAGES.index(a.stage)))
+    for field in ('init_from', 'teacher'):
+      name = getattr(a, field)
+      if name and name not in before:
+        raise registry.unknown(f'{field} of arm {a.name}', name, before)
+    # What a 'pretrain' arm needs is declared before it.
+    before += [a.name] if a.stage == 'pretrain' else []
+  return tuple(found)
 
 
 _NAME = frozenset(

@@ -71,7 +71,7 @@ class Checkpointer:
     self.wait()
     if (self.directory / str(step)).exists():
       raise ValueError(f'step {step} is already saved in {self.directory}')
-    leaves = _named(state)
+    leaves = named(state)
     meta = {'step': step, 'data': data, 'leaves': _specs(leaves)}
     meta = json.dumps(meta, sort_keys=True, allow_nan=False)
     # A name of its own: threads of a save that failed may still be writing.
@@ -90,7 +90,7 @@ class Checkpointer:
     return max(self._steps(), default=None)
 
   def restore(
-    self, abstract_state: Any, step: int | None = None
+    self, abstract_state: Any, step: int | None = None, partial: bool = False
   ) -> tuple[Any, dict[str, Any]]:
     """Reads the newest step that is whole, or the step asked for.
 
@@ -101,6 +101,7 @@ class Checkpointer:
       abstract_state: pytree of jax.ShapeDtypeStruct with shardings (any mesh),
         or of arrays.
       step: a step on disk; None is the newest.
+      partial: leave out what is on disk and not asked for, unread.
 
     Returns:
       (state placed as `abstract_state` says, the `data` of that step)
@@ -112,10 +113,11 @@ class Checkpointer:
     self.wait()
     path = self.directory / str(self._choose(step))
     meta = json.loads((path / _META).read_text())
-    wanted = _named(abstract_state)
-    _check(meta['leaves'], wanted, path)
+    wanted = named(abstract_state)
+    _check(meta['leaves'], wanted, path, partial)
     stored = {k: v for k, v in wanted.items() if v.size}
-    state = self._orbax.restore(path / _STATE, stored) if stored else {}
+    read = _read_part if partial else self._orbax.restore
+    state = read(path / _STATE, stored) if stored else {}
     for k, v in wanted.items():
       if k not in stored:
         state[k] = jax.device_put(jnp.zeros(v.shape, v.dtype), v.sharding)
@@ -157,10 +159,7 @@ class Checkpointer:
       pending.result()
 
   def _steps(self) -> list[int]:
-    if not self.directory.is_dir():
-      return []
-    names = (p.name for p in self.directory.iterdir() if p.is_dir())
-    return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+    return steps(self.directory)
 
   def _commit(self, step: int, tmp: pathlib.Path, meta: str) -> None:
     """In the background: manifest, rename, prune; all by process 0."""
@@ -238,7 +237,33 @@ class Checkpointer:
     )
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def steps(directory: str | os.PathLike) -> list[int]:
+  """The steps on disk, in order and not verified."""
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    return []
+  names = (p.name for p in directory.iterdir() if p.is_dir())
+  return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
+
+
+def shapes(directory: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+  """{'params/decoder/w': shape} of the newest step on disk.
+
+  Raises:
+    ValueError: no step, or one that cannot be read.
+  """
+  found = steps(directory)
+  if not found:
+    raise ValueError(f'{directory} holds no checkpoint')
+  path = pathlib.Path(directory) / str(found[-1]) / _META
+  try:
+    leaves = json.loads(path.read_bytes())['leaves']
+    return {k: tuple(shape) for k, (shape, _) in leaves.items()}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError(f'cannot read {path}: {e}') from None
+
+
+def named(tree: Any) -> dict[str, Any]:
   """{'params/decoder/w': leaf}: what is on disk knows no Python class."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
   named = {
@@ -254,11 +279,25 @@ def _specs(leaves: dict[str, Any]) -> dict[str, list]:
   return {k: [list(v.shape), str(v.dtype)] for k, v in leaves.items()}
 
 
-def _check(stored: dict[str, list], wanted: dict, path: pathlib.Path) -> None:
+def _read_part(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+  """Some of the leaves; Orbax's standard handler reads all or nothing."""
+  args = ocp.args.PyTreeRestore(
+    item=wanted,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+    partial_restore=True,
+  )
+  with ocp.PyTreeCheckpointer() as reader:
+    return reader.restore(path, args=args)
+
+
+def _check(
+  stored: dict[str, list], wanted: dict, path: pathlib.Path, partial: bool
+) -> None:
   """Raises ValueError that names the leaves in which the two differ."""
   asked = _specs(wanted)
   faults = [f'{k} is not in it' for k in asked if k not in stored]
-  faults += [f'{k} is in it only' for k in stored if k not in asked]
+  if not partial:
+    faults += [f'{k} is in it only' for k in stored if k not in asked]
   for k in asked:
     if k in stored and stored[k] != asked[k]:
       there, here = (f'{tuple(s)} {d}' for s, d in (stored[k], asked[k]))

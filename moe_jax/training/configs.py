@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moe_jax.training import tuning
+
 _POSITIVE = frozenset(
   """model.num_layers model.d_model model.num_heads model.d_head model.d_ff
   moe.num_experts moe.d_ff moe.dense_branch_d_ff moe.group_size data.seq_len
@@ -31,10 +33,12 @@ def validate(config: Mapping[str, Any]) -> None:
   """Checks every value of a config (a ConfigDict, or a nested dict).
 
   Raises:
-    ValueError: a number that is not finite, a size that is not positive, or a
-      value of the wrong type; the message gives its dotted name.
+    ValueError: a number that is not finite, a size that is not positive, a
+      value of the wrong type, or fields that contradict each other; the
+      message gives the dotted name.
   """
-  for name, value in flatten(config).items():
+  flat = flatten(config)
+  for name, value in flat.items():
     for v in value if isinstance(value, tuple) else (value,):
       if not (v is None or isinstance(v, bool | int | float | str)):
         raise ValueError(
@@ -46,6 +50,10 @@ def validate(config: Mapping[str, Any]) -> None:
     wanted = _wanted(name, value)
     if wanted:
       raise ValueError(f'config.{name} is {value!r}; {wanted} is wanted')
+  if flat.get('train.init_dense') and not flat.get('train.init_from'):
+    raise ValueError(
+      "config.train.init_dense is True, train.init_from ''; a workdir is wanted"
+    )
 
 
 def to_dict(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,4 +108,8 @@ def _wanted(name: str, value: Any) -> str:
     return 'a number, 0 or above,'
   if name in _FACTORS and not (number and value >= 0):
     return 'a number above 0, or 0 for no capacity,'
+  if name == 'train.trainable' and value not in tuning.CHOICES:
+    return f'one of {", ".join(tuning.CHOICES)}'
+  if name == 'train.distill' and not (number and 0 <= value <= 1):
+    return 'a weight from 0 to 1'
   return ''

@@ -23,9 +23,13 @@ from moe_jax.training import (
   progress,
   rates,
   session as session_lib,
+  sources,
+  start as start_lib,
   state as state_lib,
   step as step_lib,
+  teacher as teacher_lib,
   trail as trail_lib,
+  tuning,
   workdir as workdir_lib,
   writers,
 )
@@ -63,6 +67,11 @@ def train(
   config_dict = configs.to_dict(config)
   session_lib.plan(config)  # a wrong field costs no data, and no workdir
   probes.check(config)
+  done = None if restart else _finished(workdir, config.train.steps)
+  if not done:
+    sources.find(config, teacher_lib.FIELD)
+    if restart or not start_lib.goes_on(workdir):
+      sources.find(config, start_lib.FIELD)
   fresh = lead and not workdir_lib.prepare(
     workdir, config_dict, restart=restart, allow=allow
   )
@@ -72,6 +81,12 @@ def train(
     if session is None:
       session = session_lib.make(config, workdir, allow_download=allow_download)
     session = session.with_seed(config.seed)
+    start = teacher = None
+    if not done:
+      start = start_lib.load(session, workdir)
+      # The runs that share a session have the same teacher.
+      load = lambda: teacher_lib.load(session)
+      teacher = session.program('teacher', load)
   except Exception:
     if fresh:
       workdir_lib.withdraw(workdir)
@@ -80,23 +95,31 @@ def train(
   if lead:
     print(session.data.describe(), flush=True)
 
-  summary_path = pathlib.Path(workdir) / 'summary.json'
-  if summary_path.exists():
-    done = json.loads(summary_path.read_text())
-    if done['steps'] == config.train.steps:
-      print(f'{workdir} is finished; --restart begins anew')
-      return done
+  if done:
+    print(f'{workdir} is finished; --restart begins anew')
+    return done
 
   with checkpoint.Checkpointer(
     pathlib.Path(workdir) / 'checkpoints', config.train.keep
   ) as checkpoints:
-    summary = _train(session, workdir, config_dict, checkpoints, lead)
+    summary = _train(
+      session, workdir, config_dict, checkpoints, start, teacher, lead
+    )
   if lead:
-    writers.write_json(summary_path, summary)
+    writers.write_json(pathlib.Path(workdir) / 'summary.json', summary)
   return summary
 
 
-def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
+def _finished(workdir: str, steps: int) -> dict[str, Any] | None:
+  """The summary of a run that is over after so many steps."""
+  path = pathlib.Path(workdir) / 'summary.json'
+  done = json.loads(path.read_text()) if path.exists() else {'steps': None}
+  return done if done['steps'] == steps else None
+
+
+def _train(
+  session, workdir, config_dict, checkpoints, begin, teacher, lead
+) -> dict[str, Any]:
   """From the first or the restored step to the last; returns the summary."""
   config = session.config
   # Shapes first, then where they live, then the numbers.
@@ -123,8 +146,10 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
       ),
     )
     state, start = initialize(jax.random.key(config.seed)), 0
+    state = begin(state) if begin else state
 
   c = config.train
+  taught = (teacher.variables,) if teacher else ()
   train_step = session.program(
     'train',
     lambda: jax.jit(
@@ -135,10 +160,17 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
         accumulate=c.accumulate,
         z_loss=c.z_loss,
         over_layers=c.balance_over_layers,
+        trained=session.trained,
+        teacher=teacher and teacher.model,
+        distill=c.distill,
       ),
       # Unpinned, the state comes back with other shardings than it went in,
       # and step two compiles again.
-      in_shardings=(shardings, session.batch_sharding, None),
+      in_shardings=(
+        shardings,
+        session.batch_sharding,
+        *(None for _ in ('key', *taught)),
+      ),
       out_shardings=(shardings, None),
       donate_argnums=0,
     ),
@@ -187,7 +219,7 @@ def _train(session, workdir, config_dict, checkpoints, lead) -> dict[str, Any]:
 
     for step in range(start + 1, c.steps + 1):
       batch = session.put(next(batches))
-      state, metrics = train_step(state, batch, key)
+      state, metrics = train_step(state, batch, key, *taught)
       if pending is not None:
         report(pending[0], fetch(*pending))
       pending = step, metrics
@@ -291,6 +323,8 @@ def _row(metrics, session, last_load) -> dict[str, Any]:
     'bits_per_token': float(metrics['loss']) / math.log(2),
     'grad_norm': float(metrics['grad_norm']),
   }
+  if 'distill_loss' in metrics:
+    row['distill_loss'] = float(metrics['distill_loss'])
   if 'load' not in metrics:
     return row
   load_NE = metrics['load'].astype(np.float64)
@@ -314,6 +348,7 @@ def _facts(session, rate: float, clock: _Clock) -> dict[str, Any]:
   flops = session.flops_per_token()
   return {
     'parameters': counts.parameters(leaves),
+    'trained_parameters': tuning.size(session.layout.params, session.trained),
     'active_parameters': round(
       counts.active_parameters(leaves, session.expert_share())
     ),
@@ -332,7 +367,7 @@ def _facts(session, rate: float, clock: _Clock) -> dict[str, Any]:
 
 def _last(row: dict[str, Any]) -> dict[str, Any]:
   """What the summary takes from the last step's metrics."""
-  keys = ('loss', 'moe/dropped', 'moe/load_max')
+  keys = ('loss', 'distill_loss', 'moe/dropped', 'moe/load_max')
   out = {k: row[k] for k in keys if k in row}
   # A dense run that was resumed has a load of None.
   load = row.get('moe/load') or ()

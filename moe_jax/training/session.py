@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import NamedSharding
 
 from moe_jax import registry
@@ -15,7 +16,12 @@ from moe_jax.layers import moe
 from moe_jax.models import factory, pattern
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import counts
-from moe_jax.training import configs, optimizers, state as state_lib
+from moe_jax.training import (
+  configs,
+  optimizers,
+  state as state_lib,
+  tuning,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,11 @@ class Session:
   def abstract_state(self) -> state_lib.TrainState:
     """Shapes and shardings of the train state on this mesh."""
     return state_lib.abstract(self.tx, self.layout, self.mesh)
+
+  @property
+  def trained(self) -> Any:
+    """Whether each parameter is trained; None where all are."""
+    return tuning.trained(self.layout.params, self.config.train.trainable)
 
   def put(self, batch) -> dict[str, jax.Array]:
     """This process's rows of a global batch -> arrays on the mesh."""
@@ -210,9 +221,16 @@ def plan(
 def make_optimizer(config, batch_dims):
   """(optax transformation, learning rate by step) of `config.train`."""
   c = config.train
-  return optimizers.make(
-    c.optimizer, c.schedule, steps=c.steps, clip=c.clip, batch_dims=batch_dims
+  mask = tuning.trained(batch_dims, c.trainable)
+  tx, schedule = optimizers.make(
+    c.optimizer,
+    c.schedule,
+    steps=c.steps,
+    clip=c.clip,
+    batch_dims=tuning.select(batch_dims, mask),
   )
+  # Masked, it has no state of frozen leaves, and clips by the others' norm.
+  return (tx if mask is None else optax.masked(tx, mask)), schedule
 
 
 def vocab_size(config, tokenizer, mesh) -> int:

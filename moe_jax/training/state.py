@@ -102,6 +102,12 @@ def abstract(tx, lay: Layout, mesh) -> TrainState:
   )
 
 
+def abstract_variables(lay: Layout, mesh) -> dict[str, Any]:
+  """`abstract` without the optimizer: {'params': ..., 'balance': ...}."""
+  state = abstract(optax.identity(), lay, mesh)
+  return {'params': state.params, 'balance': state.balance}
+
+
 def init(model, tx, batch, seed: int, shardings: TrainState) -> TrainState:
   """A fresh state, made on the mesh: no device ever holds it whole."""
   return initializer(model, tx, batch, shardings)(jax.random.key(seed))

@@ -10,7 +10,7 @@ import optax
 from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.models import stack
-from moe_jax.training import losses
+from moe_jax.training import losses, teacher as teacher_lib, tuning
 from moe_jax.training.state import TrainState
 
 OVER_LAYERS = ('sum', 'mean')
@@ -33,6 +33,9 @@ def make_train_step(
   accumulate: int = 1,
   z_loss: float = 0.0,
   over_layers: str = 'sum',
+  trained: Any = None,
+  teacher: Any = None,
+  distill: float = 0.0,
 ) -> Callable:
   """The step function, to be jitted with pinned shardings.
 
@@ -47,50 +50,61 @@ def make_train_step(
     z_loss: factor of the output z-loss.
     over_layers: 'sum' of the MoE layers' losses (Switch Transformer) or their
       'mean' (T5X).
+    trained: tree of bools, as from `tuning.trained`; None trains all.
+    teacher: a model whose probabilities are learnt, too; see `teacher`.
+    distill: weight of the teacher's cross-entropy, 1 - that of the labels'.
 
   Returns:
-    (state, batch, key) -> (state, metrics); metrics are arrays. The key, by
-    default that of `seed`, lets one compiled step serve runs of any seed.
+    (state, batch, key, teacher's variables) -> (state, metrics); metrics are
+    arrays. The key, by default that of `seed`, lets one compiled step serve
+    runs of any seed.
   """
   if over_layers not in OVER_LAYERS:
     raise ValueError(
       f'balance_over_layers={over_layers!r}; valid: {", ".join(OVER_LAYERS)}'
     )
 
-  def loss_fn(params, balance, batch, step, tokens, key):
-    variables = {'params': params}
+  def loss_fn(own, params, balance, batch, step, tokens, key, taught):
+    variables = {'params': tuning.merge(own, params, trained)}
     if balance:
       variables['balance'] = balance
     keys = dict(zip(('dropout', 'router'), jax.random.split(key)))
-    batch = batch | {'step': step}
-    logits, aux = model.apply(variables, batch, train=True, rngs=keys)
+    logits, aux = model.apply(
+      variables, batch | {'step': step}, train=True, rngs=keys
+    )
     nll, z = losses.cross_entropy(
       logits, batch['targets'], losses.counted(batch), z_loss
     )
+    fit, soft = nll, jnp.float32(0)
+    if teacher is not None:
+      soft = teacher_lib.cross_entropy(
+        logits,
+        teacher_lib.logits(teacher, taught, batch),
+        losses.counted(batch),
+      )
+      fit = (1 - distill) * nll + distill * soft
     layers = [a for _, a in moe_aux(model, aux)]
     balancing_loss = sum((a.loss for a in layers), jnp.float32(0))
     if over_layers == 'mean' and layers:
       balancing_loss /= len(layers)
-    loss = (nll + z) / tokens + balancing_loss / accumulate
-    return loss, (nll, aux)
+    loss = (fit + z) / tokens + balancing_loss / accumulate
+    return loss, (nll, soft, aux)
 
-  def step_fn(state: TrainState, batch, key=None):
+  def step_fn(state: TrainState, batch, key=None, taught=None):
     key = jax.random.key(seed) if key is None else key
     key = jax.random.fold_in(key, state.step)
     tokens = jnp.maximum(losses.counted(batch).sum(), 1).astype(jnp.float32)
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    own = tuning.select(state.params, trained)
+
+    def gradient(rows, key):
+      (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        own, state.params, state.balance, rows, state.step, tokens, key, taught
+      )
+      return loss, *sums, grads
 
     def micro(carry, at):
       index, rows = at
-      (loss, (nll, aux)), grads = gradient(
-        state.params,
-        state.balance,
-        rows,
-        state.step,
-        tokens,
-        jax.random.fold_in(key, index),
-      )
-      sums = (loss, nll, aux, grads)
+      sums = gradient(rows, jax.random.fold_in(key, index))
       return jax.tree.map(jnp.add, carry, sums), None
 
     # Micro-batch a holds rows a, a + A, ...: each device keeps its own rows.
@@ -99,30 +113,16 @@ def make_train_step(
     )
     first = jax.tree.map(lambda v: v[0], rows)
     if accumulate == 1:
-      (loss, (nll, aux)), grads = gradient(
-        state.params,
-        state.balance,
-        first,
-        state.step,
-        tokens,
-        jax.random.fold_in(key, 0),
-      )
+      sums = gradient(first, jax.random.fold_in(key, 0))
     else:
-      shapes = jax.eval_shape(
-        lambda: gradient(
-          state.params, state.balance, first, state.step, tokens, key
-        )
-      )
-      (loss, (nll, aux)), grads = shapes
-      zero = jax.tree.map(
-        lambda v: jnp.zeros(v.shape, v.dtype), (loss, nll, aux, grads)
-      )
-      (loss, nll, aux, grads), _ = jax.lax.scan(
-        micro, zero, (jnp.arange(accumulate), rows)
-      )
+      shapes = jax.eval_shape(gradient, first, key)
+      zero = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
+      sums, _ = jax.lax.scan(micro, zero, (jnp.arange(accumulate), rows))
+    loss, nll, soft, aux, grads = sums
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, own)
+    own = optax.apply_updates(own, updates)
+    params = tuning.merge(own, state.params, trained)
     balance = _update_balance(model, state.balance, aux)
     metrics = {
       'loss': nll / tokens,
@@ -130,6 +130,8 @@ def make_train_step(
       'grad_norm': optax.tree.norm(grads),
       'tokens': (batch['segments'] > 0).sum(dtype=jnp.float32),
     }
+    if teacher is not None:
+      metrics['distill_loss'] = soft / tokens
     metrics |= moe_metrics(moe_aux(model, aux), accumulate)
     return TrainState(state.step + 1, params, opt_state, balance), metrics
 

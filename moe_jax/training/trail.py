@@ -45,7 +45,8 @@ class Trail:
     Returns:
       'train/loss', and 'train/averaged_steps' that it is the mean of;
       'step_seconds', the median of all; 'curve', window means of the loss by
-      the last step of the window; of an MoE model 'train/dropped' and
+      the last step of the window; 'train/distill_loss' of a run with a teacher;
+      of an MoE model 'train/dropped' and
       'train/wasted' (with two stacks also 'train/<stack>/...'), as shares of
       the assignments and of the seats; 'train/balance/<rule>',
       'train/entropy', 'train/load_max' and 'train/logsumexp'. {} without a
@@ -59,6 +60,8 @@ class Trail:
       'train/averaged_steps': len(self._last),
       'curve': self._curve(),
     }
+    if 'distill_loss' in self._last[0]:
+      out['train/distill_loss'] = mean(lambda m: m['distill_loss'])
     if len(self._times) > 1:
       out['step_seconds'] = float(np.median(np.diff(self._times)))
     if self._layers:

@@ -1,0 +1,84 @@
+"""Distillation: another run's model, whose probabilities a run learns from.
+
+Switch Transformer (Fedus et al. 2021, arXiv:2101.03961), section 4.2, tables 6
+to 8, after Hinton et al. 2015 (arXiv:1503.02531), at temperature 1: the loss is
+
+  (1 - w) CE(labels, student) + w CE(teacher's probabilities, student)
+
+with w = 0.25 in table 6. The teacher runs on the student's batches in
+evaluation mode: no dropout, no noise, its capacity of evaluation. It gets no
+gradient and is in no checkpoint of the student's.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.training import (
+  session as session_lib,
+  sources,
+  state as state_lib,
+)
+
+FIELD = 'teacher'
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A model, and its variables on the student's mesh.
+
+  Attributes:
+    model: from models.factory.
+    variables: {'params': ..., 'balance': ...}; an argument of the train step,
+      not a constant in it.
+  """
+
+  model: Any
+  variables: dict[str, Any]
+
+
+def load(session: session_lib.Session) -> Teacher | None:
+  """Reads the teacher of `train.teacher`; None where it is ''.
+
+  Raises:
+    ValueError: no checkpoint there, another vocabulary, or a model that does
+      not fit this mesh and batch.
+  """
+  source = sources.find(session.config, FIELD)
+  if source is None:
+    return None
+  model, lay, config = source.model(session)
+  rows, own = model.vocab_size, session.model.vocab_size
+  if rows != own:
+    raise source.error(f'its vocabulary has {rows} rows, here {own}')
+  try:
+    session_lib.check_batch(config, dict(session.mesh.shape), 'eval')
+  except ValueError as e:
+    raise source.error(e) from None
+  wanted = state_lib.abstract_variables(lay, session.mesh)
+  read = source.read(wanted)
+  return Teacher(model, {k: v for k, v in read.items() if jax.tree.leaves(v)})
+
+
+def logits(model, variables: dict[str, Any], batch) -> jax.Array:
+  """f32 [B, L, V] in evaluation mode; nothing flows back."""
+  # As in evaluation, for the few routers that are random there too.
+  rngs = {'router': jax.random.key(0)}
+  out, _ = model.apply(variables, batch, train=False, rngs=rngs)
+  return jax.lax.stop_gradient(out)
+
+
+def cross_entropy(
+  logits_BLV: jax.Array, teacher_BLV: jax.Array, real_BL: jax.Array
+) -> jax.Array:
+  """Sum over the real tokens of -sum_v softmax(teacher)_v log softmax_v.
+
+  Args:
+    logits_BLV, teacher_BLV: of student and teacher; computed in float32.
+    real_BL: bool, False where a token does not count.
+  """
+  p_BLV = jax.nn.softmax(teacher_BLV.astype(jnp.float32))
+  log_q_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
+  return -jnp.where(real_BL, (p_BLV * log_q_BLV).sum(-1), 0.0).sum()

@@ -1,0 +1,78 @@
+"""Which parameters are trained; the others are frozen.
+
+ST-MoE (Zoph et al. 2022, arXiv:2202.08906, section 4.2, figure 5) fine-tunes
+parts of a model alone. Frozen leaves get no gradient, no optimizer state and no
+weight decay, and stand in no norm that gradients are clipped by.
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+CHOICES = ('all', 'non_moe', 'moe', 'attention', 'ffn')
+
+
+def trained(tree: Any, choice: str) -> Any:
+  """Whether each leaf is trained; None where all are.
+
+  'moe' is all that stands in an MoE layer: router, experts, and branches that
+  it has inside; 'non_moe' the rest. Of that rest, 'attention' is the kernels
+  of attention and cross-attention, 'ffn' those of the dense FFN sub-layers
+  (`moe.extra_ffn` included). Norms, embeddings and position biases are in
+  neither of these two.
+
+  Args:
+    tree: parameters, or any tree with their paths.
+    choice: one of CHOICES.
+
+  Raises:
+    ValueError: the model has no such parameters.
+  """
+  if choice == 'all':
+    return None
+  mask = jax.tree_util.tree_map_with_path(
+    lambda path, _: _chosen(_names(path), choice), tree
+  )
+  if not any(jax.tree.leaves(mask)) and jax.tree.leaves(tree):
+    raise ValueError(
+      f'train.trainable={choice!r}: the model has no such parameters'
+    )
+  return mask
+
+
+def _names(path) -> list[str]:
+  return jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+
+
+def _chosen(names: list[str], choice: str) -> bool:
+  if 'moe' in names:
+    return choice == 'moe'
+  if choice == 'non_moe':
+    return True
+  if any(n.endswith('_norm') for n in names):
+    return False
+  own = {'attention': ('attention', 'cross'), 'ffn': ('ffn', 'extra')}
+  return any(n in names for n in own.get(choice, ()))
+
+
+def select(tree: Any, mask: Any) -> Any:
+  """The trained leaves; in place of the others `optax.MaskedNode`, no leaf."""
+  if mask is None:
+    return tree
+  return jax.tree.map(lambda m, v: v if m else optax.MaskedNode(), mask, tree)
+
+
+def merge(own: Any, tree: Any, mask: Any) -> Any:
+  """`tree` with the trained leaves of `own`; nothing flows into the others."""
+  if mask is None:
+    return own
+  return jax.tree.map(
+    lambda m, v, old: v if m else jax.lax.stop_gradient(old), mask, own, tree
+  )
+
+
+def size(params: Any, mask: Any) -> int:
+  """How many parameters are trained."""
+  return sum(math.prod(v.shape) for v in jax.tree.leaves(select(params, mask)))
