@@ -243,6 +243,51 @@ def test_deviation_is_from_the_median():
   assert found == {0: 1.0, 1: 0.0, 2: 5.0}
 
 
+def test_means_over_arms():
+  """A grid of two rates by two batches; a seed that one cell lacks."""
+  cells = {'a': (1.0, 2.0), 'b': (3.0, 5.0), 'c': (0.5, 1.0), 'd': (1.5, 1.0)}
+  rows = [_row(a, s, x=v[s]) for a, v in cells.items() for s in (0, 1)]
+  rows.append(_row('a', 2, x=9.0))
+  get = lambda spec, arm: verdicts.values(spec, arm, rows)
+  assert get("mean_over(metric='x', arms=('a', 'b'))", 'b') == {0: 2, 1: 3.5}
+  of = "mean_over(metric='x', arms=('a', 'b'), less=('c', 'd'))"
+  assert get(of, 'a') == {0: 2.0 - 1.0, 1: 3.5 - 1.0}
+  with pytest.raises(ValueError, match="arm 'c' is none of a, b"):
+    get(of, 'c')
+  v = verdicts.judge(
+    _claim(
+      metric=(of, "mean_over(metric='x', arms=('c',))"),
+      arms=('a', 'c'),
+      direction='higher',
+      seeds_needed=2,
+    ),
+    rows,
+  )
+  assert v.values == (1.75, 0.75) and v.difference == 1.0 and v.pairs == 2
+
+
+def test_gap_is_of_one_run():
+  rows = [_row('a', 0, x=3.0, y=1.0), _row('a', 1, x=3.0), _row('b', 0, y=9.0)]
+  assert verdicts.values("gap(metric='x', less='y')", 'a', rows) == {0: 2.0}
+
+
+def test_share_of_a_gain():
+  """The teacher has one seed; ratios are of the mean gain."""
+  rows = [
+    *(_row('alone', s, loss=v) for s, v in enumerate((2.0, 2.2))),
+    *(_row('taught', s, loss=v) for s, v in enumerate((1.9, 2.3))),
+    _row('taught', 2, loss=0.0),  # without a partner
+    _row('teacher', 0, loss=1.6),
+  ]
+  spec = "share_of_gain(metric='loss', worse='{}', better='{}')".format
+  get = lambda arm, *of: verdicts.values(spec(*of), arm, rows)
+  found = get('taught', 'alone', 'teacher')
+  assert found == pytest.approx({0: 0.1 / 0.5, 1: -0.1 / 0.5})
+  assert get('alone', 'alone', 'teacher') == {0: 0.0, 1: 0.0}
+  assert get('taught', 'teacher', 'alone') == {}
+  assert get('taught', 'alone', 'absent') == {}
+
+
 def test_a_study_is_read(path):
   study = study_lib.load(f'{path}:quick')
   assert (study.name, study.title) == ('toy', 'A study for tests: two arms')

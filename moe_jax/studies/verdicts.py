@@ -106,11 +106,7 @@ def values(
   }
   if '(' in metric:
     return registry.call(metric, DERIVED, 'derived metric')(arm, done)
-  return {
-    seed: float(row['metrics'][metric])
-    for (name, seed), row in done.items()
-    if name == arm and metric in row['metrics']
-  }
+  return _plain(metric, arm, done)
 
 
 Done = Mapping[tuple[str, int], results.Row]
@@ -157,18 +153,81 @@ def deviation(metric: str):
   """
 
   def measure(arm: str, done: Done) -> dict[int, float]:
-    found = {
-      seed: row['metrics'][metric]
-      for (name, seed), row in done.items()
-      if name == arm and metric in row['metrics']
-    }
+    found = _plain(metric, arm, done)
     middle = np.median(list(found.values())) if found else 0.0
     return {seed: float(abs(v - middle)) for seed, v in found.items()}
 
   return measure
 
 
+def mean_over(metric: str, arms: tuple[str, ...], less: tuple[str, ...] = ()):
+  """Mean of a metric over several arms, less that over others, by seed.
+
+  For claims on a row of a grid; the arm of the claim stands for them all. A
+  seed counts where every arm has it.
+  """
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    if arm not in arms:
+      raise ValueError(f'mean_over: arm {arm!r} is none of {", ".join(arms)}')
+    plus, minus = (
+      [_plain(metric, a, done) for a in group] for group in (arms, less)
+    )
+    seeds = set.intersection(*(set(v) for v in plus + minus))
+    mean = lambda group, s: float(np.mean([v[s] for v in group]))
+    return {
+      s: mean(plus, s) - (mean(minus, s) if minus else 0.0)
+      for s in sorted(seeds)
+    }
+
+  return measure
+
+
+def gap(metric: str, less: str):
+  """A metric less another of the same run, as held-out less training loss."""
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    a, b = _plain(metric, arm, done), _plain(less, arm, done)
+    return {s: a[s] - b[s] for s in sorted(a.keys() & b.keys())}
+
+  return measure
+
+
+def share_of_gain(metric: str, worse: str, better: str):
+  """How far an arm is on the way from one to another, 0 to 1, by seed.
+
+  (worse - arm) / (worse - better), above of the same seed, below of the means
+  over seeds: a ratio of two noisy differences would have no mean, and a
+  'pretrain' arm has one seed only. {} where `better` is not lower than `worse`,
+  since there is no gain to share.
+  """
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    start, end = _plain(metric, worse, done), _plain(metric, better, done)
+    mine = _plain(metric, arm, done)
+    if not (start and end):
+      return {}
+    whole = float(np.mean(list(start.values())) - np.mean(list(end.values())))
+    if whole <= 0:
+      return {}
+    seeds = sorted(mine.keys() & start.keys())
+    return {s: (start[s] - mine[s]) / whole for s in seeds}
+
+  return measure
+
+
+def _plain(metric: str, arm: str, done: Done) -> dict[int, float]:
+  return {
+    seed: float(row['metrics'][metric])
+    for (name, seed), row in done.items()
+    if name == arm and metric in row['metrics']
+  }
+
+
 DERIVED: dict[str, Any] = {
   'steps_to_loss': steps_to_loss,
   'deviation': deviation,
+  'mean_over': mean_over,
+  'gap': gap,
+  'share_of_gain': share_of_gain,
 }
