@@ -31,7 +31,17 @@ FILES = sorted(
 )
 ONE = {'data': 1, 'fsdp': 1, 'expert': 1, 'model': 1}
 # What the issue of the studies asks for at least.
-LEAST = {'capacity_factor': 8, 'sparse_dense': 4, 'stability': 6}
+LEAST = {
+  'capacity_factor': 8,
+  'sparse_dense': 4,
+  'stability': 6,
+  'dropout': 8,
+  'batch_size': 6,
+  'what_to_update': 6,
+  'distillation': 6,
+}
+# Of runs with a task or with frozen parameters.
+TASK_METRICS = {'eval/accuracy', 'best/accuracy', 'trained_parameters'}
 
 
 def load(path, size='quick'):
@@ -44,6 +54,8 @@ def test_arms_are_valid(path, size):
   study = load(path, size)
   for arm in study.arms:
     config = study.config_of(arm, 0)
+    with config.unlocked():  # as the runner does
+      config.train.init_from = arm.init_from
     configs.validate(config)
     session_lib.choose_kind(config)
     probes.check(config)
@@ -210,7 +222,7 @@ def test_probes_agree_with_the_evaluation(run):
 def test_claims_are_of_metrics_that_runs_have(path, run):
   """By the names of a real summary; probes' options are the study's."""
   study = load(path)
-  known = set(results.metrics(run[0])) | {'curve'}
+  known = set(results.metrics(run[0])) | TASK_METRICS | {'curve'}
   for claim in study.claims:
     for metric, arm in zip(claim.metrics, claim.arms):
       config = study.config_of(study.arm(arm), 0)
@@ -218,6 +230,9 @@ def test_claims_are_of_metrics_that_runs_have(path, run):
         registry.call(metric, verdicts.DERIVED, 'derived metric')
         _, options = registry.parse(metric)
         metric = options.get('metric', 'curve')
+        assert options.get('arms', (arm,))[0] == arm, claim.name
+        for other in _arms_in(options):
+          assert study.arm(other)
       if metric.startswith('probe/'):
         assert metric in _probed(config), (claim.name, metric)
       elif metric.startswith('train/balance/'):
@@ -225,6 +240,11 @@ def test_claims_are_of_metrics_that_runs_have(path, run):
         assert metric.rpartition('/')[2] in rules
       elif not metric.startswith(('task/', 'train_task/')):
         assert metric in known, (claim.name, metric)
+
+
+def _arms_in(options):
+  named = (options[k] for k in ('of', 'worse', 'better') if k in options)
+  return (*named, *options.get('arms', ()), *options.get('less', ()))
 
 
 def _probed(config):

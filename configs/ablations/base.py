@@ -1,10 +1,14 @@
-"""What the pre-training studies start from; no study itself.
+"""What the studies start from; no study itself.
 
-Their models are small enough that a study of 65 to 75 runs takes 40 minutes on
-two CPU cores: a byte-level decoder of two blocks, the second sparse.
+Models are small enough that a study takes 40 minutes on two CPU cores: a
+byte-level decoder of two blocks, the second sparse (`small`), or of an encoder
+and a decoder of two such blocks each, pre-trained once and fine-tuned by every
+arm (`fine_tuning`).
 """
 
-from configs import quickstart
+import ml_collections
+
+from configs import quickstart, t5_family
 
 SIZES = ('quick', 'gpu', 'paper')
 
@@ -58,3 +62,147 @@ def small(size, steps):
     batch_size=64 if large else 32, max_bytes=100_000 if large else 3_000
   )
   return config
+
+
+# What stands for the papers' small and large tasks (CB, 250 examples; ReCoRD,
+# SuperGLUE, GLUE) where `config.tasks` names no file. The standard library has
+# less than 4,000 such functions.
+TASKS = {
+  'quick': {
+    'small': 'docstring(examples=250)',
+    'large': 'docstring(examples=3000)',
+  },
+  'paper': {'small': 'super_glue/cb', 'large': 'glue/sst2'},
+}
+TASKS['gpu'] = TASKS['quick']
+# Of pre-training, which is counted apart from the arms' runs.
+PRETRAIN_STEPS = {'quick': 1600, 'gpu': 8000, 'paper': 500_000}
+# Of the large task; a study of learning rates has its own.
+STEPS = {'quick': 150, 'gpu': 1000, 'paper': 16_000}
+RATES = {'quick': 1.5e-3, 'gpu': 3e-4, 'paper': 1e-3}
+
+
+def fine_tuning(size):
+  """An encoder-decoder on the large task, sparse in both stacks; unlocked.
+
+  Pre-trained by span corruption, fine-tuned text to text, as the papers' are.
+  The decoder is dropless: the few tokens of a label fill no groups, and a
+  capacity would drop them by chance.
+
+  Args:
+    size: one of SIZES.
+
+  Returns:
+    The config, whose `tasks.small` and `tasks.large` are paths of training
+    files, '' for TASKS.
+  """
+  check(size)
+  steps = STEPS[size]
+  if size == 'paper':
+    config = t5_family.st_moe('large_geglu', '', num_experts=32, sequences=4)
+    config.model.remat = 'full'
+  else:
+    config = small(size, {size: steps})
+    # Two or four blocks in each stack.
+    config.model.update(
+      kind='encoder_decoder',
+      num_layers=2 if size == 'quick' else 4,
+      positions='relative',
+      qk_norm=False,
+    )
+    config.data.objective = 'span_corruption()'
+    config.moe.router = 'switch()'
+    config.moe.capacity_rule = 'paper()'
+  config.moe.decoder.update(
+    capacity_factor=0, eval_capacity_factor=0, dispatch='gather_reduce()'
+  )
+  config.model.dropout = 0.1
+  config.data.task = TASKS[size]['large']
+  config.tasks = ml_collections.ConfigDict({'small': '', 'large': ''})
+  config.train.update(
+    schedule=schedule(size, steps),
+    # The papers report the best of the evaluations.
+    eval_every=steps // 3 if size == 'quick' else steps // 10,
+    checkpoint_every=steps,
+    keep=1,
+  )
+  config.eval.max_examples = 0 if size == 'paper' else 500
+  return config
+
+
+def schedule(size, steps, times=1.0):
+  """A constant rate after a tenth of the steps, `times` that of RATES."""
+  rate = float(f'{times * RATES[size]:.3g}')
+  return f'constant(value={rate}, warmup={max(steps // 10, 1)})'
+
+
+def on_task(which, size, config):
+  """Fields of an arm on the 'small' or the 'large' task.
+
+  The small task's rows are twice as long, as its texts are, and half as many;
+  its arms go over it 6.4 times at size 'quick'.
+
+  Args:
+    which: 'small' or 'large'.
+    size: one of SIZES.
+    config: the study's, with `tasks`.
+  """
+  path = config.tasks[which]
+  fields = {
+    'data.task': '' if path else TASKS[size][which],
+    'data.task_file': path,
+  }
+  if which == 'small' and size == 'quick':
+    steps = 200
+    fields |= {
+      'data.seq_len': 256,
+      'train.batch_size': 8,
+      'train.steps': steps,
+      'train.schedule': schedule(size, steps),
+      'train.eval_every': steps // 4,
+      'train.checkpoint_every': steps,
+    }
+  return fields
+
+
+PRETRAINED = {
+  'dense': ('dense_pretrained', {'moe.layers': 'none'}),
+  'sparse': ('sparse_pretrained', {}),
+}
+
+
+def pretrained(add, size, kinds=tuple(PRETRAINED)):
+  """Adds what the arms start from: the same runs in every study.
+
+  All that a study or the command line may change for the arms is set back.
+  """
+  steps = PRETRAIN_STEPS[size]
+  peak, warmup = {
+    'quick': (4e-3, steps // 10),
+    'gpu': (1e-3, steps // 10),
+    'paper': (0.01, 10_000),
+  }[size]
+  decay = f'cosine(peak={peak}, warmup={warmup}, final=1e-4)'
+  if size == 'paper':
+    decay = f'rsqrt(peak={peak}, warmup={warmup})'
+  common = {
+    'data.task': '',
+    'data.task_file': '',
+    'tasks.small': '',
+    'tasks.large': '',
+    'model.dropout': 0.0,
+    'train.steps': steps,
+    'train.schedule': decay,
+    'train.eval_every': 0,
+    'train.checkpoint_every': min(steps, 5000),
+    'train.trainable': 'all',
+  }
+  for kind in kinds:
+    name, fields = PRETRAINED[kind]
+    add(name, common | fields, stage='pretrain')
+
+
+def tune(add, name, kind, fields):
+  """Adds an arm that fine-tunes the pre-trained model of a kind."""
+  start, own = PRETRAINED[kind]
+  add(name, fields | own, init_from=start)

@@ -1,0 +1,203 @@
+"""What to update in fine-tuning: all of a sparse model, or a part.
+
+  python -m experiments.sweep --workdir=/tmp/moe_jax/what_to_update \\
+      --config=configs/ablations/what_to_update.py:quick
+  python -m experiments.verdict --workdir=/tmp/moe_jax/what_to_update
+
+ST-MoE (Zoph et al. 2022, arXiv:2202.08906) figure 5: all parameters, all but
+those of MoE layers, these alone, attention alone, dense FFNs alone. The bars of
+the figure could not be read, so no number stands beside ours; the text says
+that MoE layers alone are much worse, with four fifths of the parameters, and
+that dense FFNs alone are slightly best.
+
+`quick`: the encoder-decoder of `dropout.py`, pre-trained once (--pretrained=
+WORKDIR takes that study's), on its small and its large task; 10 arms, 5 seeds
+each, 25 minutes on 2 CPU cores. `gpu`: 4 + 4 blocks, 32 experts, d = 512; not
+yet run. `paper`: ST-MoE-L on CB and SST-2; described, not run.
+
+What a step costs stands in the table of arms and is no claim: it says something
+only where nothing else ran beside, as with
+
+  python -m experiments.sweep --workdir=/tmp/moe_jax/update_time --seeds=3 \\
+      --config=configs/ablations/what_to_update.py:quick --jobs=1
+"""
+
+from configs.ablations import base
+
+SEEDS = {'quick': 5, 'gpu': 5, 'paper': 5}
+# Compiling, evaluating and a share of pre-training included.
+SECONDS = {'quick': 26, 'gpu': 180}
+
+PARTS = {
+  'all': 'all',
+  'non_moe': 'not MoE',
+  'moe': 'MoE',
+  'attention': 'attention',
+  'ffn': 'FFN',
+}
+SIZES = ('small', 'large')
+
+
+def get_config(arg='quick'):
+  """The config that the arms start from: the large task, all parameters."""
+  return base.fine_tuning(arg or 'quick').lock()
+
+
+def sweep(add, size, config):
+  """One run of pre-training and 10 arms: five for each task."""
+  base.pretrained(add, size, kinds=('sparse',))
+  for task in SIZES:
+    fields = base.on_task(task, size, config)
+    for part in PARTS:
+      own = fields | {'train.trainable': part}
+      base.tune(add, f'{task}_{part}', 'sparse', own)
+
+
+_BEST, _LOSS = 'best/accuracy', 'train/loss'
+_TRAINED = 'trained_parameters'
+
+
+def _claim(name, sentence, metric, arms, **fields):
+  return dict(
+    name=name,
+    paper='ST-MoE',
+    table='figure 5',
+    sentence=sentence,
+    metric=metric,
+    arms=arms,
+    **({'seeds_needed': 5} | fields),
+  )
+
+
+CLAIMS = (
+  _claim(
+    'moe_alone_is_worse',
+    'On the large task updating MoE layers alone is much worse than all.',
+    _BEST,
+    ('large_moe', 'large_all'),
+    direction='lower',
+    smallest_effect=0.02,
+  ),
+  _claim(
+    'moe_alone_is_worse_small',
+    'On the small task, too, MoE layers alone are much worse.',
+    _BEST,
+    ('small_moe', 'small_all'),
+    direction='lower',
+    smallest_effect=0.02,
+  ),
+  _claim(
+    'moe_alone_fits_less',
+    'MoE layers alone have a much larger training loss than all the rest.',
+    _LOSS,
+    ('large_moe', 'large_non_moe'),
+    direction='higher',
+    smallest_effect=0.02,
+  ),
+  _claim(
+    'moe_alone_fits_less_small',
+    'On the small task, too, their training loss is much larger.',
+    _LOSS,
+    ('small_moe', 'small_non_moe'),
+    direction='higher',
+    smallest_effect=0.02,
+  ),
+  _claim(
+    'all_but_moe_is_as_good',
+    'On the large task freezing MoE layers costs nothing.',
+    _BEST,
+    ('large_non_moe', 'large_all'),
+    direction='equal',
+    smallest_effect=0.02,
+  ),
+  _claim(
+    'attention_is_as_good',
+    'On the large task attention alone is as good as all.',
+    _BEST,
+    ('large_attention', 'large_all'),
+    direction='equal',
+    smallest_effect=0.02,
+  ),
+  _claim(
+    'ffn_is_as_good',
+    'On the large task dense FFNs alone are slightly better than all.',
+    _BEST,
+    ('large_ffn', 'large_all'),
+    direction='higher',
+    smallest_effect=0.002,
+  ),
+  _claim(
+    'moe_is_most_parameters',
+    'MoE layers have most of the parameters.',
+    _TRAINED,
+    ('large_moe', 'large_non_moe'),
+    direction='higher',
+    smallest_effect=1,
+    published={'share of all, about': 0.8},
+    kind='deterministic',
+    seeds_needed=1,
+  ),
+  _claim(
+    'attention_is_few_parameters',
+    'Attention alone trains fewer parameters than all but MoE layers.',
+    _TRAINED,
+    ('large_attention', 'large_non_moe'),
+    direction='lower',
+    smallest_effect=1,
+    kind='deterministic',
+    seeds_needed=1,
+  ),
+)
+
+COLUMNS = (
+  (_BEST, 'best accuracy', '.3f'),
+  ('eval/accuracy', 'last accuracy', '.3f'),
+  ('eval/majority', 'always the most frequent', '.3f'),
+  ('eval/loss', 'held-out loss', '.4f'),
+  (_LOSS, 'train loss', '.4f'),
+  (_TRAINED, 'trained parameters', ',.0f'),
+  ('step_seconds', 'seconds a step', '.4f'),
+)
+
+
+def _bars(metric, tasks=SIZES, **fields):
+  return dict(
+    kind='bars',
+    metric=metric,
+    series={
+      f'{task} task': tuple((x, f'{task}_{p}') for p, x in PARTS.items())
+      for task in tasks
+    },
+    **fields,
+  )
+
+
+FIGURES = (
+  _bars(
+    _BEST,
+    file='accuracy.png',
+    title='What is updated in fine-tuning (ST-MoE, figure 5)',
+    y='best accuracy',
+    zoom=True,
+  ),
+  _bars(
+    _LOSS,
+    file='train_loss.png',
+    title='How well a part fits the training set (ST-MoE, section 4.3)',
+    y='training loss, nats a token of the label',
+  ),
+  _bars(
+    _TRAINED,
+    tasks=('large',),
+    file='trained.png',
+    title='Parameters that are updated',
+    y='parameters',
+  ),
+  _bars(
+    'step_seconds',
+    tasks=('large',),
+    file='step_time.png',
+    title='Seconds a step; of use where nothing else ran beside',
+    y='seconds',
+  ),
+)
