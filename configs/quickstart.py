@@ -58,6 +58,7 @@ def get_config(arg='moe'):
   moe.layers = 'every_2' if variant == 'moe' else 'none'
   moe.num_experts = 8
   moe.d_ff = 512
+  moe.share_experts = 1  # adjacent MoE layers with one set of experts
   moe.experts = "mlp(activation='relu')"
   moe.router = 'switch()'
   moe.balance = ('switch_loss(weight=0.01)', 'z_loss(weight=0.001)')
