@@ -159,6 +159,13 @@ ROUTERS = (
     routers.plain(scores.group_limited, k=2, **_V3 | {'groups': 2}),
   ),
   Row(
+    "sigmoid_top_k(k=2, score='sqrt_softplus')",
+    '2412.19437',
+    routers.plain(
+      scores.group_limited, k=2, **_V3 | {'score': 'sqrt_softplus'}
+    ),
+  ),
+  Row(
     "sigmoid_top_k(k=2, score='softmax', groups=4, kept_groups=2, "
     "group_score='max', renormalize=False, scaling=16.0)",
     '2405.04434',

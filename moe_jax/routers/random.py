@@ -43,7 +43,7 @@ class Random(base.Router):
   def __call__(self, params, x_TD, ctx):
     T, E = len(x_TD), len(ctx.selection_bias_E)
     if ctx.train:
-      key = base.noise_key(ctx, 'random')
+      key = base.noise_key(ctx, 'sample')
     else:
       layer = 0 if ctx.layer is None else ctx.layer
       key = jax.random.fold_in(jax.random.key(self.seed), layer)
