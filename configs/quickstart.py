@@ -58,6 +58,7 @@ def get_config(arg='moe'):
   moe.layers = 'every_2' if variant == 'moe' else 'none'
   moe.num_experts = 8
   moe.d_ff = 512
+  moe.share_experts = 1  # adjacent MoE layers with one set of experts
   # A dropout of its own takes the place of model.dropout in experts alone, as
   # in fine-tuning: "mlp(activation='relu', dropout=0.4)" (Switch, table 4).
   moe.experts = "mlp(activation='relu')"

@@ -51,6 +51,10 @@ _PAPERS = {
     'Riquelme, Carlos',
     'Scaling Vision with Sparse Mixture of Experts',
   ),
+  '2110.04260': (
+    'Zuo, Simiao',
+    'Taming Sparsely Activated Transformer with Stochastic Experts',
+  ),
   '2202.01169': (
     'Clark, Aidan',
     'Unified Scaling Laws for Routed Language Models',
@@ -92,6 +96,10 @@ _PAPERS = {
     'Puigcerver, Joan',
     'From Sparse to Soft Mixtures of Experts',
   ),
+  '2310.00811': (
+    'Liu, Liyuan',
+    'Sparse Backpropagation for MoE Training',
+  ),
   '2401.04088': ('Jiang, Albert Q.', 'Mixtral of Experts'),
   '2401.06066': (
     'Dai, Damai',
@@ -121,10 +129,16 @@ _PAPERS = {
     'Muennighoff, Niklas',
     'OLMoE: Open Mixture-of-Experts Language Models',
   ),
+  '2409.12136': ('Liu, Liyuan', 'GRIN: GRadient-INformed MoE'),
   '2410.07348': (
     'Jin, Peng',
     'MoE++: Accelerating Mixture-of-Experts Methods with Zero-Computation '
     'Experts',
+  ),
+  '2410.10469': (
+    'Liu, Xu',
+    'Moirai-MoE: Empowering Time Series Foundation Models with Sparse Mixture '
+    'of Experts',
   ),
   '2412.14711': (
     'Wang, Ziteng',
@@ -142,6 +156,10 @@ _PAPERS = {
     'Mixture of Experts Made Intrinsically Interpretable',
   ),
   '2508.10925': ('{OpenAI}', 'gpt-oss-120b & gpt-oss-20b Model Card'),
+  '2510.17483': (
+    'Tan, Zheyue',
+    'ReXMoE: Reusing Experts with Minimal Overhead in Mixture-of-Experts',
+  ),
   '2512.16248': ('Hu', 'Sigma-MoE-Tiny Technical Report'),
   '2601.21641': ('Ortigossa', 'Seg-MoE'),
 }

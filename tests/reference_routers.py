@@ -7,6 +7,7 @@ experts are zero-computation ones.
 
 import math
 
+import jax
 import numpy as np
 
 from tests.reference import Choice, softmax
@@ -153,3 +154,57 @@ def round_robin(x, params, bias, seen, *, k):
     for j in range(k):
       expert[t, j], turn = turn, (turn + 1) % E
   return Choice(expert, np.full(expert.shape, 1 / k), None, None)
+
+
+def random(x, params, bias, seen, *, k, seed=0, layer=1):
+  """Evaluation's draw, a token at a time; the generator is JAX's."""
+  key = jax.random.fold_in(jax.random.key(seed), layer)
+  expert = []
+  for t in range(len(x)):
+    level = jax.random.uniform(jax.random.fold_in(key, t), (len(bias),))
+    expert.append(largest(np.asarray(level), k))
+  return Choice(np.array(expert), np.full((len(x), k), 1 / k), None, None)
+
+
+def prototype(x, params, bias, seen, *, k, sign=-1, seed=0, layer=1):
+  """Distances by their definition; softmax over the chosen ones."""
+  key = jax.random.fold_in(jax.random.key(seed), layer)
+  center = np.asarray(
+    jax.random.normal(key, (len(bias), x.shape[1])), np.float64
+  )
+  z = np.array([[sign * math.dist(a, c) for c in center] for a in x])
+  expert = np.array([largest(v + bias, k) for v in z])
+  weight = np.array([softmax(v[e]) for v, e in zip(z, expert)])
+  return Choice(expert, weight, softmax(z), z)
+
+
+def sparse_mixer(x, params, bias, seen, *, eps):
+  """Evaluation: the best of those that jitter could make the largest."""
+  z = x @ params['kernel']
+  expert, weight = np.zeros((len(x), 1), int), np.zeros((len(x), 1))
+  for t, v in enumerate(z):
+    top = max(v)
+    near = [
+      e for e in range(len(v)) if (top - v[e]) / max(abs(v[e]), top) <= 2 * eps
+    ]
+    (i,) = largest(v[near] + bias[near], 1)
+    expert[t], weight[t] = near[i], softmax(v[near])[i]
+  return Choice(expert, weight, softmax(z), z)
+
+
+def scheduled_top_k(x, params, bias, seen, *, k, used):
+  """k places, of which `used` are."""
+  choice = _raw(x @ params['kernel'], bias, k)
+  for t in range(len(x)):
+    for j in range(used, k):
+      choice.expert[t, j], choice.weight[t, j] = len(bias), 0
+  return choice
+
+
+def rexmoe_candidates(N, r, start, end, t):
+  """N_t of the paper, in whole numbers."""
+  if t <= start:
+    return N
+  if t > end:
+    return r * N
+  return ((end - start) + (r - 1) * (t - start)) * N // (end - start)

@@ -159,6 +159,13 @@ ROUTERS = (
     routers.plain(scores.group_limited, k=2, **_V3 | {'groups': 2}),
   ),
   Row(
+    "sigmoid_top_k(k=2, score='sqrt_softplus')",
+    '2412.19437',
+    routers.plain(
+      scores.group_limited, k=2, **_V3 | {'score': 'sqrt_softplus'}
+    ),
+  ),
+  Row(
     "sigmoid_top_k(k=2, score='softmax', groups=4, kept_groups=2, "
     "group_score='max', renormalize=False, scaling=16.0)",
     '2405.04434',
@@ -236,6 +243,27 @@ ROUTERS = (
     _of(routers.round_robin, k=3),
     permutes=False,
   ),
+  Row('random(k=2)', '2110.04260', _of(routers.random, k=2), permutes=False),
+  Row('prototype()', '2410.10469', _of(routers.prototype, k=2)),
+  Row(
+    'prototype(k=3, nearest=False, seed=4)',
+    '2410.10469',
+    _of(routers.prototype, k=3, sign=1, seed=4),
+  ),
+  Row(
+    'sparse_mixer(eps=0.5)',
+    '2409.12136',
+    _of(routers.sparse_mixer, eps=0.5),
+    noisy=True,
+  ),
+  # In the tests' layer and step three of its four choices are used.
+  Row(
+    'scheduled_top_k(k=1, first=(4, 3), until=10)',
+    '2512.16248',
+    _of(routers.scheduled_top_k, k=4, used=3),
+    train=True,
+  ),
+  Row('rexmoe(start=2, end=8)', '2510.17483', _top_k(2, False)),
 )
 
 # Their slots are mixtures of tokens: other contracts, in test_soft.py.

@@ -170,7 +170,10 @@ ERRORS = [
   ('gpt_oss(k=1)', 'gpt_oss: k=1 makes every weight 1'),
   ('gpt_oss(k=9)', 'k=9 exceeds num_experts=8'),
   ('llama4(k=9)', 'k=9 exceeds num_experts=8'),
-  ("sigmoid_top_k(score='relu')", "score='relu'; valid: sigmoid, softmax"),
+  (
+    "sigmoid_top_k(score='relu')",
+    "score='relu'; valid: sigmoid, softmax, sqrt_s",
+  ),
   ("sigmoid_top_k(group_score='sum')", "'sum'; valid: top_2, max"),
   ('sigmoid_top_k(k=1)', 'k=1 needs renormalize=False'),
   ('sigmoid_top_k(kept_groups=2)', 'kept_groups=2; valid: 1 to groups=1'),

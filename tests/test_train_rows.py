@@ -109,6 +109,20 @@ def test_router_trains(row):
   check(config(**{'moe.router': row.spec} | fields(row)))
 
 
+@pytest.mark.slow
+def test_shared_experts_train():
+  """Two pools of four layers; candidates let in on the way."""
+  check(
+    config(
+      **{
+        'moe.layers': 'all',
+        'moe.share_experts': 2,
+        'moe.router': 'rexmoe(k=1, start=5, end=15)',
+      }
+    )
+  )
+
+
 @pytest.mark.parametrize('row', [marked(r) for r in rows.BALANCING if r.state])
 def test_state_follows_the_steps(row):
   """A state changes at every step, in every layer, and stays finite."""

@@ -88,13 +88,16 @@ class MoE(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BLD, tokens=None, carry=(), *, train: bool, layer=0):
+  def __call__(
+    self, x_BLD, tokens=None, carry=(), pool=None, *, train: bool, layer=0
+  ):
     """Runs the layer.
 
     Args:
       x_BLD: tokens, any float dtype.
       tokens: types.Tokens, or None; without a mask there is no padding.
       carry: what the previous MoE layer returned, leaves [B, L, ...]; ().
+      pool: parameters of experts that layers share; None for its own.
       train: capacity factor and noise of training.
       layer: int32, the number of this MoE layer in its stack.
 
@@ -124,7 +127,7 @@ class MoE(nn.Module):
     T = group_size(self.group_size, B * L // devices, factor)
 
     w_router = self.param('router', self._init_router, D)
-    w_experts = self.param('experts', self._init_experts, D)
+    w_experts = pool or self.param('experts', self.init_experts, D)
     w_local = {}
     if self.local_experts:
       w_local = self.param('local_experts', self._init_local, D)
@@ -218,13 +221,12 @@ class MoE(nn.Module):
     replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
     return jax.tree.map(replicated, local.init(self.local_experts, key, D))
 
-  def _init_experts(self, key, D):
+  def init_experts(self, key: jax.Array, D: int):
+    """Parameters of the experts for width D, with their logical axes."""
     E, axes = self.num_experts, self.experts.axes
-    params = self.experts.init(key, 1 if self.identical_experts else E, D)
-    params = {
-      k: jnp.broadcast_to(v, (E, *v.shape[1:])) for k, v in params.items()
-    }
-    return {k: nn.LogicallyPartitioned(v, axes[k]) for k, v in params.items()}
+    w = self.experts.init(key, 1 if self.identical_experts else E, D)
+    whole = lambda v: jnp.broadcast_to(v, (E, *v.shape[1:]))
+    return {k: nn.LogicallyPartitioned(whole(v), axes[k]) for k, v in w.items()}
 
   def _region(
     self, x_BLD, tokens, carry, w_experts, shared, *, T, capacity, axes, train

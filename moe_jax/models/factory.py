@@ -170,6 +170,7 @@ def _stack(config, fields, mesh, cache_length) -> functools.partial:
       'experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale, dropout=m.dropout
     ),
     moe=moe,
+    share_experts=fields['share_experts'],
     extra_ffn=fields['extra_ffn'],
     positions=m.positions,
     qk_norm=m.qk_norm,

@@ -1,6 +1,7 @@
 """Which layers are sparse, and the period that a stack scans over."""
 
 import dataclasses
+import itertools
 import re
 
 from moe_jax import registry
@@ -46,19 +47,50 @@ def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
   return sparse
 
 
+def places(sparse: tuple[bool, ...], share: int) -> tuple[int, ...]:
+  """0 for a dense layer, else the place, from 1, in its group of MoE layers.
+
+  Args:
+    sparse: by layer.
+    share: MoE layers of a group, which share their experts.
+
+  Raises:
+    ValueError: groups that do not come out even.
+  """
+  count = sum(sparse)
+  if share < 1 or count % share:
+    raise ValueError(
+      f'moe.share_experts={share} must be at least 1, and divide the {count} '
+      'MoE layers of the stack'
+    )
+  before = itertools.accumulate(sparse, initial=0)
+  return tuple(n % share + 1 if s else 0 for s, n in zip(sparse, before))
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Layers as prefix, `repeats` times `period`, suffix; kinds are bools."""
+  """Layers as prefix, `repeats` times `period`, suffix; kinds as `places`."""
 
-  prefix: tuple[bool, ...]
-  period: tuple[bool, ...]
+  prefix: tuple[int, ...]
+  period: tuple[int, ...]
   repeats: int
-  suffix: tuple[bool, ...]
+  suffix: tuple[int, ...]
 
 
-def split(sparse: tuple[bool, ...]) -> Split:
-  """The repetition that covers most layers; of equal ones the shortest."""
-  n = len(sparse)
+def _whole(layers: tuple[int, ...], share: int) -> bool:
+  """Whether no group of MoE layers reaches over the ends of these layers."""
+  moe = [place for place in layers if place]
+  return not moe or (moe[0] == 1 and moe[-1] == share)
+
+
+def split(sparse: tuple[int, ...]) -> Split:
+  """The repetition that covers most layers; of equal ones the shortest.
+
+  Args:
+    sparse: `places`, or by layer whether it is sparse. Layers that share their
+      experts stay together.
+  """
+  n, share = len(sparse), max(sparse, default=0)
   best = Split(sparse, (), 0, ())
   covered = 0
   for p in range(1, n // 2 + 1):
@@ -66,13 +98,15 @@ def split(sparse: tuple[bool, ...]) -> Split:
       period, repeats = sparse[start : start + p], 1
       while sparse[start + repeats * p :][:p] == period:
         repeats += 1
+      if not (_whole(sparse[:start], share) and _whole(period, share)):
+        continue
       if repeats > 1 and repeats * p > covered:
         covered = repeats * p
         best = Split(sparse[:start], period, repeats, sparse[start + covered :])
   return best
 
 
-def layer_names(sparse: tuple[bool, ...]) -> list[tuple[str, str | None, int]]:
+def layer_names(sparse: tuple[int, ...]) -> list[tuple[str, str | None, int]]:
   """Where each layer's parameters are: (module, block in a period, repeat).
 
   Blocks outside the period are ('prefix_0', None, 0), those inside

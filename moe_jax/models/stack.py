@@ -29,6 +29,8 @@ class StackConfig:
     sparse: by layer, whether its FFN is an MoE.
     ffn: kind of the dense FFNs.
     moe: makes the MoE layer (`functools.partial(moe.MoE, ...)`), or None.
+    share_experts: adjacent MoE layers that have one set of experts, each with
+      a router of its own (ReXMoE, arXiv:2510.17483).
     extra_ffn: in sparse layers, a dense FFN sub-layer with its own norm and
       residual 'before' or 'after' the MoE (ST-MoE, arXiv:2202.08906, appendix
       C) or in 'parallel' to it, from the same residual (Arctic); 'none'.
@@ -56,6 +58,7 @@ class StackConfig:
   sparse: tuple[bool, ...]
   ffn: experts_base.Experts
   moe: Callable[..., nn.Module] | None = None
+  share_experts: int = 1
   extra_ffn: str = 'none'
   positions: str = 'rope'
   qk_norm: bool = False
@@ -80,8 +83,14 @@ class StackConfig:
         raise ValueError(
           f'{name}={getattr(self, name)!r}; valid: {", ".join(valid)}'
         )
+    pattern.places(self.sparse, self.share_experts)  # or raises
     if self.causal and self.moe is not None:
       self._check_causal()
+
+  @property
+  def places(self) -> tuple[int, ...]:
+    """By layer, as `pattern.places`."""
+    return pattern.places(self.sparse, self.share_experts)
 
   def _check_causal(self):
     leak = self.moe(parent=None).leak()
@@ -106,12 +115,13 @@ class Block(nn.Module):
   cache_length: int = 0
 
   @nn.compact
-  def __call__(self, state, shared):
+  def __call__(self, state, shared, pool=None):
     """One block.
 
     Args:
       state: x_BLD, the number of MoE layers before, what the last one left.
       shared: what all blocks use.
+      pool: the experts of a group of MoE layers, None for its own.
 
     Returns:
       The state, and the MoEAux or ().
@@ -154,7 +164,12 @@ class Block(nn.Module):
       x += drop(ffn('extra')(norm('extra_norm')))
     moe = c.moe(mesh=c.mesh, dtype=c.dtype, name='moe')
     y, carry, aux = moe(
-      norm('moe_norm'), shared['tokens'], carry, train=self.train, layer=layer
+      norm('moe_norm'),
+      shared['tokens'],
+      carry,
+      pool,
+      train=self.train,
+      layer=layer,
     )
     y = drop(y)
     if c.extra_ffn == 'parallel':
@@ -165,25 +180,56 @@ class Block(nn.Module):
     return (x, layer + 1, carry), aux
 
 
+class Pool(nn.Module):
+  """The experts of a group of MoE layers: parameters alone."""
+
+  config: StackConfig
+
+  @nn.compact
+  def __call__(self):
+    made = self.config.moe(parent=None)
+    return self.param('experts', made.init_experts, self.config.d_model)
+
+
+def blocks(config, kinds, make, pool_name, state, shared):
+  """Runs adjacent blocks, giving those of a group its experts.
+
+  Args:
+    config: the stack's.
+    kinds: as `pattern.places`; whole groups.
+    make: (number, whether sparse) -> Block.
+    pool_name: of the experts of groups, by the number of their first block.
+    state, shared: as Block takes them.
+
+  Returns:
+    The state, and the MoEAux by the sparse block's name.
+  """
+  aux, pool = {}, None
+  for i, place in enumerate(kinds):
+    if place == 1 and config.share_experts > 1:
+      pool = Pool(config, name=pool_name.format(i))()
+    block = make(i, place > 0)
+    state, a = block(state, shared, pool if place else None)
+    if place:
+      aux[block.name] = a
+  return state, aux
+
+
 class Period(nn.Module):
   """The blocks of one period; scanned."""
 
   config: StackConfig
-  kinds: tuple[bool, ...]
+  kinds: tuple[int, ...]
   train: bool
   cache_length: int = 0
 
   @nn.compact
   def __call__(self, state, shared):
-    aux = {}
-    for i, sparse in enumerate(self.kinds):
-      block = Block(
-        self.config, sparse, self.train, self.cache_length, name=f'block_{i}'
-      )
-      state, a = block(state, shared)
-      if sparse:
-        aux[f'block_{i}'] = a
-    return state, aux
+    c = self.config
+    make = lambda i, sparse: Block(
+      c, sparse, self.train, self.cache_length, name=f'block_{i}'
+    )
+    return blocks(c, self.kinds, make, 'pool_{}', state, shared)
 
 
 class Stack(nn.Module):
@@ -255,16 +301,15 @@ class Stack(nn.Module):
     drop = nn.Dropout(c.dropout, deterministic=not train)
     x_BLD = rules.constrain(drop(x_BLD), ('batch', None, None), c.mesh)
     state, aux = (x_BLD, jnp.int32(0), self._first_carry(x_BLD)), {}
-    parts = pattern.split(c.sparse)
+    parts = pattern.split(c.places)
 
     def run(name, kinds, state):
-      for i, sparse in enumerate(kinds):
-        block = self._remat(Block)(
-          c, sparse, train, self.cache_length, name=f'{name}_{i}'
-        )
-        state, a = block(state, shared)
-        if sparse:
-          aux[f'{name}_{i}'] = a
+      make = lambda i, sparse: self._remat(Block)(
+        c, sparse, train, self.cache_length, name=f'{name}_{i}'
+      )
+      pool_name = name + '_pool_{}'
+      state, found = blocks(c, kinds, make, pool_name, state, shared)
+      aux.update(found)
       return state
 
     state = run('prefix', parts.prefix, state)
@@ -317,8 +362,13 @@ def tokens(batch: dict[str, Any], prefix: str = '') -> types.Tokens:
   )
 
 
-def aux_by_layer(aux, sparse: tuple[bool, ...]) -> list[tuple[int, Any]]:
-  """(layer index, its MoEAux) in layer order, from what Stack returned."""
+def aux_by_layer(aux, sparse: tuple[int, ...]) -> list[tuple[int, Any]]:
+  """(layer index, its MoEAux) in layer order, from what Stack returned.
+
+  Args:
+    aux: what Stack returned.
+    sparse: `StackConfig.places`, or `sparse` where no experts are shared.
+  """
   out = []
   for layer, (module, block, repeat) in enumerate(pattern.layer_names(sparse)):
     if sparse[layer]:

@@ -59,7 +59,8 @@ class Stack:
 
   Attributes:
     tokens: of the sequence in this stack.
-    share: part of the experts that a token is sent to, K / E.
+    share: part of the experts that a token is sent to, K / E; where r layers
+      share the experts, r K / E.
     attention: (layers, heads x width, keys) of each kind of attention.
   """
 
@@ -80,10 +81,11 @@ def active_parameters(
 
   Args:
     leaves: all parameters.
-    share: K / E of each stack, by its name.
+    share: K / E of each stack, by its name; r K / E where r layers share the
+      experts, of which at most all are met.
   """
   return sum(
-    leaf.size * (share[leaf.names[0]] if 'expert' in leaf.axes else 1)
+    leaf.size * (min(1, share[leaf.names[0]]) if 'expert' in leaf.axes else 1)
     for leaf in leaves
   )
 

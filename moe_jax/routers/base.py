@@ -254,7 +254,7 @@ def limited(
   return jnp.where(open_T[..., None], inside, -jnp.inf).reshape(T, E)
 
 
-_NOISES = ('jitter', 'input_dropout', 'sample', 'second_policy', 'gaussian')
+_NOISES = 'jitter input_dropout sample second_policy gaussian heun'.split()
 
 
 def noise_key(ctx: types.Context, use: str) -> jax.Array:

@@ -8,7 +8,7 @@ of the chosen, times a factor (2.5, in the released code and not in equation
 sum of its two largest s + b, and only the best `kept_groups` may be chosen from
 (V3: 8, 4 and k=8 of 256). DeepSeek-V2's group-limited greedy (arXiv:2405.04434)
 is score='softmax', group_score='max', renormalize=False, scaling 16
-(recalled: 160 experts, k=6, 3 of 8 groups).
+(recalled: 160 experts, k=6, 3 of 8 groups); V4's score is 'sqrt_softplus'.
 
 Trap: other groups are masked with -inf. A mask of 0, as in Hugging Face's
 transformers 4.57, chooses from them where biased scores are negative.
@@ -24,19 +24,20 @@ import jax.numpy as jnp
 from moe_jax import registry
 from moe_jax.routers import base
 
-SCORES = {'sigmoid': jax.nn.sigmoid, 'softmax': jax.nn.softmax}
+SCORES = {
+  'sigmoid': jax.nn.sigmoid,
+  'softmax': jax.nn.softmax,
+  'sqrt_softplus': lambda z: jnp.sqrt(jax.nn.softplus(z) + 1e-20),
+}
 IN_GROUP = {'top_2': 2, 'max': 1}
 
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
 class SigmoidTopK(base.Router):
-  """k experts a token; score, renormalize, scaling, groups as above.
+  """k experts a token; groups=1 is no limit, init_std as `base.init_linear`.
 
-  Attributes:
-    groups, kept_groups: 1 and 1 is no limit.
-    group_score: 'top_2' sums a group's two best experts, 'max' takes one.
-    init_std: as in `base.init_linear`.
+  group_score: 'top_2' sums a group's two best experts, 'max' takes one.
   """
 
   k: int = 8
@@ -59,9 +60,9 @@ class SigmoidTopK(base.Router):
     if self.k == 1 and self.renormalize:
       raise ValueError('sigmoid_top_k: k=1 needs renormalize=False to learn')
     if not 1 <= self.kept_groups <= self.groups:
+      valid = f'valid: 1 to groups={self.groups}'
       raise ValueError(
-        f'sigmoid_top_k: kept_groups={self.kept_groups}; valid: 1 to '
-        f'groups={self.groups}'
+        f'sigmoid_top_k: kept_groups={self.kept_groups}; {valid}'
       )
 
   def check(self, E):

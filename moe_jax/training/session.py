@@ -81,14 +81,19 @@ class Session:
     return self.layout.leaves()
 
   def expert_share(self) -> dict[str, float]:
-    """K / E of each stack: the part of the experts that a token is sent to."""
+    """K / E of each stack, times the layers that share those E experts.
+
+    The part of the experts that a token is sent to, one that it meets in two
+    layers counted twice.
+    """
     share = {}
     for name, stack in self.model.stacks.items():
       share[name] = 1.0
       if any(stack.sparse):
         made = stack.moe(parent=None)
         E = made.num_experts + made.num_local
-        share[name] = made.router.experts_per_token(E) / E
+        K = made.router.experts_per_token(E)
+        share[name] = stack.share_experts * K / E
     return share
 
   def work(self) -> dict[str, counts.Stack]:

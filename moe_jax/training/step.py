@@ -21,7 +21,7 @@ def moe_aux(model, aux) -> list[tuple[str, Any]]:
   return [
     (f'{name}/{layer}', a)
     for name, config in model.stacks.items()
-    for layer, a in stack.aux_by_layer(aux[name], config.sparse)
+    for layer, a in stack.aux_by_layer(aux[name], config.places)
   ]
 
 

@@ -1,0 +1,74 @@
+"""SparseMixer-v2: one sampled expert, and a gradient for having sampled it.
+
+Liu et al., "GRIN: GRadient-INformed MoE", 2024, arXiv:2409.12136, section 2
+(recalled; checked against the released code), after SparseMixer (Liu et al.
+2023, arXiv:2310.00811). In training an expert i is drawn from p, the softmax
+over the logits that pass the bar, (max - z) / max(|z|, max) <= 2 eps: those
+that jitter of eps could make the largest. Its result is multiplied by p_i, or
+by p_i / 3 in three draws of four; the derivative by the logits is that of p_i
+in both cases. Over the draws that is sum_i grad p_i (f(p_i y_i) - f(0)) with
+the difference by Heun's third-order rule, h (f'(h) / 4 + 3 f'(h / 3) / 4), for
+all experts but the most probable, whose factor is always 1 (Euler's rule).
+Evaluation takes the most probable, times its p_i.
+
+Differs: k=1 alone (GRIN draws its second expert from the others the same way);
+a selection bias shifts the logits that are sampled, never the weights. The
+first version (factor 1 or 1/2, gradient doubled, a learned gain) is left out.
+Needs the 'router' random stream in training. Causal at any capacity.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import registry
+from moe_jax.routers import base
+
+
+@registry.register
+@dataclasses.dataclass(frozen=True)
+class SparseMixer(base.Router):
+  """eps: of the bar (code: 0.1). init_std: as in `base.init_linear`."""
+
+  eps: float = 0.1
+  init_std: float | None = None
+
+  def __post_init__(self):
+    if not self.eps > 0:
+      raise ValueError(f'sparse_mixer: eps={self.eps} must be above 0')
+
+  def init(self, key, E, D):
+    return base.init_linear(key, E, D, self.init_std)
+
+  def __call__(self, params, x_TD, ctx):
+    logits_TE = base.linear_logits(params, x_TD)
+    z_TE = jax.lax.stop_gradient(logits_TE)
+    top_T1 = z_TE.max(-1, keepdims=True)
+    # The product, not the ratio: all logits may be 0.
+    bar_TE = 2 * self.eps * jnp.maximum(jnp.abs(z_TE), top_T1)
+    open_TE = top_T1 - z_TE <= bar_TE
+    gates_TE = jax.nn.softmax(jnp.where(open_TE, logits_TE, -jnp.inf))
+    scores_TE, solved_E = base.biased(logits_TE, 1, ctx)
+    scores_TE = jnp.where(open_TE, scores_TE, -jnp.inf)
+    if ctx.train:
+      key = base.noise_key(ctx, 'sample')
+      scores_TE += jax.random.gumbel(key, scores_TE.shape)
+    expert_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
+    weight_T1 = jnp.take_along_axis(gates_TE, expert_T1, -1)
+    if ctx.train:
+      draw_T1 = jax.random.uniform(base.noise_key(ctx, 'heun'), top_T1.shape)
+      whole_T1 = (expert_T1 == jnp.argmax(gates_TE, -1, keepdims=True)) | (
+        draw_T1 > 0.75
+      )
+      less_T1 = jnp.where(whole_T1, 0.0, -2 / 3) * weight_T1
+      weight_T1 += jax.lax.stop_gradient(less_T1)
+    return base.from_choices(
+      *(expert_T1, weight_T1, ctx, logits_TE.shape[-1]),
+      logits_TE=logits_TE,
+      probs_TE=jax.nn.softmax(logits_TE),
+      solved_E=solved_E,
+    )
+
+  def experts_per_token(self, E):
+    return 1.0
