@@ -1,6 +1,5 @@
 """The studies' files: arms that can run, claims that runs can answer."""
 
-import collections
 import pathlib
 import re
 import subprocess
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe_jax import registry
+from moe_jax import registry, types
 from moe_jax.models import factory
 from moe_jax.studies import results, study as study_lib, verdicts
 from moe_jax.training import (
@@ -294,7 +293,11 @@ def test_stacks_are_told_apart():
       'load': np.ones((12, 32)),
       'balance': {'switch_loss': np.float32(1)},
       'entropy': np.ones(12),
-      'health': collections.defaultdict(lambda: np.ones(12)),
+      'health': {
+        'tokens': np.ones(12),
+        'used': np.tile([0, 0.5, 0.5], (12, 1)),
+        'bias': np.zeros(12),
+      },
     },
   )
   found = follow.summary()
@@ -302,6 +305,49 @@ def test_stacks_are_told_apart():
   assert found['train/decoder/wasted'] == 0.0
   assert found['train/load_max'] == 1.0 and found['train/loss'] == 2.0
   assert 'step_seconds' not in found
+  assert found['train/experts_used'] == 1.5
+  assert found['train/max_violation'] == found['train/dead'] == 0.0
+
+
+def test_health_of_the_first_and_the_last_tenth():
+  """By hand: one layer of two experts, 20 steps, so that a tenth is two."""
+  session = plans.make(tiny.config(**{'train.steps': 20}), 'exact()')
+  follow = trail.Trail(session)
+  for step in range(1, 21):
+    busy = {1: 8, 2: 6, 19: 5}.get(step, 4)
+    kept, null = {19: (4, 4), 20: (8, 0)}.get(step, (0, 8))
+    follow.add(
+      step,
+      {
+        'loss': 2.0,
+        'cause': _causes(KEPT=kept, LOCAL=null),
+        'load': np.array([[busy, 8 - busy]]),
+        'balance': {},
+        'entropy': np.ones(1),
+        'health': {
+          'tokens': np.full(1, 4.0),
+          'used': np.array([[4 - kept // 2, 0, kept // 2]]),
+          'bias': np.zeros(1),
+        },
+      },
+    )
+  found = follow.summary()
+  # Largest over mean, less 1: 8/4 and 6/4; then 5/4 and 4/4.
+  assert found['train/early_max_violation'] == (1 + 0.5) / 2
+  assert found['train/max_violation'] == 0.25 / 2
+  assert found['train/load_cv'] == 0.25 / 2  # 5 and 3 are 1 from the mean
+  assert found['train/experts_used'] == (2 * 2 / 4 + 2 * 4 / 4) / 2
+  assert found['train/local'] == 0.5 / 2 and found['train/dead'] == 0
+  resumed = trail.Trail(session)
+  resumed.add(3, follow._last[0])
+  assert 'train/early_max_violation' not in resumed.summary()
+
+
+def _causes(**counts):
+  cause_QC = np.zeros((1, len(types.CAUSES)), int)
+  for name, count in counts.items():
+    cause_QC[0, getattr(types, name)] = count
+  return cause_QC
 
 
 def test_norms_without_gain():
