@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import lm, routers
 from moe_jax import registry, types
 from moe_jax.models import factory
 from moe_jax.studies import results, study as study_lib, verdicts
@@ -30,7 +31,8 @@ FILES = sorted(
 )
 ONE = {'data': 1, 'fsdp': 1, 'expert': 1, 'model': 1}
 # What the issue of the studies asks for at least.
-LEAST = {'capacity_factor': 8, 'sparse_dense': 4, 'stability': 6}
+LEAST = {'capacity_factor': 8, 'sparse_dense': 4, 'stability': 6, 'routers': 20}
+MINUTES = {'routers': 60}  # 40 for the others
 
 
 def load(path, size='quick'):
@@ -62,7 +64,7 @@ def test_a_study_is_whole(path):
   assert study.columns and study.figures
   assert len(study.claims) >= LEAST.get(study.name, 4)
   runs = sum(len(a.seeds) for a in study.arms)
-  assert runs * study.seconds <= 40 * 60, 'quick is 40 minutes'
+  assert runs * study.seconds <= MINUTES.get(study.name, 40) * 60
   for claim in study.claims:
     for name in claim.arms:
       assert claim.seeds_needed <= len(study.arm(name).seeds), claim.name
@@ -84,6 +86,33 @@ def test_claims_about_quality_are_enough():
     c for name in LEAST for c in load(f'configs/ablations/{name}.py').claims
   ]
   assert sum(c.kind == 'quality' for c in claims) >= 9
+
+
+def test_routers_has_every_causal_preset():
+  """And of those that see later tokens one, marked."""
+  study = load('configs/ablations/routers.py')
+  changed = [a.name for a in study.arms if a.name not in routers.PRESETS]
+  noncausal = {'expert_choice'}
+  for arm in study.arms:
+    config = study.config_of(arm, 0)
+    assert config.moe.allow_noncausal == (arm.name in noncausal)
+    preset = config.moe.router, config.moe.dispatch
+    if arm.name in routers.PRESETS and arm.name != 'dense':
+      own = lm.get_config(f'router={arm.name}')
+      assert preset == (own.moe.router, own.moe.dispatch), arm.name
+      assert config.moe.balance == own.moe.balance
+    if not routers.get(_preset_of(arm.name)).experts:
+      assert config.moe.experts == config.model.ffn == routers.SWIGLU
+  assert len(study.arms) - len(changed) - 1 == sum(
+    not p.moe.get('allow_noncausal') for p in routers.PRESETS.values()
+  )
+  assert set(study.figures[0]['series']) == {a.name for a in study.arms}
+  assert set(study.figures[0]['apart']) == noncausal
+
+
+def _preset_of(arm):
+  module = study_lib._module('configs/ablations/routers.py')
+  return module.VARIANTS.get(arm, (arm,))[0]
 
 
 def test_an_unknown_size():
