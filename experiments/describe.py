@@ -14,7 +14,8 @@ with, divides by the target tokens alone (a decoder's are all it has).
 whatever the collective, at balanced loads. `experiments.plan` compares
 dispatches, and counts a layer's buffers.
 --methods prints all methods of the repository instead, a line each: family,
-name, paper, whether a router is causal, whether a rule has a state.
+name, paper, whether it is causal, can do without a capacity, has a state, and
+how it is tested; --markdown as in the README, --json with a summary of each.
 Not counted: activations, and what FSDP and tensor parallelism exchange.
 """
 
@@ -38,6 +39,7 @@ _MESH = flags.DEFINE_string(
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 _PARAMS = flags.DEFINE_bool('params', True, 'A line for each parameter.')
 _METHODS = flags.DEFINE_bool('methods', False, 'List all methods instead.')
+_MARKDOWN = flags.DEFINE_bool('markdown', False, 'The methods for the README.')
 
 
 def main(_: list[str]) -> None:
@@ -45,7 +47,8 @@ def main(_: list[str]) -> None:
   jax.config.update('jax_platforms', 'cpu')  # others may be in use, or absent
   if _METHODS.value:
     rows = citations.methods()
-    print(json.dumps(rows) if _JSON.value else citations.table(rows))
+    form = citations.markdown if _MARKDOWN.value else citations.table
+    print(json.dumps(rows) if _JSON.value else form(rows))
     return
   if _CONFIG.value is None:
     raise ValueError('give --config=FILE, or --methods')

@@ -4,7 +4,9 @@ A method's papers are those whose arXiv numbers its file's docstring names; the
 first of them is the one it follows.
 """
 
+import ast
 import importlib
+import pathlib
 import re
 from typing import Any
 
@@ -12,6 +14,7 @@ import ml_collections
 
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
+from moe_jax.planning import layers
 from moe_jax.plots import tables
 
 # arXiv number: first author (and others, unless marked alone), title.
@@ -227,15 +230,27 @@ def citation(config: ml_collections.ConfigDict) -> str:
 def methods() -> list[dict[str, Any]]:
   """A row for each method of every family.
 
-  Keys: family, name, arxiv ('' where there is no paper), summary; causal of
-  routers and state of balancing rules, None of others.
+  Keys:
+    family, name, arxiv ('' where there is no paper), summary.
+    causal: of routers, whether tokens are routed without later ones.
+    dropless: of routers, whether they can do without a capacity; of dispatches,
+      whether they then hold no more rows than there are assignments.
+    state: of balancing rules, whether they have one.
+    tests: 'oracle' where a row of tests/rows.py compares it with a reference,
+      'contract' where rows have none, 'none' without a row; '' where the
+      tests are not beside the package.
+
+  What does not apply is None.
   """
-  rows = []
+  rows, tested = [], _tested()
   for family in registry.FAMILIES:
     for name in registry.names(family):
       built = registry.method_class(family, name)
-      causal = getattr(built, 'causal', None) if family == 'routers' else None
-      state = None
+      causal = dropless = state = None
+      if family == 'routers':
+        causal, dropless = built.causal, not built.first_fit
+      if family == 'dispatch':
+        dropless = name not in (*layers.PADDED, 'dense')
       if family == 'balancing':
         state = built.init is not balancing.Balance.init
       summary = _module(family, name).__doc__.strip().split('\n\n')[0]
@@ -245,23 +260,56 @@ def methods() -> list[dict[str, Any]]:
           'name': name,
           'arxiv': (*papers(family, name), '')[0],
           'causal': causal,
+          'dropless': dropless,
           'state': state,
+          'tests': '' if tested is None else tested.get((family, name), 'none'),
           'summary': ' '.join(summary.split()),
         }
       )
   return rows
 
 
+def _tested() -> dict[tuple[str, str], str] | None:
+  """How the methods with rows in tests/rows.py are tested, by reading it."""
+  path = pathlib.Path(__file__).parent.parent / 'tests' / 'rows.py'
+  if not path.exists():
+    return None
+  found = {}
+  for table_ in ast.parse(path.read_text()).body:
+    if not isinstance(table_, ast.Assign):
+      continue
+    family = table_.targets[0].id.lower().removeprefix('slot_')
+    for call in ast.walk(table_.value):
+      if not (isinstance(call, ast.Call) and _called(call) == 'Row'):
+        continue
+      key = family, registry.parse(call.args[0].value)[0]
+      oracle = len(call.args) > 2 or any(
+        k.arg == 'oracle' for k in call.keywords
+      )
+      if oracle or key not in found:
+        found[key] = 'oracle' if oracle else 'contract'
+  return found
+
+
+def _called(call: ast.Call) -> str:
+  return call.func.id if isinstance(call.func, ast.Name) else ''
+
+
+_HEADER = ('method', 'family', 'arXiv', 'causal', 'dropless', 'state', 'tests')
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+  says = {None: '', True: 'yes', False: 'no'}
+  flags = (says[row[k]] for k in ('causal', 'dropless', 'state'))
+  return row['name'], row['family'], row['arxiv'], *flags, row['tests']
+
+
 def table(rows: list[dict[str, Any]]) -> str:
   """The rows of `methods` as aligned text."""
-  says = {None: '', True: 'yes', False: 'no'}
-  return tables.text(
-    ('method', 'family', 'arXiv', 'causal', 'state'),
-    [
-      (
-        *(r['name'], r['family'], r['arxiv']),
-        *(says[r['causal']], says[r['state']]),
-      )
-      for r in rows
-    ],
-  )
+  return tables.text(_HEADER, [_cells(r) for r in rows])
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+  """The rows of `methods` as the table of the README."""
+  cells = [_HEADER, ('---',) * len(_HEADER), *map(_cells, rows)]
+  return '\n'.join(f'| {" | ".join(c)} |' for c in cells)

@@ -61,3 +61,29 @@ def test_describe_methods():
   assert switch['arxiv'] == '2101.03961' and switch['causal']
   lines = citations.table(found).splitlines()
   assert len(lines) == len(found) + 2
+
+
+def test_the_table_by_hand():
+  by_name = {(m['family'], m['name']): m for m in citations.methods()}
+  cells = lambda *key: citations._cells(by_name[key])[2:]
+  assert cells('routers', 'switch') == (
+    *('2101.03961', 'yes', 'yes', '', 'oracle'),
+  )
+  assert cells('routers', 'expert_choice')[1:3] == ('no', 'yes')
+  assert cells('routers', 'no_token_left_behind')[2] == 'no'
+  assert cells('balancing', 'bip') == ('2502.15451', '', '', 'yes', 'contract')
+  assert cells('dispatch', 'scatter')[2] == 'no'
+  assert cells('dispatch', 'gather_reduce')[2] == 'yes'
+  # Two methods of one name.
+  assert cells('experts', 'autonomy') == ('2501.13074', '', '', '', 'oracle')
+
+
+def test_tests_column_agrees_with_the_rows():
+  for m in citations.methods():
+    found = [
+      row
+      for row in rows.FAMILIES[m['family']]
+      if registry.parse(row.spec)[0] == m['name']
+    ]
+    oracle = any(row.oracle for row in found)
+    assert m['tests'] == ('oracle' if oracle else 'contract'), m['name']

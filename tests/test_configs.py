@@ -20,8 +20,8 @@ from moe_jax.training import (
 )
 
 FOLDER = pathlib.Path(quickstart.__file__).parent
-# Neither is a config of a paper's model.
-OTHERS = {'quickstart', 't5_family', 'presets'}
+# None is a config of a paper's model.
+OTHERS = {'quickstart', 't5_family', 'presets', 'lm', 'routers', 'router_table'}
 NAMES = sorted(p.stem for p in FOLDER.glob('*.py') if p.stem not in OTHERS)
 V, S, L = 32_128, 512, 114
 

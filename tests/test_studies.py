@@ -662,8 +662,41 @@ def test_results_of_nothing(tmp_path):
 
 
 def test_an_unknown_figure():
-  with pytest.raises(ValueError, match="'pie'; valid: bars, curves, lines"):
+  with pytest.raises(ValueError, match="'pie'; valid: bars, curves, dots, l"):
     ablations.draw({'kind': 'pie'}, None, None)
+
+
+def test_dots_are_sorted_rows_by_columns():
+  """Axis by axis: the best row on top, one without a run left out."""
+  found = {
+    ('loss', 'a'): (2.0, 1.9, 2.1),
+    ('loss', 'b'): (1.0, 0.9, 1.1),
+    ('vio', 'b'): (0.5, 0.5, 0.5),
+  }
+  fig = ablations.draw(
+    {
+      'kind': 'dots',
+      'title': 't',
+      'columns': (('loss', 'held-out loss'), ('vio', 'MaxVio')),
+      'series': {'first': 'a', 'second': 'b', 'missing': 'c'},
+      'apart': {'second': 'it is another'},
+    },
+    lambda metric, arm: found.get((metric, arm)),
+    None,
+  )
+  loss, vio = fig.axes
+  assert [t.get_text() for t in loss.get_yticklabels()] == ['first', 'second']
+  dots = lambda ax: [
+    (float(l.get_xdata()[0]), float(l.get_ydata()[0]), l.get_markerfacecolor())
+    for l in ax.lines
+    if l.get_marker() == 'o'
+  ]
+  blue = ablations.style.COLOURS[0]
+  assert dots(loss) == [(2.0, 0.0, blue), (1.0, 1.0, 'white')]
+  assert dots(vio) == [(0.5, 1.0, 'white')]
+  bars = [list(l.get_xdata()) for l in loss.lines if l.get_marker() != 'o']
+  assert bars == [[1.9, 2.1], [0.9, 1.1]]
+  assert 'second, hollow: it is another' in fig._supxlabel.get_text()
 
 
 def test_jobs_share_the_runs(path, monkeypatch):

@@ -1,6 +1,5 @@
 """The studies' files: arms that can run, claims that runs can answer."""
 
-import collections
 import pathlib
 import re
 import subprocess
@@ -10,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from moe_jax import registry
+from configs import lm, routers
+from moe_jax import registry, types
 from moe_jax.models import factory
 from moe_jax.studies import results, study as study_lib, verdicts
 from moe_jax.training import (
@@ -30,11 +30,12 @@ FILES = sorted(
   if hasattr(study_lib._module(str(p)), 'sweep')
 )
 ONE = {'data': 1, 'fsdp': 1, 'expert': 1, 'model': 1}
-# What the issue of the studies asks for at least.
+# Claims that a study has at least.
 LEAST = {
   'capacity_factor': 8,
   'sparse_dense': 4,
   'stability': 6,
+  'routers': 20,
   'dropout': 8,
   'batch_size': 6,
   'what_to_update': 6,
@@ -42,6 +43,7 @@ LEAST = {
 }
 # Of runs with a task or with frozen parameters.
 TASK_METRICS = {'eval/accuracy', 'best/accuracy', 'trained_parameters'}
+MINUTES = {'routers': 60}  # 40 for the others
 
 
 def load(path, size='quick'):
@@ -75,7 +77,7 @@ def test_a_study_is_whole(path):
   assert study.columns and study.figures
   assert len(study.claims) >= LEAST.get(study.name, 4)
   runs = sum(len(a.seeds) for a in study.arms)
-  assert runs * study.seconds <= 40 * 60, 'quick is 40 minutes'
+  assert runs * study.seconds <= MINUTES.get(study.name, 40) * 60
   for claim in study.claims:
     for name in claim.arms:
       assert claim.seeds_needed <= len(study.arm(name).seeds), claim.name
@@ -97,6 +99,33 @@ def test_claims_about_quality_are_enough():
     c for name in LEAST for c in load(f'configs/ablations/{name}.py').claims
   ]
   assert sum(c.kind == 'quality' for c in claims) >= 9
+
+
+def test_routers_has_every_causal_preset():
+  """And of those that see later tokens one, marked."""
+  study = load('configs/ablations/routers.py')
+  changed = [a.name for a in study.arms if a.name not in routers.PRESETS]
+  noncausal = {'expert_choice'}
+  for arm in study.arms:
+    config = study.config_of(arm, 0)
+    assert config.moe.allow_noncausal == (arm.name in noncausal)
+    preset = config.moe.router, config.moe.dispatch
+    if arm.name in routers.PRESETS and arm.name != 'dense':
+      own = lm.get_config(f'router={arm.name}')
+      assert preset == (own.moe.router, own.moe.dispatch), arm.name
+      assert config.moe.balance == own.moe.balance
+    if not routers.get(_preset_of(arm.name)).experts:
+      assert config.moe.experts == config.model.ffn == routers.SWIGLU
+  assert len(study.arms) - len(changed) - 1 == sum(
+    not p.moe.get('allow_noncausal') for p in routers.PRESETS.values()
+  )
+  assert set(study.figures[0]['series']) == {a.name for a in study.arms}
+  assert set(study.figures[0]['apart']) == noncausal
+
+
+def _preset_of(arm):
+  module = study_lib._module('configs/ablations/routers.py')
+  return module.VARIANTS.get(arm, (arm,))[0]
 
 
 def test_an_unknown_size():
@@ -314,7 +343,11 @@ def test_stacks_are_told_apart():
       'load': np.ones((12, 32)),
       'balance': {'switch_loss': np.float32(1)},
       'entropy': np.ones(12),
-      'health': collections.defaultdict(lambda: np.ones(12)),
+      'health': {
+        'tokens': np.ones(12),
+        'used': np.tile([0, 0.5, 0.5], (12, 1)),
+        'bias': np.zeros(12),
+      },
     },
   )
   found = follow.summary()
@@ -322,6 +355,49 @@ def test_stacks_are_told_apart():
   assert found['train/decoder/wasted'] == 0.0
   assert found['train/load_max'] == 1.0 and found['train/loss'] == 2.0
   assert 'step_seconds' not in found
+  assert found['train/experts_used'] == 1.5
+  assert found['train/max_violation'] == found['train/dead'] == 0.0
+
+
+def test_health_of_the_first_and_the_last_tenth():
+  """By hand: one layer of two experts, 20 steps, so that a tenth is two."""
+  session = plans.make(tiny.config(**{'train.steps': 20}), 'exact()')
+  follow = trail.Trail(session)
+  for step in range(1, 21):
+    busy = {1: 8, 2: 6, 19: 5}.get(step, 4)
+    kept, null = {19: (4, 4), 20: (8, 0)}.get(step, (0, 8))
+    follow.add(
+      step,
+      {
+        'loss': 2.0,
+        'cause': _causes(KEPT=kept, LOCAL=null),
+        'load': np.array([[busy, 8 - busy]]),
+        'balance': {},
+        'entropy': np.ones(1),
+        'health': {
+          'tokens': np.full(1, 4.0),
+          'used': np.array([[4 - kept // 2, 0, kept // 2]]),
+          'bias': np.zeros(1),
+        },
+      },
+    )
+  found = follow.summary()
+  # Largest over mean, less 1: 8/4 and 6/4; then 5/4 and 4/4.
+  assert found['train/early_max_violation'] == (1 + 0.5) / 2
+  assert found['train/max_violation'] == 0.25 / 2
+  assert found['train/load_cv'] == 0.25 / 2  # 5 and 3 are 1 from the mean
+  assert found['train/experts_used'] == (2 * 2 / 4 + 2 * 4 / 4) / 2
+  assert found['train/local'] == 0.5 / 2 and found['train/dead'] == 0
+  resumed = trail.Trail(session)
+  resumed.add(3, follow._last[0])
+  assert 'train/early_max_violation' not in resumed.summary()
+
+
+def _causes(**counts):
+  cause_QC = np.zeros((1, len(types.CAUSES)), int)
+  for name, count in counts.items():
+    cause_QC[0, getattr(types, name)] = count
+  return cause_QC
 
 
 def test_norms_without_gain():

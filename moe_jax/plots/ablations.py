@@ -3,7 +3,10 @@
 A figure is a dict of a study file: 'file', 'kind', 'title', 'x' and 'y' (labels
 of the axes), 'metric', 'series' {label: ((x, arm[, metric]), ...)}, 'published'
 {label: ((x, value), ...)}. Kinds: 'lines' over numbers, 'bars' over names,
-'curves' of the training loss, whose series are {label: arm}.
+'curves' of the training loss, whose series are {label: arm}, and 'dots': a row
+for each arm (series {label: arm}), a panel for each of 'columns' ((metric,
+label), ...), the first of which sorts the rows; 'apart' {label: why} are drawn
+hollow, and told below.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +37,13 @@ def draw(
     ValueError: an unknown kind.
   """
   drawn = {'lines': _lines, 'bars': _bars, 'curves': _curves}
-  if spec['kind'] not in drawn:
+  if spec['kind'] not in {'dots', *drawn}:
     raise ValueError(
-      f'figure kind {spec["kind"]!r}; valid: {", ".join(sorted(drawn))}'
+      f'figure kind {spec["kind"]!r}; valid: '
+      f'{", ".join(sorted({"dots", *drawn}))}'
     )
+  if spec['kind'] == 'dots':
+    return _dots(spec, value)
   if spec['kind'] == 'curves':
     found = {k: curve(arm) for k, arm in spec['series'].items()}
   else:
@@ -149,3 +155,35 @@ def _curves(ax, series, spec) -> None:
       continue
     look = {**style.look(i), 'marker': ''}
     ax.plot(*found, **look, label=style.plain(label))
+
+
+def _dots(spec, value) -> mpl_figure.Figure:
+  """The best row on top; arms without the first metric are left out."""
+  columns, apart = spec['columns'], spec.get('apart') or {}
+  rows = {k: value(columns[0][0], arm) for k, arm in spec['series'].items()}
+  rows = {k: v for k, v in rows.items() if v is not None}
+  names = sorted(rows, key=lambda k: rows[k][0], reverse=True)
+  with style.house():
+    fig = style.figure(11, 1.4 + 0.2 * max(len(names), 4))
+    axes = fig.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for ax, (metric, label) in zip(axes, columns):
+      for at, name in enumerate(names):
+        point = value(metric, spec['series'][name])
+        if point is None:
+          continue
+        mean, low, high = point
+        colour = style.COLOURS[0]
+        ax.plot([low, high], [at, at], color=colour, linewidth=1.2)
+        inside = 'white' if name in apart else colour
+        ax.plot(
+          mean, at, 'o', color=colour, markerfacecolor=inside, markersize=4.5
+        )
+      ax.set_xlabel(label)
+      ax.margins(x=0.08)
+    axes[0].set_yticks(range(len(names)), labels=map(style.plain, names))
+    fig.suptitle(spec['title'], x=0.01, ha='left', weight='bold')
+    told = [f'{name}, hollow: {why}' for name, why in apart.items()]
+    fig.supxlabel(
+      '; '.join(['mean of the seeds, 95 % interval', *told]), fontsize=9
+    )
+  return fig

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from moe_jax import types
+from moe_jax.analysis import health
 from moe_jax.layers import moe
 from moe_jax.training import session as session_lib
 
 WINDOWS = 40  # of the curve
+# Of `analysis.health`: means over layers, then over steps.
+HEALTH = ('max_violation', 'load_cv', 'dead', 'experts_used', 'local')
 
 
 class Trail:
@@ -30,6 +33,7 @@ class Trail:
       if any(stack.sparse)
     }
     self._losses: dict[int, float] = {}
+    self._early: list[float] = []
     self._last = collections.deque(maxlen=max(1, math.ceil(self._steps / 10)))
     self._times: list[float] = []
 
@@ -38,6 +42,9 @@ class Trail:
     self._times.append(time.monotonic())
     self._losses[step] = float(metrics['loss'])
     self._last.append(metrics)
+    if self._layers and step <= self._last.maxlen:
+      found = health.rates(metrics)['max_violation']
+      self._early.append(float(np.mean(found)))
 
   def summary(self) -> dict[str, Any]:
     """Means of the last tenth of the steps, by name.
@@ -49,8 +56,9 @@ class Trail:
       of an MoE model 'train/dropped' and
       'train/wasted' (with two stacks also 'train/<stack>/...'), as shares of
       the assignments and of the seats; 'train/balance/<rule>',
-      'train/entropy', 'train/load_max' and 'train/logsumexp'. {} without a
-      step.
+      'train/entropy', 'train/load_max' and 'train/logsumexp'; 'train/<name>'
+      of HEALTH, and 'train/early_max_violation' of the first tenth, where the
+      run has all of it. {} without a step.
     """
     if not self._last:
       return {}
@@ -70,6 +78,12 @@ class Trail:
         out[f'train/balance/{rule}'] = mean(lambda m, r=rule: m['balance'][r])
       out['train/entropy'] = mean(lambda m: m['entropy'])
       out['train/load_max'] = mean(_load_max)
+      rates = [health.rates(m) for m in self._last]
+      for name in HEALTH:
+        found = [np.mean(r[name]) for r in rates]
+        out[f'train/{name}'] = float(np.mean(found))
+      if len(self._early) == self._last.maxlen:
+        out['train/early_max_violation'] = float(np.mean(self._early))
       if 'logsumexp' in self._last[0]['health']:
         out['train/logsumexp'] = mean(
           lambda m: m['health']['logsumexp'] / m['health']['tokens']
