@@ -4,7 +4,8 @@ Sources are the methods' files. Recalled, not read: k and experts of `bip`
 (4 of 16) and `qwen2_moe` (4 of 60), gamma of `moe_plus_plus`. Not published,
 chosen here: the balancing of `top_k` (Mixtral), `gpt_oss` and `llama4` (their
 code's defaults, Switch's for Mixtral), of `moe_x`, `cosine` and `segment`; the
-weight of `dselect_k` and `comet`, which is tuned for each task.
+weight of `dselect_k` and `comet`, which is tuned for each task; the balancing
+of `sparse_mixer` and `rexmoe`.
 
 To add one: a line of PRESETS. Tests want one for every router and every rule.
 """
@@ -302,6 +303,24 @@ PRESETS = {
     moe=DROPLESS | {'dispatch': 'lookup()'},
   ),
   'round_robin': Preset('round_robin()', (), RELU, moe=DROPLESS),
+  'random': Preset('random()', (), RELU, moe=DROPLESS),
+  'prototype': Preset('prototype(k=2)', (), k=2, cut=2, moe=DROPLESS),
+  'sparse_mixer': Preset(
+    'sparse_mixer()', ('switch_loss(weight=0.01)',), RELU, moe=DROPLESS
+  ),
+  # By steps: a hundredth of the paper's; 90 % of the quickstart's.
+  'rexmoe': Preset(
+    'rexmoe(k=2, layers=2, start=100, end=300)',
+    (_ALL(0.01, 'global'),),
+    k=2,
+    cut=2,
+    moe=DROPLESS | {'layers': 'all', 'share_experts': 2},
+  ),
+  'scheduled_top_k': Preset(
+    'scheduled_top_k(first=(2,), until=450)',
+    ('top1_loss(temperature=0.1, weight=0.01)',),
+    moe=DROPLESS,
+  ),
 }
 # What a token costs there, if not d_ff.
 UNEQUAL = {
@@ -312,5 +331,6 @@ UNEQUAL = {
   'comet': 'all experts compute until the splits are saturated, then 2',
   'dselect_k': 'all experts compute until the bits are saturated, then 2',
   'top_p': '2 experts are what it should come to; it starts at 0.4 of all',
+  'scheduled_top_k': 'two experts in its first layer until the switch',
   'remoe': '1 expert is what its loss seeks; it starts at half of all',
 }

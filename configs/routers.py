@@ -29,6 +29,7 @@ from configs import router_table
 PRESETS, UNEQUAL = router_table.PRESETS, router_table.UNEQUAL
 SWIGLU, RELU = router_table.SWIGLU, router_table.RELU
 OTHER_NAMES = {
+  'grin': 'sparse_mixer',
   'mixtral': 'top_k',
   'peer': 'product_keys',
   'relu': 'remoe',

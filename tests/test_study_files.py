@@ -272,8 +272,11 @@ def test_claims_are_of_metrics_that_runs_have(path, run):
 
 
 def _arms_in(options):
-  named = (options[k] for k in ('of', 'worse', 'better') if k in options)
-  return (*named, *options.get('arms', ()), *options.get('less', ()))
+  named = [options[k] for k in ('of', 'worse', 'better') if k in options]
+  for group in ('arms', 'less'):  # a gap's `less` is a metric
+    if isinstance(options.get(group), tuple):
+      named += options[group]
+  return named
 
 
 def _probed(config):

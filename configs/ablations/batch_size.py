@@ -30,7 +30,7 @@ SECONDS = {'quick': 26, 'gpu': 180}
 
 # Rows of the smallest batch and steps of the largest: all see 16 times both.
 SMALLEST = {'quick': 8, 'gpu': 16, 'paper': 128}
-FEWEST = {'quick': 30, 'gpu': 250, 'paper': 16_000}
+FEWEST = {'quick': 20, 'gpu': 250, 'paper': 16_000}
 # As parts of the largest rate and batch.
 RATES = {'low': 0.1, 'middle': 0.5, 'high': 1.0}
 BATCHES = {'small': 1, 'medium': 4, 'large': 16}

@@ -28,10 +28,10 @@ import functools
 from configs import lm, routers
 from configs.ablations import base
 
-STEPS = {'quick': 240, 'gpu': 4000}
+STEPS = {'quick': 180, 'gpu': 4000}
 SEEDS = {'quick': 3, 'gpu': 3, 'paper': 1}
 # Compiling and evaluating included.
-SECONDS = {'quick': 30, 'gpu': 400}
+SECONDS = {'quick': 25, 'gpu': 400}
 EXPERTS = 8
 
 # Arm: the preset that it changes, and the changes.
@@ -91,6 +91,7 @@ def _config(size, preset):
 
 def sweep(add, size, config):
   """An arm for each causal preset, the variants, and expert choice."""
+  del config
   start = _fields(get_config(size))
   for name in (*CAUSAL, *VARIANTS, REFERENCE):
     preset, changes = VARIANTS.get(name, (name, {}))

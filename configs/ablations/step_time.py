@@ -34,7 +34,8 @@ def get_config(arg='quick'):
     config = t5_family.switch('base', '', num_experts=128, sequences=16)
   else:
     config = base.small(size, STEPS)
-    config.moe.seating = 'token_major()'
+  # Causal for top-2, too.
+  config.moe.seating = 'token_major()'
   if size == 'quick':
     config.model.update(d_model=128, num_heads=4, d_ff=1024)
     config.moe.update(d_ff=1024, group_size=512)
