@@ -116,7 +116,7 @@ def page(
     'interval; *reproduced* needs all of it beyond the smallest effect that '
     'counts, which was fixed before any run.',
     '## Claims',
-    _table(
+    table(
       ('claim', 'paper', 'published', 'here', 'counts', 'seeds', 'verdict'),
       [_claim_cells(v) for v in found],
     ),
@@ -134,21 +134,29 @@ def page(
 def _claim_cells(v: verdicts.Verdict) -> list[str]:
   c = v.claim
   published = '; '.join(f'{k}: {x:g}' for k, x in c.published.items())
-  here = '-'
-  if v.outcome != verdicts.NOT_RUN:
-    here = f'{v.difference:+.4g} ({v.low:+.4g} to {v.high:+.4g})'
-  sign = {'lower': '< -', 'higher': '> ', 'equal': 'within ±'}[c.direction]
-  counts = f'{sign}{c.smallest_effect:g}'.replace('< -0', '< -0')
   return [
     f'{c.sentence} (`{c.arms[0]}` against `{c.arms[1]}`, '
     f'{" and ".join(f"`{m}`" for m in dict.fromkeys(c.metrics))})',
     f'{c.paper}, {c.table}',
     published or '-',
-    here,
-    counts,
+    difference(v.difference, v.low, v.high),
+    threshold(c.direction, c.smallest_effect),
     str(v.pairs),
     f'**{v.outcome}**',
   ]
+
+
+def difference(mean: float | None, low, high) -> str:
+  """'+0.01 (+0.005 to +0.015)'; '-' where there is none."""
+  if mean is None or math.isnan(mean):
+    return '-'
+  return f'{mean:+.4g} ({low:+.4g} to {high:+.4g})'
+
+
+def threshold(direction: str, smallest: float) -> str:
+  """What the whole interval must be: '< -0.01', '> 0.01', 'within ±0.01'."""
+  sign = {'lower': '< -', 'higher': '> ', 'equal': 'within ±'}[direction]
+  return f'{sign}{smallest:g}'
 
 
 def _arms(study, rows) -> str:
@@ -169,7 +177,7 @@ def _arms(study, rows) -> str:
       values = list(verdicts.values(metric, arm.name, rows).values())
       line.append(_spread(values, form))
     cells.append(line)
-  return 'Mean ± standard deviation over seeds.\n\n' + _table(header, cells)
+  return 'Mean ± standard deviation over seeds.\n\n' + table(header, cells)
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -216,7 +224,8 @@ def _machine(row) -> str:
   return f'{m["devices"]} x {m["device"]} ({m["threads"]} threads), {versions}'
 
 
-def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+  """In Markdown."""
   line = lambda c: '| ' + ' | '.join(v.replace('|', r'\|') for v in c) + ' |'
   return '\n'.join(
     [line(header), line(['---'] * len(header)), *map(line, cells)]
