@@ -49,17 +49,14 @@ def path(tmp_path_factory):
 
 
 def config(path, kind, **overrides):
-  return tiny.config(
-    **{
-      'data.task_file': path,
-      'moe.group_size': 16,
-      'train.eval_every': 2,
-      'train.optimizer': 'adamw()',
-      'train.schedule': 'constant(value=0.01)',
-    },
-    **KINDS[kind],
-    **overrides,
-  )
+  fields = {
+    'data.task_file': path,
+    'moe.group_size': 16,
+    'train.eval_every': 2,
+    'train.optimizer': 'adamw()',
+    'train.schedule': 'constant(value=0.01)',
+  }
+  return tiny.config(**(fields | KINDS[kind] | overrides))
 
 
 def read(workdir):
@@ -177,7 +174,7 @@ def test_it_learns(path, tmp_path):
       'moe.layers': 'none',
       'train.steps': 60,
       'train.eval_every': 0,
-      'train.checkpoint_every': 0,
+      'train.checkpoint_every': 60,
       'train.schedule': 'constant(value=0.02)',
     },
   )
