@@ -43,11 +43,7 @@ def group_limited(
 ):
   """DeepSeek-V2 (by='max') and V3 (by='top_2'): the best groups, then top-k."""
   logits = linear(x_TD, params)
-  s = {
-    'sigmoid': sigmoid,
-    'softmax': softmax,
-    'sqrt_softplus': lambda z: np.sqrt(np.log1p(np.exp(z))),
-  }[score](logits)
+  s = sigmoid(logits) if score == 'sigmoid' else softmax(logits)
   T, E = s.shape
   size = E // groups
   expert, weight = np.zeros((T, k), int), np.zeros((T, k))

@@ -159,13 +159,6 @@ ROUTERS = (
     routers.plain(scores.group_limited, k=2, **_V3 | {'groups': 2}),
   ),
   Row(
-    "sigmoid_top_k(k=2, score='sqrt_softplus')",
-    '2412.19437',
-    routers.plain(
-      scores.group_limited, k=2, **_V3 | {'score': 'sqrt_softplus'}
-    ),
-  ),
-  Row(
     "sigmoid_top_k(k=2, score='softmax', groups=4, kept_groups=2, "
     "group_score='max', renormalize=False, scaling=16.0)",
     '2405.04434',
@@ -245,11 +238,6 @@ ROUTERS = (
   ),
   Row('random(k=2)', '2110.04260', _of(routers.random, k=2), permutes=False),
   Row('prototype()', '2410.10469', _of(routers.prototype, k=2)),
-  Row(
-    'prototype(k=3, nearest=False, seed=4)',
-    '2410.10469',
-    _of(routers.prototype, k=3, sign=1, seed=4),
-  ),
   Row(
     'sparse_mixer(eps=0.5)',
     '2409.12136',

@@ -72,6 +72,15 @@ def test_prototypes_of_a_file(tmp_path):
     route(f'prototype(path={path!r})', np.zeros((3, D + 1)))
 
 
+def test_farthest_prototypes():
+  """The published code's sign, in chosen experts and weights."""
+  r = route('prototype(k=3, nearest=False, seed=4)', X, layer=jnp.int32(2))
+  want = oracle.prototype(X, {}, np.zeros(E), {}, k=3, sign=1, seed=4, layer=2)
+  np.testing.assert_array_equal(choices(r), want.expert)
+  np.testing.assert_allclose(weights(r), want.weight, rtol=1e-4)
+  assert (weights(r)[:, 0] > weights(r)[:, 2]).all()
+
+
 C = np.array([0.8, -1.5, 0.6, 2.0])  # what each expert gives, of one number
 LOGITS = np.array([1.0, 0.9, 0.85, 0.1])  # the last is below the bar
 L = lambda y: y + 0.7 * y**2 - 0.4 * y**3

@@ -131,6 +131,23 @@ def test_sigmoid_weights_sum_to_the_scaling():
   np.testing.assert_allclose(r.probs_TE.sum(1), 1.0, rtol=1e-5)
 
 
+def test_root_of_softplus_weights():
+  spec = "sigmoid_top_k(k=3, score='sqrt_softplus', scaling=1.0)"
+  params, bias_E = {'kernel': matrix()}, np.linspace(-0.2, 0.2, E)
+  r = route(spec, params, X, bias_E=bias_E)
+  z = X @ np.asarray(params['kernel'])
+  score = np.sqrt(np.log1p(np.exp(z)))
+  for t in range(T):
+    chosen = oracle.best(score[t] + bias_E, 3)
+    want = score[t, chosen] / score[t, chosen].sum()
+    np.testing.assert_array_equal(choices(r)[t], chosen)
+    np.testing.assert_allclose(weights(r)[t], want, rtol=1e-4)
+  # No NaN where the softplus is 0.
+  loss = lambda p: route(spec, p, X).weight_N[:T].sum()
+  far = {'kernel': 1e4 * matrix()}
+  assert np.isfinite(jax.grad(loss)(far)['kernel']).all()
+
+
 V3 = 'sigmoid_top_k(k=3, groups=4, kept_groups=2)'
 
 
