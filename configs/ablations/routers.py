@@ -28,9 +28,9 @@ import functools
 from configs import lm, routers
 from configs.ablations import base
 
-STEPS = {'quick': 240, 'gpu': 4000}
+STEPS = {'quick': 200, 'gpu': 4000}
 SEEDS = {'quick': 3, 'gpu': 3, 'paper': 1}
-# Compiling and evaluating included.
+# Compiling and evaluating included, on one core; product keys take the longest.
 SECONDS = {'quick': 30, 'gpu': 400}
 EXPERTS = 8
 
