@@ -3,7 +3,7 @@
 Sources are the methods' files. Recalled, not read: k and experts of `bip`
 (4 of 16) and `qwen2_moe` (4 of 60), gamma of `moe_plus_plus`. Not published,
 chosen here: the balancing of `top_k` (Mixtral), `gpt_oss` and `llama4` (their
-code's defaults, Switch's for Mixtral), of `moe_x`, `cosine` and `segment`; the
+code's defaults, Switch's for Mixtral), of `moe_x` and `cosine`; the
 weight of `dselect_k` and `comet`, which is tuned for each task; the balancing
 of `sparse_mixer` and `rexmoe`.
 

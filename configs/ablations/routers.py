@@ -30,7 +30,7 @@ from configs.ablations import base
 
 STEPS = {'quick': 180, 'gpu': 4000}
 SEEDS = {'quick': 3, 'gpu': 3, 'paper': 1}
-# Compiling and evaluating included.
+# Compiling and evaluating included, on one core; product keys take the longest.
 SECONDS = {'quick': 25, 'gpu': 400}
 EXPERTS = 8
 
