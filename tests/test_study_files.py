@@ -262,6 +262,7 @@ def test_claims_are_of_metrics_that_runs_have(path, run):
         assert options.get('arms', (arm,))[0] == arm, claim.name
         for other in _arms_in(options):
           assert study.arm(other)
+        assert options.get('less', 'eval/loss') in known, claim.name
       if metric.startswith('probe/'):
         assert metric in _probed(config), (claim.name, metric)
       elif metric.startswith('train/balance/'):
@@ -272,11 +273,8 @@ def test_claims_are_of_metrics_that_runs_have(path, run):
 
 
 def _arms_in(options):
-  named = [options[k] for k in ('of', 'worse', 'better') if k in options]
-  for group in ('arms', 'less'):  # a gap's `less` is a metric
-    if isinstance(options.get(group), tuple):
-      named += options[group]
-  return named
+  named = (options[k] for k in ('of', 'worse', 'better') if k in options)
+  return (*named, *options.get('arms', ()), *options.get('minus', ()))
 
 
 def _probed(config):

@@ -86,9 +86,9 @@ def _cells(kind, rate='', batch=''):
   )
 
 
-def _mean(arms, less=()):
-  less = f', less={less}' if less else ''
-  return f"mean_over(metric='{_BEST}', arms={arms}{less})"
+def _mean(arms, minus=()):
+  minus = f', minus={minus}' if minus else ''
+  return f"mean_over(metric='{_BEST}', arms={arms}{minus})"
 
 
 def _claim(name, sentence, first, second, published, direction='higher'):

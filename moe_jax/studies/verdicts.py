@@ -160,8 +160,8 @@ def deviation(metric: str):
   return measure
 
 
-def mean_over(metric: str, arms: tuple[str, ...], less: tuple[str, ...] = ()):
-  """Mean of a metric over several arms, less that over others, by seed.
+def mean_over(metric: str, arms: tuple[str, ...], minus: tuple[str, ...] = ()):
+  """Mean of a metric over several arms, minus that over others, by seed.
 
   For claims on a row of a grid; the arm of the claim stands for them all. A
   seed counts where every arm has it.
@@ -170,13 +170,13 @@ def mean_over(metric: str, arms: tuple[str, ...], less: tuple[str, ...] = ()):
   def measure(arm: str, done: Done) -> dict[int, float]:
     if arm not in arms:
       raise ValueError(f'mean_over: arm {arm!r} is none of {", ".join(arms)}')
-    plus, minus = (
-      [_plain(metric, a, done) for a in group] for group in (arms, less)
+    first, second = (
+      [_plain(metric, a, done) for a in group] for group in (arms, minus)
     )
-    seeds = set.intersection(*(set(v) for v in plus + minus))
+    seeds = set.intersection(*(set(v) for v in first + second))
     mean = lambda group, s: float(np.mean([v[s] for v in group]))
     return {
-      s: mean(plus, s) - (mean(minus, s) if minus else 0.0)
+      s: mean(first, s) - (mean(second, s) if second else 0.0)
       for s in sorted(seeds)
     }
 
