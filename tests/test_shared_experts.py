@@ -10,7 +10,7 @@ import pytest
 
 from moe_jax.models import factory, pattern, stack
 from moe_jax.parallel import mesh as mesh_lib
-from moe_jax.training import plans
+from moe_jax.training import plans, tuning
 from tests import tiny
 
 B, L, V, E, D, F = 8, 16, 32, 4, 16, 32
@@ -167,3 +167,16 @@ def test_counts():
     assert experts['active'] == (4 if share == 4 else 8) * 2 * D * F
   flops = {f['flops_per_sequence_forward'] for f in found.values()}
   assert len(flops) == 1
+
+
+def test_a_pool_is_tuned_with_its_moe_layers():
+  """Every expert parameter is in 'moe', none in 'non_moe'."""
+  p = params()
+  for choice in ('moe', 'non_moe'):
+    mask = tuning.trained(p, choice)
+    found = {
+      jax.tree_util.keystr(path): m
+      for path, m in jax.tree_util.tree_leaves_with_path(mask)
+    }
+    pools = [m for path, m in found.items() if 'pool' in path]
+    assert pools and all(m == (choice == 'moe') for m in pools), choice

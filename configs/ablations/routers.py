@@ -28,10 +28,10 @@ import functools
 from configs import lm, routers
 from configs.ablations import base
 
-STEPS = {'quick': 180, 'gpu': 4000}
+STEPS = {'quick': 120, 'gpu': 4000}
 SEEDS = {'quick': 3, 'gpu': 3, 'paper': 1}
 # Compiling and evaluating included, on one core; product keys take the longest.
-SECONDS = {'quick': 25, 'gpu': 400}
+SECONDS = {'quick': 20, 'gpu': 400}
 EXPERTS = 8
 
 # Arm: the preset that it changes, and the changes.

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from moe_jax.models import pattern
 
-Sparse = Mapping[str, tuple[bool, ...]]
+Sparse = Mapping[str, tuple[int, ...]]
 
 
 def view(params: Any, sparse: Sparse) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def view(params: Any, sparse: Sparse) -> dict[str, Any]:
 
   Args:
     params: a model's, unboxed: arrays.
-    sparse: by stack, whether each layer is sparse.
+    sparse: by stack, `StackConfig.places`.
   """
   found, places = {}, _places(sparse)
   for path, leaf in traverse_util.flatten_dict(params, sep='/').items():

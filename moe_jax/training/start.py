@@ -20,6 +20,7 @@ from moe_jax.training import (
   session as session_lib,
   sources,
   state as state_lib,
+  tuning,
 )
 
 FIELD = 'init_from'
@@ -92,7 +93,7 @@ def _dense(session, source) -> Start:
   pairs = {}
   for name, leaf in here.items():
     names = name.split('/')
-    if 'moe' in names:
+    if tuning.of_moe(names):
       continue
     other = name if name in there else _other_norm(name)
     if other not in there and set(names) & set(_FFNS):
@@ -105,7 +106,7 @@ def _dense(session, source) -> Start:
     {
       k: v
       for k, v in where.items()
-      if k.startswith('params/') and 'moe' not in k.split('/')
+      if k.startswith('params/') and not tuning.of_moe(k.split('/'))
     }
   )
 
@@ -125,7 +126,7 @@ def _dense(session, source) -> Start:
 
 
 def _sparse(model) -> by_layer.Sparse:
-  return {name: stack.sparse for name, stack in model.stacks.items()}
+  return {name: stack.places for name, stack in model.stacks.items()}
 
 
 def _other_norm(name: str) -> str:

@@ -17,10 +17,11 @@ CHOICES = ('all', 'non_moe', 'moe', 'attention', 'ffn')
 def trained(tree: Any, choice: str) -> Any:
   """Whether each leaf is trained; None where all are.
 
-  'moe' is all that stands in an MoE layer: router, experts, and branches that
-  it has inside; 'non_moe' the rest. Of that rest, 'attention' is the kernels
-  of attention and cross-attention, 'ffn' those of the dense FFN sub-layers
-  (`moe.extra_ffn` included). Norms, embeddings and position biases are in
+  'moe' is all that stands in an MoE layer: router, experts (those that layers
+  share, too), and branches that it has inside; 'non_moe' the rest. Of that
+  rest, 'attention' is the kernels of attention and cross-attention, 'ffn' those
+  of the dense FFN sub-layers (`moe.extra_ffn` included). Norms, embeddings and
+  position biases are in
   neither of these two.
 
   Args:
@@ -46,8 +47,13 @@ def _names(path) -> list[str]:
   return jax.tree_util.keystr(path, simple=True, separator='/').split('/')
 
 
+def of_moe(names: list[str]) -> bool:
+  """Whether a leaf is an MoE layer's, or a pool's that such layers share."""
+  return 'moe' in names or 'experts' in names
+
+
 def _chosen(names: list[str], choice: str) -> bool:
-  if 'moe' in names:
+  if of_moe(names):
     return choice == 'moe'
   if choice == 'non_moe':
     return True
