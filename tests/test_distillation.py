@@ -21,13 +21,11 @@ from moe_jax.training import (
   teacher as teacher_lib,
 )
 from tests import test_tuning, tiny
-from tests.test_tuning import named, read_rows, saved
+from tests.test_tuning import named, read_rows, saved, write_run
 
 corpus = test_tuning.corpus  # the fixture
 
 SPARSE = {
-  'seed': 5,
-  'train.steps': 1,
   'model.dropout': 0.2,
   'moe.balance': ('switch_loss()', 'loss_free_bias()'),
 }
@@ -36,9 +34,8 @@ DENSE = {'moe.layers': 'none', 'mesh': 'auto(expert=2)', 'train.z_loss': 0.0}
 
 @pytest.fixture(scope='session')
 def teacher(corpus, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('teacher')
-  loop.train(tiny.config(**corpus, **SPARSE), str(workdir))
-  return workdir
+  config = tiny.config(**corpus, **SPARSE)
+  return write_run(config, tmp_path_factory.mktemp('teacher'))
 
 
 def test_cross_entropy_is_the_loops():
