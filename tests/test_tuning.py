@@ -17,6 +17,7 @@ from moe_jax.training import (
   checkpoint,
   configs,
   loop,
+  optimizers,
   session as session_lib,
   start,
   state as state_lib,
@@ -501,10 +502,11 @@ def test_masks_leave_the_optimizer_as_it_is():
   tree = {'moe': {'w': w}, 'ffn': {'w': w[0]}}
   dims = {'moe': {'w': 1}, 'ffn': {'w': 0}}
   fields = {'train.optimizer': 'adafactor(min_dim=3)', 'train.clip': 1.0}
-  alone = session_lib.make_optimizer(
-    tiny.config(**fields), {'moe': dims['moe']}
-  )[0]
   config = tiny.config(**fields, **{'train.trainable': 'moe'})
+  c = config.train
+  alone, _ = optimizers.make(
+    c.optimizer, c.schedule, steps=1, clip=1.0, batch_dims={'moe': {'w': 1}}
+  )
   tx = session_lib.make_optimizer(config, dims)[0]
   mask = tuning.trained(tree, 'moe')
   part = tuning.select(tree, mask)
