@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,11 @@ from moe_jax.training import (
   teacher as teacher_lib,
 )
 from tests import test_tuning, tiny
-from tests.test_tuning import named, read_rows, saved
+from tests.test_tuning import named, read_rows, saved, write_run
 
 corpus = test_tuning.corpus  # the fixture
 
 SPARSE = {
-  'seed': 5,
-  'train.steps': 1,
   'model.dropout': 0.2,
   'moe.balance': ('switch_loss()', 'loss_free_bias()'),
 }
@@ -35,9 +34,8 @@ DENSE = {'moe.layers': 'none', 'mesh': 'auto(expert=2)', 'train.z_loss': 0.0}
 
 @pytest.fixture(scope='session')
 def teacher(corpus, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('teacher')
-  loop.train(tiny.config(**corpus, **SPARSE), str(workdir))
-  return workdir
+  config = tiny.config(**corpus, **SPARSE)
+  return write_run(config, tmp_path_factory.mktemp('teacher'))
 
 
 def test_cross_entropy_is_the_loops():
@@ -120,11 +118,13 @@ def test_the_loss_is_of_labels_and_teacher(corpus, teacher, tmp_path):
       for k in keys[:-1]:
         at = at.setdefault(k, {})
       at[keys[-1]] = value
-  other = alone.apply(variables, batch, train=False)[0]
+  apply = lambda m, v, train: jax.jit(
+    lambda v, b: m.apply(v, b, train=train)[0]
+  )(v, batch)
+  other = apply(alone, variables, False)
   # Groups of the same 16 tokens, whatever the mesh.
-  logits = factory.make(session.config, 384).apply(
-    {'params': jax.device_get(state.params)}, batch, train=True
-  )[0]
+  student = factory.make(session.config, 384)
+  logits = apply(student, {'params': jax.device_get(state.params)}, True)
   real = np.asarray(batch['segments'] > 0)
   log_q = np.asarray(jax.nn.log_softmax(logits), np.float64)
   p = np.asarray(jax.nn.softmax(other), np.float64)
@@ -175,9 +175,11 @@ def taught(corpus, teacher, tmp_path_factory):
   """Four steps of a dense student, in two micro-batches, saved at two."""
   workdir = tmp_path_factory.mktemp('student')
   fields = {'train.teacher': str(teacher), 'train.accumulate': 2}
-  fields |= DENSE | {'mesh': 'exact(data=2, fsdp=2, model=2)'}
+  fields |= DENSE | {'train.batch_size': 16}
   config = tiny.config(**corpus, **fields)
-  return config, workdir, loop.train(config, str(workdir))
+  session = session_lib.make(config, workdir)
+  summary = loop.train(config, str(workdir), session=session)
+  return session, workdir, summary
 
 
 def test_a_run_with_a_teacher_leaves_its_records(taught):
@@ -198,13 +200,18 @@ def test_a_run_with_a_teacher_leaves_its_records(taught):
 
 
 def test_resume_is_bitwise(taught, tmp_path):
-  config, whole, _ = taught
-  first = config.copy_and_resolve_references()
-  first.unlock()
-  first.train.steps = 2
-  loop.train(first, str(tmp_path))
-  loop.train(config, str(tmp_path), allow=('train.steps',))
-  a, b = saved(tmp_path), saved(whole)
+  """Killed before the last checkpoint; the teacher is read again."""
+  session, whole, summary = taught
+  work = tmp_path / 'w'
+  shutil.copytree(whole, work)
+  shutil.rmtree(work / 'checkpoints' / '4')
+  (work / 'summary.json').unlink()
+  first = session.programs.pop('teacher')
+  again = loop.train(session.config, str(work), session=session)
+  assert session.programs['teacher'] is not first
+  assert again['train/loss'] == summary['train/loss']
+  assert again['eval/loss'] == summary['eval/loss']
+  a, b = saved(work), saved(whole)
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name])

@@ -17,11 +17,13 @@ from moe_jax.training import (
   checkpoint,
   configs,
   loop,
+  optimizers,
   session as session_lib,
   start,
   state as state_lib,
   step as step_lib,
   tuning,
+  workdir as workdir_lib,
 )
 from tests import tiny
 
@@ -50,15 +52,31 @@ def corpus(tmp_path_factory):
   }
 
 
+def random_state(session, seed):
+  """A state of noise on the session's mesh: nothing is compiled."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda v: jax.device_put(
+      (0.1 * rng.normal(size=v.shape)).astype(v.dtype), v.sharding
+    ),
+    session.abstract_state,
+  )
+
+
+def write_run(config, workdir):
+  """What a run of this config would leave: its config and a checkpoint."""
+  workdir_lib.prepare(workdir, configs.to_dict(config), restart=False, allow=())
+  session = session_lib.make(config, workdir)
+  with checkpoint.Checkpointer(workdir / 'checkpoints', 1) as c:
+    c.save(1, random_state(session, 5), {})
+  return workdir
+
+
 @pytest.fixture(scope='session')
 def source(corpus, tmp_path_factory):
-  """A sparse run of one step, with a state of its balancing rules."""
-  workdir = tmp_path_factory.mktemp('source')
-  config = tiny.config(
-    **corpus, **{'train.steps': 1, 'moe.balance': BALANCE, 'seed': 5}
-  )
-  loop.train(config, str(workdir))
-  return workdir
+  """A sparse run whose balancing rules have a state."""
+  config = tiny.config(**corpus, **{'moe.balance': BALANCE})
+  return write_run(config, tmp_path_factory.mktemp('source'))
 
 
 def saved(workdir, step=None):
@@ -277,15 +295,9 @@ FINETUNE = {'moe.balance': BALANCE, 'data.seq_len': 32}
 def started(config, workdir):
   """(fresh state, the state that a run starts from), both on its mesh."""
   session = session_lib.make(config, workdir)
-  where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
-  fresh = state_lib.init(
-    session.model,
-    session.tx,
-    session_lib.dummy(config, session.mesh),
-    config.seed,
-    where,
-  )
+  fresh = random_state(session, 6)
   state = start.load(session, str(workdir))(fresh)
+  where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
   assert jax.tree.map(lambda v: v.sharding, state) == where
   return named(fresh), named(state)
 
@@ -405,10 +417,8 @@ DEPTH = {'model.num_layers': 4, 'moe.layers': '1,3'}
 @pytest.fixture(scope='session')
 def teacher(corpus, tmp_path_factory):
   """Four layers, the second and the fourth sparse: a period of two."""
-  workdir = tmp_path_factory.mktemp('teacher')
-  fields = DEPTH | {'train.steps': 1, 'seed': 5}
-  loop.train(tiny.config(**corpus, **fields), str(workdir))
-  return workdir
+  config = tiny.config(**corpus, **DEPTH)
+  return write_run(config, tmp_path_factory.mktemp('teacher'))
 
 
 def test_another_balancing_rule_begins_anew(corpus, teacher, tmp_path):
@@ -488,13 +498,15 @@ def test_dense_parameters_that_do_not_fit(
 
 def test_masks_leave_the_optimizer_as_it_is():
   """Adafactor on the trained leaves is Adafactor of a model without others."""
-  tree = {'moe': {'w': jnp.ones((2, 3, 4))}, 'ffn': {'w': jnp.ones((3, 4))}}
+  w = jax.random.normal(jax.random.key(0), (2, 3, 4))
+  tree = {'moe': {'w': w}, 'ffn': {'w': w[0]}}
   dims = {'moe': {'w': 1}, 'ffn': {'w': 0}}
   fields = {'train.optimizer': 'adafactor(min_dim=3)', 'train.clip': 1.0}
-  alone = session_lib.make_optimizer(
-    tiny.config(**fields), {'moe': dims['moe']}
-  )[0]
   config = tiny.config(**fields, **{'train.trainable': 'moe'})
+  c = config.train
+  alone, _ = optimizers.make(
+    c.optimizer, c.schedule, steps=1, clip=1.0, batch_dims={'moe': {'w': 1}}
+  )
   tx = session_lib.make_optimizer(config, dims)[0]
   mask = tuning.trained(tree, 'moe')
   part = tuning.select(tree, mask)

@@ -209,8 +209,9 @@ def _train(
     writers.Writer(workdir, start_step=start, active=lead) as writer,
     contextlib.closing(progress.Progress(c.steps, start, active=lead)) as bar,
   ):
-    if start:  # the load that the first row is compared with
-      last_row['moe/load'] = writers.last(workdir, 'moe/load')
+    load = writers.last(workdir, 'moe/load') if start else None
+    if load:  # that the first row is compared with
+      last_row['moe/load'] = load
 
     def report(step, row):
       bar.update(step, row)
