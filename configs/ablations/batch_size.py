@@ -214,6 +214,8 @@ def _bars(over, table, **fields):
 
 
 # Table 20 with a fresh optimizer, by kind and rate in the order of BATCHES.
+# Which column that is was inferred: a fresh one hurts, the caption says, and
+# this column is the lower.
 FRESH = {
   'dense, low': (0.846, 0.850, 0.848),
   'dense, middle': (0.841, 0.840, 0.842),

@@ -265,8 +265,8 @@ FIGURES = (
       _BEST,
       _TABLE[task],
       file=f'accuracy_{task}.png',
-      title=f'Dropout everywhere (d) or 0.1 and in experts (ed), the {task} '
-      f'task (Switch, table 4, {score}; ST-MoE, figure 4)',
+      title=f'Dropout d, or 0.1 and ed in experts, {task} task (Switch, table '
+      f'4, {score})',
       y='best accuracy',
     )
     for task, score in (('small', 'SuperGLUE'), ('large', 'GLUE'))
