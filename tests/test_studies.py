@@ -11,6 +11,7 @@ from configs import quickstart
 from experiments import sweep as sweep_main
 from moe_jax.plots import ablations
 from moe_jax.studies import (
+  index,
   origins,
   report,
   results,
@@ -646,6 +647,10 @@ def test_verdicts_are_written_and_kept(path, tmp_path, fake):
   assert '| a: 1.5 | -1 (-1 to -1) | < -0.1 | 3 | **reproduced** |' in text
   assert '| `a` | 3 | 1.01 ± 0.01 | - |' in text
   # Again from what was kept, with the same outcome.
+  kept_rows = results.read(kept / results.FILE)
+  assert [verdicts.judge(c, kept_rows).outcome for c in study.claims] == [
+    c['verdict'] for c in claims
+  ]
   spec, flags = report.source(results.read(kept / results.FILE), 'there')
   assert (spec, flags) == (f'{path}:quick', {})
   report.land(study, kept, kept)
@@ -713,3 +718,46 @@ def test_jobs_share_the_runs(path, monkeypatch):
   monkeypatch.setattr(sweep_main.subprocess, 'Popen', Process)
   assert sweep_main._fan_out(study_lib.load(path), 2) == 1
   assert calls == ['--array_task=0/2', '--array_task=1/2']
+
+
+def test_rows_are_kept_short():
+  row = _row('a', 0, x=1 / 3)
+  row['metrics'] |= {
+    'eval/wiki/bits_per_byte': 2.0,
+    'eval/loss': 1.23456789,
+    'steps': 12345678,
+  }
+  kept = results.for_keeping(row)
+  assert kept['metrics'] == {
+    'x': 0.3333333,
+    'eval/loss': 1.234568,
+    'steps': 12345678,
+  }
+  assert 'eval/wiki/bits_per_byte' in row['metrics'], 'the row itself is whole'
+
+
+def test_index_of_kept_claims(tmp_path):
+  """Counts by study, and every claim with what was found."""
+  claim = dict(
+    sentence='More is better.',
+    paper='P',
+    table='table 1',
+    direction='lower',
+    smallest_effect=0.5,
+    kind='quality',
+  )
+  for name, verdict, mean in (('b', 'not run', None), ('a', 'reproduced', -1)):
+    where = tmp_path / name
+    where.mkdir()
+    c = claim | {'verdict': verdict, 'difference': mean}
+    c |= {'low': mean and -1.5, 'high': mean and -0.7}
+    found = {'study': name, 'size': 'quick', 'claims': [c]}
+    (where / 'claims.json').write_text(json.dumps(found))
+  lines = index.markdown(index.read(tmp_path)).split('\n')
+  assert lines[0].startswith('| study | size | claims | about quality | repr')
+  assert lines[2].endswith('/a/results.md) | quick | 1 | 1 | 1 | 0 | 0 | 0 |')
+  assert lines[4] == '| all |  | 2 | 2 | 1 | 0 | 0 | 1 |'
+  assert '| -1 (-1.5 to -0.7) | < -0.5 | reproduced |' in lines[8]
+  assert '| - | < -0.5 | not run |' in lines[9]
+  with pytest.raises(ValueError, match='holds no'):
+    index.read(tmp_path / 'a')

@@ -64,13 +64,19 @@ def write(
 def land(
   study: study_lib.Study, workdir: str | os.PathLike, out: str | os.PathLike
 ) -> None:
-  """Copies what `write` left, and the rows, to a directory for keeping."""
+  """Copies what `write` left to a directory for keeping.
+
+  Of each row what `results.for_keeping` leaves.
+  """
   source, target = pathlib.Path(workdir), pathlib.Path(out)
+  if source.resolve() == target.resolve():
+    return
   target.mkdir(parents=True, exist_ok=True)
-  files = [results.FILE, CLAIMS, PAGE, *(f['file'] for f in study.figures)]
-  for name in files:
-    if source.resolve() != target.resolve():
-      shutil.copyfile(source / name, target / name)
+  for name in (CLAIMS, PAGE, *(f['file'] for f in study.figures)):
+    shutil.copyfile(source / name, target / name)
+  rows = map(results.for_keeping, results.read(source / results.FILE))
+  lines = [json.dumps(r, allow_nan=False) + '\n' for r in rows]
+  (target / results.FILE).write_text(''.join(lines))
 
 
 def _record(v: verdicts.Verdict, study: study_lib.Study) -> dict[str, Any]:

@@ -92,6 +92,21 @@ def append(path: pathlib.Path, row: Row) -> None:
     f.write(line)
 
 
+def for_keeping(row: Row) -> Row:
+  """The row without numbers by domain, with seven digits of the others."""
+  short = lambda v: float(f'{v:.7g}') if isinstance(v, float) else v
+  out = dict(row)
+  if 'metrics' in row:
+    out['metrics'] = {
+      k: short(v)
+      for k, v in row['metrics'].items()
+      if not re.fullmatch(r'eval/[^/]+/.+', k)
+    }
+  if 'curve' in row:
+    out['curve'] = {k: [short(v) for v in x] for k, x in row['curve'].items()}
+  return out
+
+
 def read(path: pathlib.Path) -> list[Row]:
   """The lines of a file, [] where there is none; torn lines are left out."""
   if not path.exists():
