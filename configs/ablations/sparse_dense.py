@@ -208,3 +208,15 @@ FIGURES = (
     },
   ),
 )
+
+_FEW = (
+  'A million bytes are 16 kB for each of 64 experts, and a top-1 expert begins '
+  'with a gate of 1 / E, which scales down what it returns and learns: so early '
+  'in training each further expert costs. The paper trains for 5 x 10^11 tokens.'
+)
+NOTES = {
+  '8_experts_over_dense': _FEW,
+  '64_experts_over_dense': _FEW,
+  '64_over_32_experts': _FEW,
+  'steps_to_dense_loss': _FEW,
+}

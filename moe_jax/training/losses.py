@@ -1,4 +1,4 @@
-"""Cross-entropy over tokens, with a z-loss on the output logits."""
+"""Cross-entropies over tokens, and a z-loss on the output logits."""
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +42,17 @@ def cross_entropy(
   log_z_BL = jax.nn.logsumexp(logits_BLV.astype(jnp.float32), axis=-1)
   total = lambda v: jnp.where(real_BL, v, 0.0).sum()
   return total(nll_BL), z_loss * total(log_z_BL**2)
+
+
+def distillation(
+  logits_BLV: jax.Array, teacher_BLV: jax.Array, real_BL: jax.Array
+) -> jax.Array:
+  """Sum over the real tokens of -sum_v softmax(teacher)_v log softmax_v.
+
+  Args:
+    logits_BLV, teacher_BLV: of student and teacher; computed in float32.
+    real_BL: bool, False where a token does not count.
+  """
+  p_BLV = jax.nn.softmax(teacher_BLV.astype(jnp.float32))
+  log_q_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
+  return -jnp.where(real_BL, (p_BLV * log_q_BLV).sum(-1), 0.0).sum()

@@ -10,7 +10,7 @@ import optax
 from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.models import stack
-from moe_jax.training import losses, teacher as teacher_lib, tuning
+from moe_jax.training import losses, tuning
 from moe_jax.training.state import TrainState
 
 OVER_LAYERS = ('sum', 'mean')
@@ -23,6 +23,14 @@ def moe_aux(model, aux) -> list[tuple[str, Any]]:
     for name, config in model.stacks.items()
     for layer, a in stack.aux_by_layer(aux[name], config.places)
   ]
+
+
+def teacher_logits(model, variables: dict[str, Any], batch) -> jax.Array:
+  """f32 [B, L, V] in evaluation mode; nothing flows back."""
+  # As in evaluation, for the few routers that are random there too.
+  rngs = {'router': jax.random.key(0)}
+  out, _ = model.apply(variables, batch, train=False, rngs=rngs)
+  return jax.lax.stop_gradient(out)
 
 
 def make_train_step(
@@ -77,9 +85,9 @@ def make_train_step(
     )
     fit, soft = nll, jnp.float32(0)
     if teacher is not None:
-      soft = teacher_lib.cross_entropy(
+      soft = losses.distillation(
         logits,
-        teacher_lib.logits(teacher, taught, batch),
+        teacher_logits(teacher, taught, batch),
         losses.counted(batch),
       )
       fit = (1 - distill) * nll + distill * soft

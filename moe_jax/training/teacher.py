@@ -14,7 +14,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from moe_jax.training import (
   session as session_lib,
@@ -60,25 +59,3 @@ def load(session: session_lib.Session) -> Teacher | None:
   wanted = state_lib.abstract_variables(lay, session.mesh)
   read = source.read(wanted)
   return Teacher(model, {k: v for k, v in read.items() if jax.tree.leaves(v)})
-
-
-def logits(model, variables: dict[str, Any], batch) -> jax.Array:
-  """f32 [B, L, V] in evaluation mode; nothing flows back."""
-  # As in evaluation, for the few routers that are random there too.
-  rngs = {'router': jax.random.key(0)}
-  out, _ = model.apply(variables, batch, train=False, rngs=rngs)
-  return jax.lax.stop_gradient(out)
-
-
-def cross_entropy(
-  logits_BLV: jax.Array, teacher_BLV: jax.Array, real_BL: jax.Array
-) -> jax.Array:
-  """Sum over the real tokens of -sum_v softmax(teacher)_v log softmax_v.
-
-  Args:
-    logits_BLV, teacher_BLV: of student and teacher; computed in float32.
-    real_BL: bool, False where a token does not count.
-  """
-  p_BLV = jax.nn.softmax(teacher_BLV.astype(jnp.float32))
-  log_q_BLV = jax.nn.log_softmax(logits_BLV.astype(jnp.float32))
-  return -jnp.where(real_BL, (p_BLV * log_q_BLV).sum(-1), 0.0).sum()
