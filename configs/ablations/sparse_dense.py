@@ -210,9 +210,10 @@ FIGURES = (
 )
 
 _FEW = (
-  'A million bytes are 16 kB for each of 64 experts, and a top-1 expert begins '
-  'with a gate of 1 / E, which scales down what it returns and learns: so early '
-  'in training each further expert costs. The paper trains for 5 x 10^11 tokens.'
+  'A million bytes are 16 kB for each of 64 experts, and the gate of a top-1 '
+  'expert begins at 1 / E, which scales down what it returns and learns: so '
+  'early in training each further expert costs. The paper trains on 5 x 10^11 '
+  'tokens.'
 )
 NOTES = {
   '8_experts_over_dense': _FEW,
