@@ -251,7 +251,7 @@ ROUTERS = (
     _of(routers.scheduled_top_k, k=4, used=3),
     train=True,
   ),
-  Row('rexmoe(start=2, end=8)', '2510.17483', _top_k(2, False)),
+  Row('rexmoe(start=2, end=8)', '2510.17483', _top_k(2, False), noisy=True),
 )
 
 # Their slots are mixtures of tokens: other contracts, in test_soft.py.
