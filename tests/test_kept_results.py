@@ -1,4 +1,4 @@
-"""Results that are kept: verdicts can be made again, and the README has them."""
+"""Kept results: verdicts can be made again, and the README has them all."""
 
 import pathlib
 
