@@ -171,6 +171,8 @@ def test_paper_sizes_trace(path):
   study = load(path, 'paper')
   for arm in (study.arms[0], study.arms[-1]):
     config = study.config_of(arm, 0)
+    with config.unlocked():  # as the runner does
+      config.train.init_from = arm.init_from
     session = plans.make(config, 'exact(data=8)')
     L = session_lib.lengths(config)
     batch = jax.eval_shape(
