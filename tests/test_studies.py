@@ -1,4 +1,4 @@
-"""Studies: statistics, verdicts, runs that resume, and what is written."""
+"""Studies: files, runs that resume, and what is written."""
 
 import itertools
 import json
@@ -11,7 +11,6 @@ from configs import quickstart
 from experiments import sweep as sweep_main
 from moe_jax.plots import ablations
 from moe_jax.studies import (
-  index,
   origins,
   report,
   results,
@@ -127,166 +126,6 @@ def _sweep(study, workdir, todo=None, said=None):
   todo = runner.runs(study) if todo is None else todo
   say = (said if said is not None else []).append
   return runner.sweep(study, str(workdir), todo, say=say)
-
-
-def test_interval_is_the_textbooks():
-  """t of 0.975 by degrees of freedom, as tables print it."""
-  for d, t in (
-    ([1.0, 3.0], 12.70620),
-    ([0.1, 0.2, 0.4, 0.5, 0.8], 2.776445),
-  ):
-    n, mean = len(d), sum(d) / len(d)
-    deviation = math.sqrt(sum((x - mean) ** 2 for x in d) / (n - 1))
-    half = t * deviation / math.sqrt(n)
-    got = verdicts.interval(d)
-    assert got == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
-
-
-def test_interval_without_variance_is_a_point():
-  assert verdicts.interval([0.5] * 4) == (0.5, 0.5, 0.5)
-  assert verdicts.interval([2]) == (2, 2, 2)
-
-
-@pytest.mark.parametrize(
-  ('direction', 'low', 'high', 'outcome'),
-  [
-    ('higher', 0.11, 0.2, 'reproduced'),
-    ('higher', 0.1, 0.2, 'inconclusive'),  # beyond it, not at it
-    ('higher', -0.2, -0.11, 'contradicted'),
-    ('higher', -0.2, -0.1, 'inconclusive'),
-    ('higher', -0.05, 0.05, 'inconclusive'),
-    ('lower', -0.2, -0.11, 'reproduced'),
-    ('lower', -0.2, -0.1, 'inconclusive'),
-    ('lower', 0.11, 0.2, 'contradicted'),
-    ('equal', -0.1, 0.1, 'reproduced'),
-    ('equal', -0.1, 0.11, 'inconclusive'),
-    ('equal', 0.1, 0.2, 'inconclusive'),
-    ('equal', 0.11, 0.2, 'contradicted'),
-    ('equal', -0.2, -0.11, 'contradicted'),
-  ],
-)
-def test_rule_at_its_edges(direction, low, high, outcome):
-  assert verdicts.decide(direction, 0.1, low, high) == outcome
-
-
-def test_no_effect_that_counts_is_above_zero():
-  assert verdicts.decide('higher', 0.0, 0.0, 0.0) == 'inconclusive'
-  assert verdicts.decide('higher', 0.0, 1e-9, 1.0) == 'reproduced'
-
-
-def _row(arm, seed, status='done', **metrics):
-  return {'arm': arm, 'seed': seed, 'status': status, 'metrics': metrics}
-
-
-def _claim(**fields):
-  base = dict(
-    name='c',
-    paper='',
-    table='',
-    sentence='',
-    metric='loss',
-    direction='lower',
-    smallest_effect=0.1,
-    arms=('a', 'b'),
-  )
-  return study_lib.Claim(**(base | fields))
-
-
-def test_pairs_are_of_the_same_seed():
-  """Noise of the seed that both arms share leaves the difference sharp."""
-  rows = [
-    *(_row('a', s, loss=10.0 * s) for s in range(4)),
-    *(_row('b', s, loss=10.0 * s + 1 + 0.01 * s) for s in (3, 2, 1, 0)),
-    _row('b', 9, loss=0.0),  # without a partner
-    {'arm': 'a', 'seed': 9, 'status': 'diverged'},
-  ]
-  v = verdicts.judge(_claim(), rows)
-  assert (v.outcome, v.pairs) == ('reproduced', 4)
-  assert v.difference == pytest.approx(-1.015)
-  # By hand: sd of 0, .01, .02, .03 is 0.0129099; t(3) = 3.18245.
-  assert v.high - v.difference == pytest.approx(3.18245 * 0.0129099 / 2, 1e-4)
-  assert v.values == pytest.approx((15.0, 16.015))
-
-
-def test_too_few_pairs_are_not_run():
-  rows = [_row('a', s, loss=0.0) for s in range(2)]
-  rows += [_row('b', s, loss=1.0) for s in range(2)]
-  assert verdicts.judge(_claim(), rows).outcome == 'not run'
-  assert verdicts.judge(_claim(seeds_needed=2), rows).outcome == 'reproduced'
-  absent = verdicts.judge(_claim(metric='other', seeds_needed=2), rows)
-  assert absent.outcome == 'not run' and math.isnan(absent.difference)
-
-
-def test_one_checkpoint_by_two_metrics():
-  rows = [_row('a', s, x=1.0, y=1.5) for s in range(3)]
-  v = verdicts.judge(_claim(metric=('x', 'y'), arms=('a', 'a')), rows)
-  assert v.outcome == 'reproduced' and v.difference == -0.5
-
-
-def test_steps_to_loss():
-  curve = {'step': [10, 20, 30], 'loss': [5.0, 3.0, 2.0]}
-  assert verdicts.steps_to(curve, 4.0) == 15.0
-  assert verdicts.steps_to(curve, 6.0) == 10.0
-  assert verdicts.steps_to(curve, 1.0) == 30.0  # never: all of its steps
-  rows = [
-    _row('a', 0) | {'curve': curve},
-    _row('b', 0) | {'curve': {'step': [10, 20, 30], 'loss': [5, 4, 2.5]}},
-    _row('a', 1) | {'curve': curve},
-  ]
-  found = verdicts.values("steps_to_loss(of='b')", 'a', rows)
-  assert found == {0: 25.0}
-  assert verdicts.values("steps_to_loss(of='b')", 'b', rows) == {0: 30.0}
-
-
-def test_deviation_is_from_the_median():
-  rows = [_row('a', s, loss=v) for s, v in enumerate((1.0, 2.0, 7.0))]
-  found = verdicts.values("deviation(metric='loss')", 'a', rows)
-  assert found == {0: 1.0, 1: 0.0, 2: 5.0}
-
-
-def test_means_over_arms():
-  """A grid of two rates by two batches; a seed that one cell lacks."""
-  cells = {'a': (1.0, 2.0), 'b': (3.0, 5.0), 'c': (0.5, 1.0), 'd': (1.5, 1.0)}
-  rows = [_row(a, s, x=v[s]) for a, v in cells.items() for s in (0, 1)]
-  rows.append(_row('a', 2, x=9.0))
-  get = lambda spec, arm: verdicts.values(spec, arm, rows)
-  assert get("mean_over(metric='x', arms=('a', 'b'))", 'b') == {0: 2, 1: 3.5}
-  of = "mean_over(metric='x', arms=('a', 'b'), minus=('c', 'd'))"
-  assert get(of, 'a') == {0: 2.0 - 1.0, 1: 3.5 - 1.0}
-  with pytest.raises(ValueError, match="arm 'c' is none of a, b"):
-    get(of, 'c')
-  v = verdicts.judge(
-    _claim(
-      metric=(of, "mean_over(metric='x', arms=('c',))"),
-      arms=('a', 'c'),
-      direction='higher',
-      seeds_needed=2,
-    ),
-    rows,
-  )
-  assert v.values == (1.75, 0.75) and v.difference == 1.0 and v.pairs == 2
-
-
-def test_gap_is_of_one_run():
-  rows = [_row('a', 0, x=3.0, y=1.0), _row('a', 1, x=3.0), _row('b', 0, y=9.0)]
-  assert verdicts.values("gap(metric='x', less='y')", 'a', rows) == {0: 2.0}
-
-
-def test_share_of_a_gain():
-  """The teacher has one seed; ratios are of the mean gain."""
-  rows = [
-    *(_row('alone', s, loss=v) for s, v in enumerate((2.0, 2.2))),
-    *(_row('taught', s, loss=v) for s, v in enumerate((1.9, 2.3))),
-    _row('taught', 2, loss=0.0),  # without a partner
-    _row('teacher', 0, loss=1.6),
-  ]
-  spec = "share_of_gain(metric='loss', worse='{}', better='{}')".format
-  get = lambda arm, *of: verdicts.values(spec(*of), arm, rows)
-  found = get('taught', 'alone', 'teacher')
-  assert found == pytest.approx({0: 0.1 / 0.5, 1: -0.1 / 0.5})
-  assert get('alone', 'alone', 'teacher') == {0: 0.0, 1: 0.0}
-  assert get('taught', 'teacher', 'alone') == {}
-  assert get('taught', 'alone', 'absent') == {}
 
 
 def test_a_study_is_read(path):
@@ -718,46 +557,3 @@ def test_jobs_share_the_runs(path, monkeypatch):
   monkeypatch.setattr(sweep_main.subprocess, 'Popen', Process)
   assert sweep_main._fan_out(study_lib.load(path), 2) == 1
   assert calls == ['--array_task=0/2', '--array_task=1/2']
-
-
-def test_rows_are_kept_short():
-  row = _row('a', 0, x=1 / 3)
-  row['metrics'] |= {
-    'eval/wiki/bits_per_byte': 2.0,
-    'eval/loss': 1.23456789,
-    'steps': 12345678,
-  }
-  kept = results.for_keeping(row)
-  assert kept['metrics'] == {
-    'x': 0.3333333,
-    'eval/loss': 1.234568,
-    'steps': 12345678,
-  }
-  assert 'eval/wiki/bits_per_byte' in row['metrics'], 'the row itself is whole'
-
-
-def test_index_of_kept_claims(tmp_path):
-  """Counts by study, and every claim with what was found."""
-  claim = dict(
-    sentence='More is better.',
-    paper='P',
-    table='table 1',
-    direction='lower',
-    smallest_effect=0.5,
-    kind='quality',
-  )
-  for name, verdict, mean in (('b', 'not run', None), ('a', 'reproduced', -1)):
-    where = tmp_path / name
-    where.mkdir()
-    c = claim | {'verdict': verdict, 'difference': mean}
-    c |= {'low': mean and -1.5, 'high': mean and -0.7}
-    found = {'study': name, 'size': 'quick', 'claims': [c]}
-    (where / 'claims.json').write_text(json.dumps(found))
-  lines = index.markdown(index.read(tmp_path)).split('\n')
-  assert lines[0].startswith('| study | size | claims | about quality | repr')
-  assert lines[2].endswith('/a/results.md) | quick | 1 | 1 | 1 | 0 | 0 | 0 |')
-  assert lines[4] == '| all |  | 2 | 2 | 1 | 0 | 0 | 1 |'
-  assert '| -1 (-1.5 to -0.7) | < -0.5 | reproduced |' in lines[8]
-  assert '| - | < -0.5 | not run |' in lines[9]
-  with pytest.raises(ValueError, match='holds no'):
-    index.read(tmp_path / 'a')
