@@ -166,7 +166,14 @@ PRESETS = {
     moe=DROPLESS,
   ),
   'moe_x': Preset(
-    'moe_x(k=2)', (_ALL(0.01, 'group'),), RELU, k=2, cut=2, moe=DROPLESS
+    'moe_x(k=2)',
+    (_ALL(0.01, 'group'),),
+    RELU,
+    # No GLU: the router reads their first matrix.
+    experts=RELU,
+    k=2,
+    cut=2,
+    moe=DROPLESS,
   ),
   'module_former': Preset(
     'top_k(k=4)',

@@ -173,20 +173,29 @@ def test_paper_sizes_trace(path):
     config = study.config_of(arm, 0)
     with config.unlocked():  # as the runner does
       config.train.init_from = arm.init_from
-    session = plans.make(config, 'exact(data=8)')
-    L = session_lib.lengths(config)
-    batch = jax.eval_shape(
-      lambda c=config, L=L: factory.dummy_batch(
-        c, c.train.batch_size, c.data.seq_len, L['decoder']
-      )
+    _trace(config, 'exact(data=8)')
+
+
+@pytest.mark.slow
+def test_every_router_of_the_study_traces():
+  study = load('configs/ablations/routers.py')
+  for arm in study.arms:
+    _trace(study.config_of(arm, 0), 'exact()')
+
+
+def _trace(config, mesh):
+  session = plans.make(config, mesh)
+  L = session_lib.lengths(config)
+  batch = jax.eval_shape(
+    lambda: factory.dummy_batch(
+      config, config.train.batch_size, config.data.seq_len, L['decoder']
     )
-    batch['targets'] = batch['inputs']
-    step = step_lib.make_train_step(session.model, session.tx, seed=0)
-    state, metrics = jax.eval_shape(step, session.abstract_state, batch)
-    assert metrics['loss'].shape == ()
-    assert jax.tree.structure(state) == jax.tree.structure(
-      session.abstract_state
-    )
+  )
+  batch['targets'] = batch['inputs']
+  step = step_lib.make_train_step(session.model, session.tx, seed=0)
+  state, metrics = jax.eval_shape(step, session.abstract_state, batch)
+  assert metrics['loss'].shape == ()
+  assert jax.tree.structure(state) == jax.tree.structure(session.abstract_state)
 
 
 PROBES = (
