@@ -207,29 +207,29 @@ PROBES = (
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A tiny run with all probes, and another with its session's programs."""
+  """The summary of a tiny run with all probes."""
   config = tiny.config(**{'eval.probes': PROBES, 'train.steps': 20})
-  path = tmp_path_factory.mktemp('run')
-  session = session_lib.make(config, str(path))
-  first = loop.train(config, str(path / '0'), session=session)
+  return loop.train(config, str(tmp_path_factory.mktemp('run')))
+
+
+@pytest.mark.slow
+def test_seeds_share_programs_and_nothing_else(tmp_path):
+  """A run with another's programs is that run alone, to the bit."""
+  config = tiny.config(**{'train.steps': 20})
+  session = session_lib.make(config, str(tmp_path))
+  first = loop.train(config, str(tmp_path / '0'), session=session)
   with config.unlocked():
     config.seed = 1
-  second = loop.train(config, str(path / '2'), session=session)
+  second = loop.train(config, str(tmp_path / '2'), session=session)
   with config.unlocked():
-    config.data.cache, config.eval.probes = str(path / 'data'), ()
-  alone = loop.train(config, str(path / '3'))
-  return first, second, alone
-
-
-def test_seeds_share_programs_and_nothing_else(run):
-  """A run with another's programs is that run alone, to the bit."""
-  first, second, alone = run
+    config.data.cache = str(tmp_path / 'data')
+  alone = loop.train(config, str(tmp_path / '3'))
   assert second['curve'] == alone['curve'] != first['curve']
   assert second['eval/loss'] == alone['eval/loss']
 
 
 def test_tail_is_of_the_last_tenth(run):
-  first = run[0]
+  first = run
   assert first['train/averaged_steps'] == 2
   assert first['train/loss'] == pytest.approx(
     np.mean(first['curve']['loss'][-2:]), rel=1e-6
@@ -241,7 +241,7 @@ def test_tail_is_of_the_last_tenth(run):
 
 
 def test_probes_agree_with_the_evaluation(run):
-  first = run[0]
+  first = run
   name = 'probe/capacity_factors/2.0'
   assert first[f'{name}/loss'] == first['eval/loss']
   assert first[f'{name}/dropped'] == first['moe/eval_dropped']
@@ -262,7 +262,7 @@ def test_probes_agree_with_the_evaluation(run):
 def test_claims_are_of_metrics_that_runs_have(path, run):
   """By the names of a real summary; probes' options are the study's."""
   study = load(path)
-  known = set(results.metrics(run[0])) | TASK_METRICS | {'curve'}
+  known = set(results.metrics(run)) | TASK_METRICS | {'curve'}
   for claim in study.claims:
     for metric, arm in zip(claim.metrics, claim.arms):
       config = study.config_of(study.arm(arm), 0)
