@@ -51,6 +51,7 @@ def main(_: list[str]) -> int:
     costs,
     layers,
     machine,
+    scopes,
     suites,
   )
   from moe_jax.parallel import distributed
@@ -62,6 +63,8 @@ def main(_: list[str]) -> int:
     distributed.simulate(costs.DEVICES)
   else:
     cli.keep_memory()
+  if _SUITE.value == 'step':
+    scopes.name_kernels()
   options = layers.Options(
     tokens=_TOKENS.value,
     D=_WIDTH.value,

@@ -143,6 +143,8 @@ def test_row_from_known_times():
   assert bench_report.parts(row) == [
     'sparse: 50 % of the matmul rate; % of the time: experts 60'
   ]
+  sparse['facts'] = {'no_parts': 'ValueError: no profiler'}
+  assert 'rate; % of the time: ValueError' in bench_report.parts(row)[0]
   line = bench_report.machine_line(record)
   assert '3 rounds' in line and 'before 0.25' in line and 'NOT' not in line
   record = bench_report.record([row], 3, 2.0)

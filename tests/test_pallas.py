@@ -1,10 +1,7 @@
 """Kernels for accelerators, interpreted on CPU, and what they lower to."""
 
 import contextlib
-import importlib.machinery
 import re
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -156,10 +153,8 @@ def kernels_in(f, platform, dtype=jnp.bfloat16):
     ('auto(every=True)', 'rocm', jnp.bfloat16, 'chlo.ragged_dot'),
   ],
 )
-def test_lowers_to_its_kernels(spec, platform, dtype, kernel, monkeypatch):
+def test_lowers_to_its_kernels(spec, platform, dtype, kernel):
   """One for values, one for each of the gradients, and nothing else's."""
-  monkeypatch.setitem(sys.modules, 'tokamax', None)
-  grouped.auto.cache_clear()
   assert kernels_in(grouped.build(spec), platform, dtype) == [kernel] * 3
 
 
@@ -167,55 +162,8 @@ def test_auto_on_cpu_is_blocked():
   assert kernels_in(grouped.build('auto(every=True)'), 'cpu') == []
 
 
-@pytest.fixture
-def tokamax(monkeypatch):
-  """What hardware does: garbage where a kernel of tokamax writes nothing."""
-  fake = types.ModuleType('tokamax')
-  fake.__spec__ = importlib.machinery.ModuleSpec('tokamax', None)
-  fake.called_with = []
-
-  @jax.custom_vjp
-  def unwritten(x, w, sizes):
-    past_R1 = (jnp.arange(x.shape[0]) >= sizes.sum())[:, None]
-    return jnp.where(past_R1, jnp.nan, jax.lax.ragged_dot(x, w, sizes))
-
-  def backward(args, dy):
-    x, w, sizes = args
-    past_R1 = (jnp.arange(x.shape[0]) >= sizes.sum())[:, None]
-    f = lambda x, w: jax.lax.ragged_dot(x, w, sizes)
-    dx, dw = jax.vjp(f, x, w)[1](dy)
-    dw = jnp.where(sizes[:, None, None] == 0, jnp.nan, dw)
-    return jnp.where(past_R1, jnp.nan, dx), dw, None
-
-  unwritten.defvjp(lambda *args: (unwritten(*args), args), backward)
-
-  def ragged_dot(x, w, sizes, **kwargs):
-    fake.called_with.append(kwargs)
-    return unwritten(x, w, sizes)
-
-  fake.ragged_dot = ragged_dot
-  monkeypatch.setitem(sys.modules, 'tokamax', fake)
-  grouped.auto.cache_clear()
-  yield fake
-  grouped.auto.cache_clear()
-
-
-@pytest.mark.parametrize('case', FEW)
-def test_tokamax(tokamax, case):
-  program = test_kernels.program.__wrapped__
-  check(program("tokamax(implementation='triton')"), case, jnp.float32)
-  asked = {'preferred_element_type': 'float32', 'implementation': 'triton'}
-  assert tokamax.called_with and all(c == asked for c in tokamax.called_with)
-
-
-def test_auto_prefers_tokamax_on_cuda(tokamax):
-  names = kernels_in(grouped.build('auto(every=True)'), 'cuda')
-  assert set(names) == {'chlo.ragged_dot'} and tokamax.called_with
-
-
 def test_without_the_triton_backend(monkeypatch):
   """jax 0.12 announces its end."""
-  monkeypatch.setitem(sys.modules, 'tokamax', None)
   monkeypatch.setattr(pallas_triton, 'triton', None)
   assert (
     kernels_in(grouped.auto.__wrapped__(every=True), 'cuda')
@@ -223,12 +171,6 @@ def test_without_the_triton_backend(monkeypatch):
   )
   with pytest.raises(ImportError, match=r'which jax .* has not'):
     grouped.build('triton')
-
-
-def test_tokamax_missing(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'tokamax', None)
-  with pytest.raises(ImportError, match=r"pip install 'moe_jax\[gpu\]'"):
-    grouped.build('tokamax')
 
 
 @pytest.mark.parametrize(
@@ -240,10 +182,6 @@ def test_tokamax_missing(monkeypatch):
     ('triton(stages=0)', 'triton: stages=0 must be a whole number from 1'),
     ('megablox(rows=8)', 'megablox: rows=8 must be a multiple of 16'),
     ('megablox(cols=64)', 'megablox: cols=64 must be a multiple of 128'),
-    (
-      "tokamax(implementation='cuda')",
-      "tokamax: implementation='cuda'; valid: None, mosaic, triton, xla",
-    ),
   ],
 )
 def test_errors(spec, message):

@@ -69,9 +69,11 @@ def parts(row: dict[str, Any]) -> list[str]:
   """A line for each candidate whose time is split by part."""
   lines = []
   for name, c in row['candidates'].items():
-    if 'parts_percent' in c['facts'] and c.get('over_floor'):
-      shares = scopes.text(c['facts']['parts_percent'])
-      rate = f'{100 / c["over_floor"]:.0f} % of the matmul rate'
+    facts, over = c['facts'], c.get('over_floor')
+    if over and {'parts_percent', 'no_parts'} & facts.keys():
+      parts_ = facts.get('parts_percent')
+      shares = scopes.text(parts_) if parts_ else facts['no_parts']
+      rate = f'{100 / over:.0f} % of the matmul rate'
       lines.append(f'{name}: {rate}; % of the time: {shares}')
   return lines
 

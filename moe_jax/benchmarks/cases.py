@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.benchmarks import timing
@@ -194,13 +195,21 @@ def _differences(case, functions) -> dict[str, float]:
   for c in case.candidates:
     if c.result is None or c.name not in functions:
       continue
-    result = np.asarray(c.result(functions[c.name]()), np.float32)
+    # A JAX array stays on its device: gradients of weights are gigabytes.
+    result = c.result(functions[c.name]())
+    if not isinstance(result, jax.Array):
+      result = np.asarray(result)
     if first is None:
       first = result
     else:
-      off = np.abs(result - first).max() / np.abs(first).max()
-      found[c.name] = float(off)
+      found[c.name] = float(_off(result, first))
   return found
+
+
+@jax.jit
+def _off(result, first):
+  result, first = (v.astype(jnp.float32) for v in (result, first))
+  return jnp.abs(result - first).max() / jnp.abs(first).max()
 
 
 def message(e: Exception) -> str:

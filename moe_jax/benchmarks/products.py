@@ -1,10 +1,12 @@
 """Grouped matrix products beside one plain product of the same FLOPs.
 
 Values, and the gradients of rows and of weights, each by itself; all backends
-of `kernels.grouped`, and loads that are equal or follow a Zipf law.
+of `kernels.grouped`, on GPU a peer's too, and loads that are equal or follow a
+Zipf law.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -16,9 +18,11 @@ from moe_jax.kernels import grouped
 
 LOADS = ('uniform', 'zipf')
 PASSES = ('forward', 'rows', 'weights')
-# Kernels that are compiled for one platform alone.
-ONLY = {'megablox': 'tpu', 'tokamax': 'gpu', 'triton': 'gpu'}
-# Where a backend multiplies by every expert, more of them take minutes.
+# Kernels that are for one platform alone.
+ONLY = {'blocked': 'cpu', 'megablox': 'tpu', 'tokamax': 'gpu', 'triton': 'gpu'}
+# What multiplies by every expert takes minutes with more of them, and on GPU
+# more memory than there is: XLA's product makes E copies of the rows there.
+EVERY_EXPERT = {'loop': ('cpu', 'gpu'), 'ragged_dot': ('gpu',)}
 LOOP_EXPERTS = 16
 
 
@@ -61,9 +65,9 @@ def case(shape: Shape, load: str, pass_: str) -> cases.Case:
   platform = jax.default_backend()
   named = [
     name
-    for name in grouped.MATMULS
+    for name in (*grouped.MATMULS, 'tokamax')
     if name != 'auto' and ONLY.get(name, platform) == platform
-    if name != 'loop' or shape.E <= LOOP_EXPERTS
+    if platform not in EVERY_EXPERT.get(name, ()) or shape.E <= LOOP_EXPERTS
   ]
   return cases.Case(
     'kernel',
@@ -95,17 +99,42 @@ def sizes(shape: Shape, load: str) -> np.ndarray:
   return np.diff(np.round(ends), prepend=0).astype(np.int32)
 
 
+@functools.lru_cache(maxsize=1)
+def _inputs(shape: Shape) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Rows, matrices, cotangent; one copy for all candidates of a shape."""
+  S = shape
+  key = jax.random.key(0)
+
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def draw(i, dims):
+    return jax.random.normal(jax.random.fold_in(key, i), dims, S.dtype)
+
+  dims = (S.rows, S.D), (S.E, S.D, S.F), (S.rows, S.F)
+  return tuple(draw(i, d) for i, d in enumerate(dims))
+
+
+def _tokamax():
+  """A library of kernels, as a peer (`pip install tokamax`, Python 3.12).
+
+  It chooses by the device's name, from its own tables.
+  """
+  import tokamax
+
+  return lambda x, w, n: tokamax.ragged_dot(
+    x, w, n, preferred_element_type=x.dtype
+  )
+
+
 def _candidate(name, shape, load, pass_) -> cases.Candidate:
   S, E = shape, shape.E
 
   def build():
-    draw = lambda i, *dims: jax.random.normal(jax.random.key(i), dims, S.dtype)
-    x, dy = draw(0, S.rows, S.D), draw(2, S.rows, S.F)
+    x, w, dy = _inputs(S)
     if name == 'plain':
-      w, size_E, f = draw(1, S.D, S.F), None, lambda x, w, _: x @ w
+      w, size_E, f = w[0], None, lambda x, w, _: x @ w
     else:
-      w = draw(1, E, S.D, S.F)
-      size_E, f = jnp.asarray(sizes(S, load)), grouped.build(name)
+      size_E = jnp.asarray(sizes(S, load))
+      f = _tokamax() if name == 'tokamax' else grouped.build(name)
     # The cotangent is an argument, lest it be a constant of the program.
     passes = {
       'forward': lambda x, w, n, dy: f(x, w, n),

@@ -10,6 +10,7 @@ are to be read.
 
 import collections
 import dataclasses
+import os
 import pathlib
 import re
 import tempfile
@@ -70,6 +71,15 @@ class Dispatch(dispatching.Dispatch):
   def __call__(self, experts, params, x_GTD, seated, axes, key):
     with jax.named_scope('dispatch'):
       return self.kind(experts, params, x_GTD, seated, axes, key)
+
+
+def name_kernels() -> None:
+  """Has XLA launch a GPU's kernels one by one; before devices are used.
+
+  It gathers them in CUDA graphs else, whose kernels a trace does not name.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_enable_command_buffer='
 
 
 def optimizer(tx: optax.GradientTransformation) -> optax.GradientTransformation:

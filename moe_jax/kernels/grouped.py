@@ -2,13 +2,12 @@
 
 One function, (x_RA, w_eAB, sizes_e) -> y_RB, and several ways to compute it:
 
-  auto        by platform: `blocked` on CPU, `megablox` on TPU, on NVIDIA GPUs
-              `tokamax` where it is installed, `triton` where not; `ragged_dot`
-              elsewhere, and for types other than float32 and bfloat16 off CPU
+  auto        by platform: `blocked` on CPU, `megablox` on TPU, `triton` on
+              NVIDIA GPUs; `ragged_dot` elsewhere, and for types other than
+              float32 and bfloat16 off CPU
   blocked     blocks of rows of one expert each, in a loop
   megablox    JAX's kernels for TPU
   ragged_dot  XLA's own
-  tokamax     a library of kernels
   triton      our kernels for NVIDIA GPUs
   loop        one expert at a time over all rows; for tests
 
@@ -22,7 +21,6 @@ their arguments. Differentiable once, in reverse.
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -36,7 +34,6 @@ from moe_jax.kernels import (
   megablox,
   pallas_triton,
   ragged_dot,
-  tokamax_dot,
 )
 from moe_jax.parallel import compat
 
@@ -53,9 +50,7 @@ def auto(every: bool = False) -> Matmul:
   """
   kernels = {'cpu': blocked.make(), 'default': ragged_dot.make()}
   kernels |= {'tpu': megablox.make(), 'cuda': kernels['default']}
-  if importlib.util.find_spec('tokamax'):
-    kernels['cuda'] = tokamax_dot.make()
-  elif pallas_triton.triton:
+  if pallas_triton.triton:
     kernels['cuda'] = pallas_triton.make()
   transposes = {p: gradients.by_transposition(f) for p, f in kernels.items()}
 
@@ -83,7 +78,6 @@ MATMULS = {
   'loop': loop.make,
   'megablox': megablox.make,
   'ragged_dot': ragged_dot.make,
-  'tokamax': tokamax_dot.make,
   'triton': pallas_triton.make,
 }
 

@@ -10,9 +10,11 @@ arXiv:2211.15841, section 5.2), the order of the tiles that of Triton's tutorial
 on matrix products: `band` tiles of rows take turns along the columns, for what
 they share to stay in the cache.
 
-No default is tuned, as no GPU was at hand. An array above 4 GiB is addressed by
-64 bits, which takes more registers. jax 0.12 announces the end of the Triton
-backend of Pallas.
+On an NVIDIA H200 in bfloat16 it reaches 67 to 104 % of the rate of a plain
+square product (README, Speed). The default tiles are the best of eleven there,
+or within the spread of the best; three or four stages and bands of 8 or 16 make
+no difference that shows. An array above 4 GiB is addressed by 64 bits. jax 0.12
+announces the end of the Triton backend of Pallas.
 """
 
 import functools
@@ -56,7 +58,7 @@ def make(
   if triton is None:
     raise ImportError(
       f"matmul 'triton' needs jax.experimental.pallas.triton, which jax "
-      f"{jax.__version__} has not; 'tokamax' and 'ragged_dot' do without"
+      f"{jax.__version__} has not; 'ragged_dot' does without"
     )
   for name, value in (('rows', rows), ('cols', cols), ('inner', inner)):
     if value is not None and not _power_of_two(value, 16):

@@ -11,6 +11,29 @@ from moe_jax.layers import embeddings, norms
 from moe_jax.parallel import rules
 
 
+def implementation(q_BLHJ, k_BSHJ, bias_BHLS) -> str:
+  """'cudnn' where its fused kernel can do it, else 'xla'.
+
+  XLA writes the scores [B, H, L, S] to memory, forward and backward; cuDNN does
+  not, but wants a Hopper or Ampere GPU, 16 bits, and even lengths. Learned
+  biases stay with XLA: cuDNN gives few of them a gradient.
+  """
+  (_, L, _, J), S = q_BLHJ.shape, k_BSHJ.shape[1]
+  fits = J % 8 == 0 and J <= 128 and L == S and L % 2 == 0
+  sixteen = q_BLHJ.dtype in (jnp.bfloat16, jnp.float16)
+  if bias_BHLS is None and fits and sixteen and _has_cudnn():
+    return 'cudnn'
+  return 'xla'
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+  """jax for CUDA needs cuDNN anyway; the kernel wants tensor cores."""
+  device = jax.devices()[0]
+  cuda = 'cuda' in getattr(device.client, 'platform_version', '')
+  return cuda and float(device.compute_capability) >= 8
+
+
 class Attention(nn.Module):
   """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762).
 
@@ -24,6 +47,7 @@ class Attention(nn.Module):
     init_scale: variance factor of the projections.
     dropout: rate on the attention weights, one draw for all queries as in T5X;
       0 in evaluation.
+    causal: the mask hides all later keys; a kernel may then leave them out.
     cache_length: S > 0 keeps keys and values of that many positions in the
       'cache' collection and appends this call's.
     mesh, dtype: as everywhere.
@@ -37,6 +61,7 @@ class Attention(nn.Module):
   scaled: bool = True
   init_scale: float = 1.0
   dropout: float = 0.0
+  causal: bool = False
   cache_length: int = 0
   mesh: Any = None
   dtype: Any = jnp.float32
@@ -92,6 +117,8 @@ class Attention(nn.Module):
         bias=bias_BHLS,
         mask=mask_BLS[:, None],
         scale=scale,
+        is_causal=self.causal,
+        implementation=implementation(q_BLHJ, k_BSHJ, bias_BHLS),
       )
     wo_HJD = self._kernel('out', (H, J, D), ('heads', None, 'embed'), H * J)
     out_BLD = jnp.einsum('blhj,hjd->bld', out_BLHJ, wo_HJD)

@@ -131,7 +131,7 @@ class Block(nn.Module):
       x
     )
     drop = nn.Dropout(c.dropout, deterministic=not self.train)
-    attend = lambda name, rope, cache_length: attention.Attention(
+    attend = lambda name, rope, causal, cache_length: attention.Attention(
       c.num_heads,
       c.d_head,
       rope,
@@ -140,19 +140,22 @@ class Block(nn.Module):
       init_scale=c.init_scale,
       norm_scale=c.norm_scale,
       dropout=0.0 if not self.train else c.dropout,
+      causal=causal,
       cache_length=cache_length,
       mesh=c.mesh,
       dtype=c.dtype,
       name=name,
     )
     h = norm('attention_norm')
-    attention_ = attend('attention', c.positions == 'rope', self.cache_length)
+    causal = c.causal and not self.cache_length
+    rope = c.positions == 'rope'
+    attention_ = attend('attention', rope, causal, self.cache_length)
     x += drop(
       attention_(h, h, shared['mask'], shared['positions'], shared['bias'])
     )
     if c.cross:
       h = norm('cross_norm')
-      cross = attend('cross', False, 0)
+      cross = attend('cross', False, False, 0)
       x += drop(cross(h, shared['encoded'], shared['cross_mask']))
     ffn = lambda name: functools.partial(
       mlp.FFN(c.ffn, c.mesh, c.dtype, name=name), train=self.train
