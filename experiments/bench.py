@@ -2,16 +2,15 @@
 
   python -m experiments.bench --suite=layer --baseline=dense --workdir=DIR
 
-Suites: layer (forward and backward of the whole MoE layer), memory and scaling
-of it, kernel (grouped matrix products), step (a decoder's training step, its
-time by part), compile, parallel (8 simulated devices). Baselines of suite
-layer: dense, ragged_dot, and, with the extra `oracle`, hf and st_moe_pytorch.
+Suites: layer (forward and backward of the MoE layer), memory and scaling of it,
+kernel (grouped products), step (a decoder's training step, its time by part),
+compile, parallel (8 simulated devices). Baselines of suite layer: dense,
+ragged_dot, and, with the extra `oracle`, hf and st_moe_pytorch.
 
 Candidates run in turn, a, b, c, a, b, c, ...; a ratio is the median over rounds
 of two times of the same round. --workdir receives bench.json, after every case,
 and scaling.png from suite scaling; with --profile a trace of one more run of
-each candidate, for Perfetto or TensorBoard. The exit code is 1 where a
-candidate failed; the others are measured all the same.
+each. The exit code is 1 where one failed; the others are measured all the same.
 """
 
 import json
