@@ -96,6 +96,20 @@ def test_too_few_pairs_are_not_run():
   assert absent.outcome == 'not run' and math.isnan(absent.difference)
 
 
+def test_a_share_of_no_gain_is_inconclusive():
+  """All ran, and there is nothing to share: the better one is not better."""
+  metric = "share_of_gain(metric='loss', worse='b', better='t')"
+  rows = [_row(arm, s, loss=1.0) for arm in 'ab' for s in range(3)]
+  claim = _claim(metric=metric)
+  v = verdicts.judge(claim, [*rows, _row('t', 0, loss=1.5)])
+  assert (v.outcome, v.pairs) == ('inconclusive', 0)
+  assert math.isnan(v.difference)
+  better = [*rows, _row('t', 0, loss=0.5)]
+  assert verdicts.judge(claim, better).pairs == 3
+  few = [r for r in rows if r['seed'] < 2]
+  assert verdicts.judge(claim, few).outcome == 'not run'
+
+
 def test_one_checkpoint_by_two_metrics():
   rows = [_row('a', s, x=1.0, y=1.5) for s in range(3)]
   v = verdicts.judge(_claim(metric=('x', 'y'), arms=('a', 'a')), rows)

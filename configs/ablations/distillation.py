@@ -235,3 +235,26 @@ FIGURES = (
     },
   ),
 )
+
+_NO_GAIN = (
+  'The teachers end at 2.022, 2.032 and 2.048 nats, the student that learns '
+  'from labels alone at 2.026: at this size sparse models are not better than '
+  'dense ones (see `sparse_dense`), and there is no gain to share; the figure '
+  'of the share divides by 0.004 nats.'
+)
+_TWICE = (
+  "The teacher's weights bring its own 600 steps along, as many as the student "
+  'takes: twice the training. In the paper both models are near the end of '
+  'theirs.'
+)
+NOTES = {
+  'teaching_alone_helps_little': 'A teacher that is no better than its student '
+  'and far from the end of training blurs what the labels say. ' + _NO_GAIN,
+  'weights_alone_are_useless': _TWICE,
+  'weights_help_the_taught': _TWICE,
+  'all_pieces': _TWICE + ' `weights`, without a teacher, is better still.',
+  'share_kept': _NO_GAIN,
+  'larger_teachers_keep_less': _NO_GAIN,
+  'larger_teachers_help_little': 'Larger teachers are worse here, and so are '
+  'their students.',
+}

@@ -298,3 +298,23 @@ FIGURES = (
     },
   ),
 )
+
+_CHANCE = (
+  'No arm learned the large task: accuracies are those of the most frequent '
+  'label or below (the last columns but three). Accuracy says nothing of '
+  'dropout here; losses, which include the form of the answer, do say a little.'
+)
+_SPARSE_LEARNS_LESS = (
+  'The dense model learned something (0.64 where the most frequent label has '
+  '0.48), the sparse one did not: pre-training on a million bytes leaves it no '
+  'better, and an expert sees only its share of few examples.'
+)
+NOTES = {
+  'sparse_fits_faster': _SPARSE_LEARNS_LESS,
+  'dense_wins_on_few_examples': _SPARSE_LEARNS_LESS
+  + ' The direction is the one of the paper, the reason is not overfitting.',
+  'sparse_fits_the_large_task': _CHANCE,
+  'sparse_wins_on_many_examples': _CHANCE,
+  'more_dropout_hurts': _CHANCE,
+  'expert_dropout_helps': _CHANCE,
+}

@@ -351,3 +351,14 @@ FIGURES = (
     },
   ),
 )
+
+_CALM = (
+  'Nothing diverges in two blocks and 240 steps: what a smaller initialisation '
+  'or a float32 router protects from does not come up, and a tenth of the '
+  'variance only starts more slowly. The paper shows a large model early on.'
+)
+NOTES = {
+  'init_mean': _CALM,
+  'init_variance': _CALM,
+  'bf16_router_hurts': _CALM,
+}

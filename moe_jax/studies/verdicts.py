@@ -20,6 +20,7 @@ CONTRADICTED = 'contradicted'
 INCONCLUSIVE = 'inconclusive'
 NOT_RUN = 'not run'
 LEVEL = 0.95
+Done = Mapping[tuple[str, int], results.Row]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +85,29 @@ def judge(claim: study_lib.Claim, rows: Sequence[results.Row]) -> Verdict:
   seeds = sorted(a.keys() & b.keys())
   if len(seeds) < claim.seeds_needed:
     nan = math.nan
-    return Verdict(claim, NOT_RUN, len(seeds), (nan, nan), nan, nan, nan)
+    outcome = NOT_RUN
+    if len(_finished(claim, rows)) >= claim.seeds_needed:
+      # A derived metric can have no value, as a share of a gain that is none.
+      derived = any('(' in metric for metric in claim.metrics)
+      outcome = INCONCLUSIVE if derived and not seeds else NOT_RUN
+    return Verdict(claim, outcome, len(seeds), (nan, nan), nan, nan, nan)
   mean, low, high = interval([a[s] - b[s] for s in seeds])
   outcome = decide(claim.direction, claim.smallest_effect, low, high)
   means = tuple(float(np.mean([v[s] for s in seeds])) for v in (a, b))
   return Verdict(claim, outcome, len(seeds), means, mean, low, high)
+
+
+def _finished(claim, rows) -> set[int]:
+  """Seeds that both arms finished."""
+  done = _done(rows)
+  a, b = ({s for name, s in done if name == arm} for arm in claim.arms)
+  return a & b
+
+
+def _done(rows) -> Done:
+  return {
+    k: r for k, r in results.latest(rows).items() if r['status'] == results.DONE
+  }
 
 
 def values(
@@ -101,15 +120,10 @@ def values(
     arm: its name.
     rows: of the whole study.
   """
-  done = {
-    k: r for k, r in results.latest(rows).items() if r['status'] == results.DONE
-  }
+  done = _done(rows)
   if '(' in metric:
     return registry.call(metric, DERIVED, 'derived metric')(arm, done)
   return _plain(metric, arm, done)
-
-
-Done = Mapping[tuple[str, int], results.Row]
 
 
 def steps_to_loss(of: str):
