@@ -5,12 +5,10 @@
 Suites: layer (forward and backward of the MoE layer), memory and scaling of it,
 kernel (grouped products), step (a decoder's training step, its time by part),
 compile, parallel (8 simulated devices). Baselines of suite layer: dense,
-ragged_dot, and, with the extra `oracle`, hf and st_moe_pytorch.
-
-Candidates run in turn, a, b, c, a, b, c, ...; a ratio is the median over rounds
-of two times of the same round. --workdir receives bench.json, after every case,
-and scaling.png from suite scaling; with --profile a trace of one more run of
-each. The exit code is 1 where one failed; the others are measured all the same.
+ragged_dot, and, with the extra `oracle`, hf and st_moe_pytorch. Candidates run
+in turn, a, b, c, a, b, c, ...; a ratio is the median over rounds of two times
+of the same round. --workdir receives bench.json and the figure of suite
+scaling; with --profile traces. The exit code is 1 where a candidate failed.
 """
 
 import json
@@ -50,6 +48,7 @@ def main(_: list[str]) -> int:
     costs,
     layers,
     machine,
+    round_trip,
     scopes,
     suites,
   )
@@ -84,6 +83,7 @@ def main(_: list[str]) -> int:
   for i, case in enumerate(chosen):
     trace = str(workdir / f'profile/{i}') if _PROFILE.value else ''
     rows.append(cases.run(case, _REPEATS.value, trace=trace))
+    rows[-1]['round_trip_ns'] = round_trip.nanoseconds()
     table = tables.text(*bench_report.table(rows[-1]))
     print(table, *bench_report.parts(rows[-1]), '', sep='\n', flush=True)
     record = bench_report.record(rows, _REPEATS.value, load)
