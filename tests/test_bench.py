@@ -195,6 +195,9 @@ def test_layer_case(names):
   assert 0.5 < found['dropping']['facts']['kept'] < 1
   assert found['dropping']['facts']['load'] >= 1
   assert 'difference' not in found['dropping']['facts']
+  shares = found['dropping']['facts']['parts_percent']
+  assert {'experts', 'routing', 'permutation'} <= shares.keys()
+  assert sum(shares.values()) == pytest.approx(100, abs=1)
   for name in set(names) - set(FEW):
     assert found[name]['facts']['kept'] == 1
     assert found[name]['facts'].get('difference', 0) < 1e-5
@@ -293,6 +296,12 @@ def test_shares_of_overlapping_operations():
     'other': 1,
   }
   assert scopes.text({'experts': 60.4, 'idle': 0.4}) == 'experts 60'
+
+
+def test_without_a_trace_the_times_stand():
+  assert scopes.facts('', lambda: None) == {
+    'no_parts': 'the profiler recorded no operation of the program'
+  }
 
 
 def test_scopes_of_a_program():

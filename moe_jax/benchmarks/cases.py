@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.benchmarks import timing
+from moe_jax.benchmarks import scopes, timing
 
 MATMUL, COPY = 'matmul', 'copy'
 
@@ -68,10 +68,13 @@ class Case:
   tolerance: float = 1e-3
 
 
-def compiled(f: Callable, *args: Any) -> tuple[Callable[[], Any], dict]:
+def compiled(
+  f: Callable, *args: Any, split: bool = False
+) -> tuple[Callable[[], Any], dict]:
   """What `Candidate.build` returns, for a function of JAX arrays.
 
-  The facts are seconds to compile and XLA's peak of temporaries in bytes.
+  The facts are seconds to compile, XLA's peak of temporaries in bytes, and with
+  `split` the time by part.
   """
   start = time.perf_counter()
   run = jax.jit(f).lower(*args).compile()
@@ -80,7 +83,11 @@ def compiled(f: Callable, *args: Any) -> tuple[Callable[[], Any], dict]:
   facts = {'compile_seconds': round(took, 2)}
   if memory is not None:
     facts['temporaries'] = memory.temp_size_in_bytes
-  return lambda: jax.block_until_ready(run(*args)), facts
+  once = lambda: jax.block_until_ready(run(*args))
+  if split:
+    once()
+    facts |= scopes.facts(run.as_text(), once)
+  return once, facts
 
 
 def run(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax import registry
-from moe_jax.benchmarks import cases, machine
+from moe_jax.benchmarks import cases, machine, scopes
 from moe_jax.layers import mlp, moe
 from moe_jax.seating import capacity
 from moe_jax.types import CAUSES
@@ -98,7 +98,7 @@ def case(
     machine.copy(),
     dense(o, K, F),
     own_matmuls(o, E, K, F),
-    sparse('dropping', o, E, K, F, 'scatter()'),
+    sparse('dropping', o, E, K, F, 'scatter()', split=True),
   ]
   dropless = dict(DROPLESS)
   if 'ragged_dot' in baselines:
@@ -107,7 +107,7 @@ def case(
     dropless['naive'] = "gather_reduce(matmul='loop')"
   no_capacity = dataclasses.replace(o, capacity_factor=None)
   candidates += [
-    sparse(name, no_capacity, E, K, F, dispatch, compare=True)
+    sparse(name, no_capacity, E, K, F, dispatch, compare=True, split=True)
     for name, dispatch in dropless.items()
   ]
   return cases.Case(
@@ -125,8 +125,8 @@ def setup(o: Options, E: int, K: int, F: int, dispatch: str):
   layer = moe.MoE(
     num_experts=E,
     router=registry.build('routers', router, k=K),
-    experts=registry.build('experts', o.experts, d_ff=F),
-    dispatch=registry.build('dispatch', dispatch),
+    experts=scopes.Experts(registry.build('experts', o.experts, d_ff=F)),
+    dispatch=scopes.Dispatch(registry.build('dispatch', dispatch)),
     balance=tuple(registry.build('balancing', b) for b in o.balance),
     group_size=o.group_size or o.tokens,
     capacity_factor=o.capacity_factor,
@@ -160,6 +160,7 @@ def sparse(
   F: int,
   dispatch: str,
   compare: bool = False,
+  split: bool = False,
 ) -> cases.Candidate:
   """The layer, with facts about its routing.
 
@@ -168,12 +169,13 @@ def sparse(
     o, E, K, F: as in `case`.
     dispatch: call string.
     compare: its gradient of the tokens with that of other candidates.
+    split: its time by part.
   """
 
   def build():
     layer, variables, x, dy = setup(o, E, K, F, dispatch)
 
-    run, facts = cases.compiled(*gradient(layer, variables, x, dy))
+    run, facts = cases.compiled(*gradient(layer, variables, x, dy), split=split)
     aux = run()[1]
     load_E, cause = np.asarray(aux.load_E), np.asarray(aux.cause)
     facts['kept'] = float(cause[CAUSES.index('kept')] / (o.tokens * K))

@@ -87,6 +87,17 @@ def optimizer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   return tx._replace(update=jax.named_scope('optimizer')(tx.update))
 
 
+def facts(text: str, run: Callable[[], Any]) -> dict[str, Any]:
+  """`split` under 'parts_percent', or under 'no_parts' why there is none.
+
+  A profiler may be refused, and times stand without it.
+  """
+  try:
+    return {'parts_percent': split(text, run)}
+  except ValueError as e:
+    return {'no_parts': str(e)}
+
+
 def split(text: str, run: Callable[[], Any]) -> dict[str, float]:
   """Percent of a run's time by part, the largest first.
 

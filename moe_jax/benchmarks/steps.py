@@ -134,10 +134,7 @@ def candidate(
       load = np.asarray(metrics['load'])
       facts['load'] = float((load.max(1) / load.mean(1)).max())
     if split:
-      try:
-        facts['parts_percent'] = scopes.split(run.as_text(), once)
-      except ValueError as e:  # A profiler may be refused; the times stand.
-        facts['no_parts'] = cases.message(e)
+      facts |= scopes.facts(run.as_text(), once)
     return once, facts
 
   return cases.Candidate(name, build, flops=flops(size))
