@@ -206,7 +206,7 @@ _ONE_LABEL = (
   'No arm learned either task: each says one label whatever it is asked (on '
   'the large task 0.56 of the examples have one and 0.44 the other, on the '
   'small 0.48 and 0.44), and the difference is which. The verdict is of the '
-  'claim as it was declared and says nothing of what was updated; the losses do.'
+  'claim as it was declared and says nothing of what was updated; losses do.'
 )
 NOTES = {
   'moe_alone_is_worse': _ONE_LABEL,
