@@ -253,6 +253,24 @@ def test_product_case(pass_):
   assert found['blocked']['bytes'] == 4 * (64 * 12 + 4 * 32)
 
 
+@pytest.mark.parametrize(
+  ('platform', 'E', 'names'),
+  [
+    ('cpu', 8, {'blocked', 'loop', 'ragged_dot'}),
+    ('cpu', 64, {'blocked', 'ragged_dot'}),
+    ('gpu', 8, {'loop', 'ragged_dot', 'tokamax', 'triton'}),
+    # Copies of the rows for 64 experts would not fit.
+    ('gpu', 64, {'tokamax', 'triton'}),
+    ('tpu', 64, {'megablox', 'ragged_dot'}),
+  ],
+)
+def test_products_of_a_platform(monkeypatch, platform, E, names):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  case = products.case(products.Shape(E, 64, 8, 4), 'uniform', 'forward')
+  plain = {cases.MATMUL, cases.COPY, 'plain'}
+  assert {c.name for c in case.candidates} == names | plain
+
+
 def test_product_sizes():
   shape = products.Shape(4, 50, 8, 4)
   assert products.sizes(shape, 'uniform').tolist() == [12, 13, 13, 12]

@@ -22,7 +22,7 @@ PASSES = ('forward', 'rows', 'weights')
 ONLY = {'blocked': 'cpu', 'megablox': 'tpu', 'tokamax': 'gpu', 'triton': 'gpu'}
 # What multiplies by every expert takes minutes with more of them, and on GPU
 # more memory than there is: XLA's product makes E copies of the rows there.
-EVERY_EXPERT = {'loop': ('cpu', 'gpu'), 'ragged_dot': ('gpu',)}
+EVERY_EXPERT = {'loop': ('cpu', 'gpu', 'tpu'), 'ragged_dot': ('gpu',)}
 LOOP_EXPERTS = 16
 
 

@@ -2,8 +2,8 @@
 
 Run as a program, of the standard library alone, since it forks. What a host
 calls two cores of a virtual machine may share a cache at one moment and not at
-the next. Python's own time to look is part of the figure (about 200 ns): cores
-that share a cache and cores that do not differ by 300 ns on an AMD EPYC.
+the next. Python's own time to look is part of the figure (about 230 ns): cores
+that share a cache and cores that do not differ by 200 to 300 ns on an AMD EPYC.
 """
 
 import mmap
