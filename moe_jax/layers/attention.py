@@ -15,8 +15,8 @@ def implementation(q_BLHJ, k_BSHJ, bias_BHLS) -> str:
   """'cudnn' where its fused kernel can do it, else 'xla'.
 
   XLA writes the scores [B, H, L, S] to memory, forward and backward; cuDNN does
-  not, but wants a Hopper or Ampere GPU, 16 bits, and even lengths. Learned
-  biases stay with XLA: cuDNN gives few of them a gradient.
+  not, but wants an Ampere GPU or a later one, 16 bits, and even lengths.
+  Learned biases stay with XLA: cuDNN gives few of them a gradient.
   """
   (_, L, _, J), S = q_BLHJ.shape, k_BSHJ.shape[1]
   fits = J % 8 == 0 and J <= 128 and L == S and L % 2 == 0
