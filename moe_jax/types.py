@@ -35,10 +35,12 @@ class Tokens:
     mask: bool [B, L], False on padding, which no expert sees.
     ids: int32 [B, L], of the vocabulary.
     positions: int32 [B, L], within the segment.
-    segments: int32 [B, L], which sequence of a packed row.
+    segments: int32 [B, L], which sequence of a packed row; 0 is padding.
     forced: int32 [B, L, M, K], experts to be used, for `replay`, in each of M
       MoE layers.
     step: int32 scalar, of training.
+    part: int32 [2], which micro-batch of how many these are: the groups of a
+      device are numbered through all of them.
   """
 
   mask: jax.Array | None = None
@@ -47,6 +49,7 @@ class Tokens:
   segments: jax.Array | None = None
   forced: jax.Array | None = None
   step: jax.Array | None = None
+  part: jax.Array | None = None
 
 
 @struct.dataclass
@@ -208,11 +211,10 @@ class MoEAux:
   Attributes:
     loss: f32 scalar, the weighted sum of the balancing losses.
     losses: unweighted loss of each rule, by name.
-    stats: sums that stateful rules update from, by rule.
+    stats: the sums that losses are a function of and states are updated from,
+      by rule; they add up over micro-batches: see `balancing.base.evaluate`.
     load_E: int32, assignments that wanted each expert, before drops.
     cause: int32 [6], assignments by cause, in the order of CAUSES.
-    entropy: f32 scalar, mean entropy of the affinities in nats (0 without
-      affinities).
     health: sums over real tokens, and their number, from which
       `analysis.health` makes rates: see `balancing.health`.
     record: with `MoE.record`, the edges of all groups: int32 'token',
@@ -224,6 +226,11 @@ class MoEAux:
   stats: dict[str, Any]
   load_E: jax.Array
   cause: jax.Array
-  entropy: jax.Array
   health: dict[str, jax.Array]
   record: dict[str, jax.Array]
+
+  @property
+  def entropy(self) -> jax.Array:
+    """f32, mean entropy of the affinities in nats; 0 without affinities."""
+    tokens = jnp.maximum(self.health['tokens'], 1)
+    return self.health.get('entropy', jnp.zeros_like(tokens)) / tokens

@@ -1,6 +1,7 @@
 """Contracts of every balancing row."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base
+from moe_jax.layers import moe
 from tests import reference, reference_balancing, rows
 
 G, T, E, K, B = 4, 6, 5, 2, 2  # two sequences of two groups each
@@ -84,6 +86,92 @@ def test_padding_changes_nothing(row):
   )
   a, b = (base.evaluate([rule], v, mask, B, (), {})[0] for v in (r, changed))
   np.testing.assert_array_equal(a, b)
+
+
+def by_document(spec, segments, expert, length):
+  """The loss of rows of tokens that choose `expert` with probability .94."""
+  rule = registry.build('balancing', spec)
+  segments, expert = np.asarray(segments), np.asarray(expert)
+  probs = np.where(expert[..., None] == np.arange(4), 0.94, 0.02)
+  mask = jnp.asarray(segments > 0).reshape(-1, length)
+  r = types.Routing(
+    token_N=jnp.tile(jnp.arange(length), (mask.shape[0], 1)),
+    expert_N=jnp.where(mask, expert.reshape(-1, length), 4),
+    weight_N=jnp.ones(mask.shape),
+    logits_TE=jnp.log(probs.reshape(-1, length, 4)),
+    probs_TE=jnp.asarray(probs.reshape(-1, length, 4), jnp.float32),
+    num_experts=4,
+    choices=1,
+  )
+  where = jnp.asarray(segments)
+  losses = base.evaluate([rule], r, mask, len(segments), (), {}, where)[1]
+  return float(losses[base.name(rule)])
+
+
+def test_documents_of_a_packed_row_are_sequences():
+  """Two of 4 tokens, each on one expert: 4 x .94, where the row has 1.92."""
+  spec = "switch_loss(scope='sequence')"
+  packed = [[1, 1, 1, 1, 2, 2, 2, 2]], [[0, 0, 0, 0, 1, 1, 1, 1]]
+  for length in (8, 4, 2):  # of a routing group, in which segments go on
+    assert by_document(spec, *packed, length) == pytest.approx(3.76)
+  row = [[1] * 8], packed[1]
+  assert by_document(spec, *row, 8) == pytest.approx(1.92)
+
+
+@pytest.mark.parametrize(
+  'spec',
+  [
+    "switch_loss(scope='sequence')",
+    "switch_loss(scope='sequence', over_padding=True)",
+    'sequence_loss()',
+    'communication_loss(devices=2, limit=1)',
+  ],
+)
+def test_packing_changes_nothing(spec):
+  """Documents in a row, or each in its own; padding is of the one before it."""
+  packed = [[0, 3, 3, 3, 5, 5, 5, 0, 0], [2, 2, 2, 2, 1, 1, 1, 1, 0]]
+  chosen = [[0, 1, 1, 2, 1, 2, 0, 3, 3], [3, 3, 3, 2, 0, 0, 1, 2, 1]]
+  # The same documents, cut and padded by hand.
+  alone = [
+    ([0, 3, 3, 3], [0, 1, 1, 2]),
+    ([5, 5, 5, 0, 0], [1, 2, 0, 3, 3]),
+    ([2, 2, 2, 2], [3, 3, 3, 2]),
+    ([1, 1, 1, 1, 0], [0, 0, 1, 2, 1]),
+  ]
+  losses = [by_document(spec, [s], [e], len(s)) for s, e in alone]
+  weight = len if 'over' in spec else np.count_nonzero
+  want = np.average(losses, weights=[weight(s) for s, _ in alone])
+  assert by_document(spec, packed, chosen, 3) == pytest.approx(want, rel=1e-5)
+
+
+def test_a_layer_knows_the_documents_of_its_rows():
+  """Packed into a row, or one a row: the same loss by sequence."""
+  layer = moe.MoE(
+    num_experts=4,
+    router=registry.build('routers', 'top_k(k=2)'),
+    experts=registry.build('experts', 'mlp(d_ff=4)'),
+    dispatch=registry.build('dispatch', 'einsum()'),
+    balance=(registry.build('balancing', 'sequence_loss(weight=1.0)'),),
+    group_size=4,
+    capacity_factor=None,
+  )
+  x = jax.random.normal(jax.random.key(0), (1, 8, 6))
+  init = functools.partial(layer.init, train=False)
+  params = jax.jit(init)(jax.random.key(1), x)
+
+  @jax.jit
+  def apply(x, segments):
+    tokens = types.Tokens(mask=segments > 0, segments=segments)
+    return layer.apply(params, x, tokens, train=True)[2].loss
+
+  loss = lambda x, segments: float(apply(x, segments))
+
+  place = jnp.arange(8)
+  both = loss(x, jnp.where(place < 5, 1, 2)[None])
+  first = loss(x, jnp.where(place < 5, 1, 0)[None])
+  second = loss(x, jnp.where(place < 5, 0, 1)[None])
+  assert both == pytest.approx((5 * first + 3 * second) / 8, rel=1e-6)
+  assert abs(both - loss(x, jnp.ones((1, 8), int))) > 0.01
 
 
 @pytest.mark.parametrize(

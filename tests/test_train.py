@@ -57,11 +57,12 @@ MESHES = (
 SGD = {
   'train.optimizer': 'sgd()',
   'train.schedule': 'constant(value=0.3)',
-  'moe.router': "top_k(k=2, renormalize='kept')",
+  'moe.router': "top_k(k=2, renormalize='kept', jitter=0.1)",
   'moe.allow_noncausal': True,
   'moe.balance': (
     'switch_loss(weight=0.1)',
     'z_loss(weight=0.01)',
+    'top1_loss(weight=0.1)',
     'loss_free_bias(rate=0.01)',
   ),
   'moe.group_size': 8,
@@ -120,22 +121,23 @@ def test_mesh_changes_nothing(corpus, one_device, sizes):
   jax.tree.map(compare, params, one_device[1])
   jax.tree.map(np.testing.assert_array_equal, balance, one_device[2])
   moved = jax.tree.leaves(one_device[2])
-  assert any(np.abs(v).max() > 0.02 for v in moved)
+  assert any(np.abs(v).max() > 0.005 for v in moved)
 
 
 def test_accumulation_is_the_whole_batch(corpus, one_device):
-  """Four micro-batches give the gradient of one batch, in any padding.
+  """Four micro-batches give what one batch gives, on another mesh.
 
-  Balancing losses are means over micro-batches, so their groups must be the
-  same; the 'global' scope is not used here.
+  Losses by group and of the whole batch's sums, under noise.
   """
   overrides = {'train.accumulate': 4}
   metrics, params, balance = three_steps(corpus, dict(data=2), **overrides)
-  del balance
   for got, want in zip(metrics, one_device[0]):
     np.testing.assert_array_equal(got['load'], want['load'])
     np.testing.assert_array_equal(got['cause'], want['cause'])
-    np.testing.assert_allclose(got['loss'], want['loss'], rtol=1e-5)
+    for name in ('loss', 'total_loss', 'grad_norm', 'entropy', 'balance'):
+      compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
+      jax.tree.map(compare, got[name], want[name])
+  jax.tree.map(np.testing.assert_array_equal, balance, one_device[2])
   compare = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)
   jax.tree.map(compare, params, one_device[1])
 

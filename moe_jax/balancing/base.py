@@ -4,10 +4,12 @@ A rule says over which segments it sums (`scope`):
 
   global     the whole batch, over all devices, then the function
   group      each routing group apart, then the mean by real tokens
-  sequence   each sequence apart, then the mean by real tokens
+  sequence   each sequence apart, then the mean by real tokens; the sequences of
+             a packed row are told by `Tokens.segments`
 
 A mean of products is not the product of means, so the scope is part of the
-method, and none depends on the mesh.
+method, and none depends on the mesh. Nor on micro-batches: a layer returns sums
+that add up over them (`evaluate`), and `losses` is the function of the total.
 """
 
 import abc
@@ -27,33 +29,42 @@ Stats = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-  """The tokens of this device, cut into S segments of equal length.
+  """The tokens of this device, cut into S segments.
 
   Attributes:
     routing: with leading axis G on every array.
     mask_GT: bool, False on padding.
-    segments: S; divides G * T.
+    segments: S; divides G * T where they are of equal length.
+    segment_GT: int32, the segment of each token; None where they are of equal
+      length, one behind the other.
   """
 
   routing: types.Routing
   mask_GT: jax.Array
   segments: int
+  segment_GT: jax.Array | None = None
 
   def tokens(self, values_GT: jax.Array) -> jax.Array:
     """Sum over the real tokens of each segment: [G, T, ...] -> [S, ...]."""
     G, T = self.mask_GT.shape
     mask = self.mask_GT.reshape(G, T, *(1,) * (values_GT.ndim - 2))
-    values = jnp.where(mask, values_GT, jnp.zeros_like(values_GT))
-    return values.reshape(self.segments, self.length, *values.shape[2:]).sum(1)
+    return self._total(jnp.where(mask, values_GT, jnp.zeros_like(values_GT)))
 
   def count(self) -> jax.Array:
     """f32 [S], real tokens of each segment."""
     return self.tokens(jnp.ones(self.mask_GT.shape, jnp.float32))
 
-  @property
-  def length(self) -> int:
-    """Tokens of a segment, padding included."""
-    return self.mask_GT.size // self.segments
+  def length(self) -> jax.Array:
+    """f32 [S], tokens of each segment, padding included."""
+    return self._total(jnp.ones(self.mask_GT.shape, jnp.float32))
+
+  def _total(self, values_GT):
+    rest = values_GT.shape[2:]
+    if self.segment_GT is None:
+      return values_GT.reshape(self.segments, -1, *rest).sum(1)
+    zero = jnp.zeros((self.segments, *rest), values_GT.dtype)
+    flat = values_GT.reshape(-1, *rest)
+    return zero.at[self.segment_GT.reshape(-1)].add(flat)
 
   def load(self, choice: int | None = None) -> jax.Array:
     """int32 [S, E], assignments to each expert before drops.
@@ -76,7 +87,11 @@ class Sums:
         raise ValueError(f'this router has {r.choices} choices of a token')
       of = slice(choice * T, (choice + 1) * T)
       token_GN, expert_GN = token_GN[:, of], expert_GN[:, of]
-    segment_GN = (jnp.arange(G)[:, None] * T + token_GN) // self.length
+    segment_GN = jnp.arange(G)[:, None] * T + token_GN
+    if self.segment_GT is None:
+      segment_GN //= self.mask_GT.size // self.segments
+    else:
+      segment_GN = self.segment_GT.reshape(-1)[segment_GN]
     cell_GN = segment_GN * (r.num_experts + 1) + expert_GN
     cells = self.segments * (r.num_experts + 1)
     counts = jnp.zeros(cells, jnp.int32).at[cell_GN.reshape(-1)].add(1)
@@ -90,7 +105,7 @@ class Balance(abc.ABC):
 
   Attributes:
     weight: factor of the loss.
-    scope: one of SCOPES. Rules with a state are 'global'.
+    scope: one of SCOPES. Rules with a state are 'global', others have a loss.
     solves: whether it has a `solve`.
   """
 
@@ -203,6 +218,7 @@ def evaluate(
   sequences: int,
   axes: tuple[str, ...],
   states: dict[str, Any],
+  segment_BL: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Stats]]:
   """All rules on this device's groups, reduced over the batch axes.
 
@@ -210,37 +226,108 @@ def evaluate(
     rules: distinct rules.
     routing: with leading axis G.
     mask_GT: bool, real tokens.
-    sequences: sequences on this device; they divide the tokens evenly.
+    sequences: rows on this device; they divide the tokens evenly.
     axes: mesh axes that the tokens are sharded over.
     states: of this layer, by rule.
+    segment_BL: int32, as in types.Tokens, of these rows; None where each is one
+      sequence.
 
   Returns:
-    The weighted sum of the losses, the unweighted losses by rule, and the
-    global sums of the rules that have a state.
+    The weighted sum of the losses, the unweighted losses by rule, and the sums
+    that they are a function of, by rule: the `stats` of the batch where the
+    scope is 'global'; else 'loss', the sum over segments of their losses times
+    their weights, and 'weight', that of the weights. These sums add up over
+    micro-batches, with their gradients; `losses` takes the total.
   """
-  total, losses, kept = jnp.float32(0), {}, {}
-  segments = {'global': 1, 'group': mask_GT.shape[0], 'sequence': sequences}
+  stats = {}
   for rule in rules:
-    sums = Sums(routing, mask_GT, segments[rule.scope])
-    stats, state = rule.stats(sums), states.get(name(rule))
+    sums = _sums(rule.scope, routing, mask_GT, sequences, segment_BL)
+    own = rule.stats(sums)
     if rule.scope == 'global':
-      stats = collectives.psum(stats, axes, name='balance_stats')
-      loss = rule.loss(stats, state)
+      own = jax.tree.map(lambda v: v[0], own)
+    else:
+      weight_S = rule.weights(sums)
+      loss_S = rule.loss(own, states.get(name(rule)))
+      own = {'loss': (loss_S * weight_S).sum(), 'weight': weight_S.sum()}
+    stats[name(rule)] = collectives.psum(own, axes, name='balance_stats')
+  return *losses(rules, stats, states), stats
+
+
+def _sums(scope, routing, mask_GT, sequences, segment_BL) -> Sums:
+  segments = {'global': 1, 'group': mask_GT.shape[0], 'sequence': sequences}
+  if scope != 'sequence' or segment_BL is None:
+    return Sums(routing, mask_GT, segments[scope])
+  # A row has L sequences at most; most of them are empty, and weigh nothing.
+  segment_GT = sequence_numbers(segment_BL).reshape(mask_GT.shape)
+  return Sums(routing, mask_GT, mask_GT.size, segment_GT)
+
+
+def sequence_numbers(segment_BL: jax.Array) -> jax.Array:
+  """int32 [B, L], a number below B * L for the sequence of each token.
+
+  Args:
+    segment_BL: int32, as in types.Tokens. Padding (0) is of the sequence before
+      it, at a row's start of the one behind.
+  """
+  B, L = segment_BL.shape
+  real_BL = segment_BL > 0
+  last_BL = jax.lax.cummax(jnp.where(real_BL, jnp.arange(L), -1), axis=1)
+  at_BL = jnp.maximum(last_BL, jnp.argmax(real_BL, axis=1)[:, None])
+  own_BL = jnp.take_along_axis(segment_BL, at_BL, axis=1)
+  new_BL = jnp.diff(own_BL, axis=1, prepend=own_BL[:, :1]) != 0
+  row_B1 = L * jnp.arange(B, dtype=jnp.int32)[:, None]
+  return row_B1 + jnp.cumsum(new_BL, axis=1, dtype=jnp.int32)
+
+
+def losses(
+  rules: Sequence[Balance],
+  stats: dict[str, Stats],
+  states: dict[str, Any],
+  weights: dict[str, jax.Array] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The losses of one layer from the sums of a batch.
+
+  Args:
+    rules: as `evaluate` had them.
+    stats: from it, of a whole batch; or of a part, given the next.
+    states: of this layer, by rule.
+    weights: from `total_weights` of the whole batch; what is returned is then
+      the part's share, and adds up over parts where `splits`.
+
+  Returns:
+    The weighted sum of the losses, and the unweighted losses by rule.
+  """
+  total, found = jnp.float32(0), {}
+  for rule in rules:
+    own = stats[name(rule)]
+    if rule.scope == 'global':
+      one = jax.tree.map(lambda v: v[None], own)
+      loss = rule.loss(one, states.get(name(rule)))
       loss = loss if loss is None else loss[0]
     else:
-      loss = rule.loss(stats, state)
-      if loss is not None:
-        weight_S = rule.weights(sums)
-        top, bottom = collectives.psum(
-          ((loss * weight_S).sum(), weight_S.sum()), axes, name='balance_mean'
-        )
-        loss = top / jnp.maximum(bottom, 1)
+      whole = own['weight'] if weights is None else weights[name(rule)]
+      loss = own['loss'] / jnp.maximum(whole, 1)
     if loss is not None:
-      losses[name(rule)] = loss
+      found[name(rule)] = loss
       total += rule.weight * loss
-    if rule.init(routing.num_experts) is not None:
-      kept[name(rule)] = jax.tree.map(lambda v: v[0], stats)
-  return total, losses, kept
+  return total, found
+
+
+def total_weights(
+  rules: Sequence[Balance], mask_BL: jax.Array
+) -> dict[str, jax.Array]:
+  """What the segments of a batch weigh together, by rule; from its mask."""
+  sums = Sums(None, mask_BL, 1)
+  return {name(r): r.weights(sums)[0] for r in rules if r.scope != 'global'}
+
+
+def splits(rules: Sequence[Balance]) -> bool:
+  """Whether the losses of parts of a batch add up to that of the whole.
+
+  Not where a rule's loss is a function of 'global' sums.
+  """
+  without = Balance.loss
+  return all(r.scope != 'global' or type(r).loss is without for r in rules)
 
 
 def solver(

@@ -22,7 +22,7 @@ class EntropyLoss(base.Balance):
   """weight: of the loss. scope: without effect on a mean by tokens."""
 
   weight: float = 0.0001
-  scope: str = 'global'
+  scope: str = 'group'
 
   def __post_init__(self):
     base.check_scope(self)

@@ -25,7 +25,7 @@ class SelectorLoss(base.Balance):
 
   weight: float = 0.05
   reach: float = 0.0
-  scope: str = dataclasses.field(default='global', init=False)
+  scope: str = dataclasses.field(default='group', init=False)
 
   def __post_init__(self):
     if self.reach < 0:

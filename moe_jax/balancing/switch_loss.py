@@ -57,7 +57,7 @@ class SwitchLoss(base.Balance):
       'load': f32(sums.load(choice=0 if self.count == 'first' else None)),
       'prob': sums.tokens(probs_GTE),
       'tokens': sums.count(),
-      'length': jnp.full(sums.segments, sums.length, jnp.float32),
+      'length': sums.length(),
     }
     if self.second_weight:
       first_GT = r.expert_N[:, : sums.mask_GT.shape[1], None]
@@ -68,10 +68,7 @@ class SwitchLoss(base.Balance):
     return stats
 
   def weights(self, sums):
-    tokens_S = sums.count()
-    return (
-      jnp.full_like(tokens_S, sums.length) if self.over_padding else tokens_S
-    )
+    return sums.length() if self.over_padding else sums.count()
 
   def loss(self, stats, state):
     del state
@@ -87,5 +84,5 @@ class SwitchLoss(base.Balance):
     edges_S = tokens_S if self.count == 'union' else edges_S
     f_SE, P_SE = load_SE / edges_S[:, None], prob_SE / tokens_S[:, None]
     loss_S = load_SE.shape[-1] * (f_SE * P_SE).sum(-1)
-    diluted = (stats['tokens'] / stats['length']) ** 2
+    diluted = (stats['tokens'] / jnp.maximum(stats['length'], 1)) ** 2
     return loss_S * diluted if self.over_padding else loss_S

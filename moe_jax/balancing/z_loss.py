@@ -31,7 +31,7 @@ class ZLoss(base.Balance):
   """
 
   weight: float = 0.001
-  scope: str = 'global'
+  scope: str = 'group'
   noisy: bool = True
 
   def __post_init__(self):

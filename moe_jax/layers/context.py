@@ -3,18 +3,26 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from moe_jax import types
-from moe_jax.dispatch import base as dispatching
-from moe_jax.parallel import axes as axes_lib
+from moe_jax.parallel import axes as axes_lib, collectives
 
 
-def keys(key: jax.Array, axes: axes_lib.Axes, G: int):
+def keys(key: jax.Array, axes: axes_lib.Axes, G: int, part=None):
   """Keys of this device's groups [G], and one that all groups share.
 
-  Noise follows the group's place in the batch, never the device.
+  Noise follows the group's place in the batch, never device or micro-batch.
+
+  Args:
+    key: of the layer and step.
+    axes: mesh axes.
+    G: groups of this device here.
+    part: as in types.Tokens.
   """
-  group_G = dispatching.local_groups(axes, G)
+  a, parts = (0, 1) if part is None else part
+  first = collectives.index(axes.batch) * parts + a
+  group_G = first * G + jnp.arange(G, dtype=jnp.int32)
   # The last number is no group's.
   shared = jax.random.fold_in(key, 2**32 - 1)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, group_G), shared

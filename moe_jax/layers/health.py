@@ -31,8 +31,8 @@ def sums(
   Returns:
     'tokens' f32; 'used' int32 [USED], tokens by the number of experts that
     computed for them; 'bias' f32, the root mean square of the selection bias
-    times the tokens; and, where the router has logits, 'square' f32 their mean
-    square, 'logsumexp' f32.
+    times the tokens; where the router has affinities 'entropy' f32; and where
+    it has logits 'square' f32 their mean square, 'logsumexp' f32.
   """
   G, T = all_.mask_GT.shape
   kept_GN = (cause_GN == types.KEPT).astype(jnp.int32)
@@ -51,6 +51,9 @@ def sums(
     'used': jnp.zeros(USED + 1, jnp.int32).at[bin_T].add(1)[:-1],
     'bias': tokens * jnp.sqrt(jnp.mean(bias_E**2)),
   }
+  if r.probs_TE is not None:
+    probs = jax.lax.stop_gradient(r.probs_TE)
+    out['entropy'] = all_.tokens(balancing.entropy(probs))[0]
   if r.logits_TE is not None:
     logits = jax.lax.stop_gradient(r.logits_TE)
     out['square'] = all_.tokens((logits**2).mean(-1))[0]

@@ -151,7 +151,8 @@ class MoE(nn.Module):
     batch = rules.spec(('batch',), mesh.shape)
     logical = self.experts.axes
     weights = {k: rules.spec(v, mesh.shape) for k, v in logical.items()}
-    step, tokens = tokens.step, tokens.replace(step=None)
+    step, part = tokens.step, tokens.part
+    tokens = tokens.replace(step=None, part=None)
     y_BLD, carry, record, aux = jax.shard_map(
       region,
       mesh=mesh,
@@ -169,6 +170,7 @@ class MoE(nn.Module):
         'key': key,
         'drop_key': drop_key,
         'step': step,
+        'part': part,
         'layer': jnp.asarray(layer, jnp.int32),
       },
     )
@@ -271,8 +273,9 @@ class MoE(nn.Module):
         else {},
       }
       if shared['key'] is not None:
-        own, same['layer_key'] = context.keys(shared['key'], axes, G)
-        by_group['key'] = own
+        by_group['key'], same['layer_key'] = context.keys(
+          shared['key'], axes, G, shared['part']
+        )
       static = {'num_local': self.num_local, 'train': train}
       if train:
         total = lambda v: collectives.psum(
@@ -316,29 +319,22 @@ class MoE(nn.Module):
 
     with jax.named_scope('balancing'):
       loss, losses, stats = balancing.evaluate(
-        self.balance, r, mask_GT, B, axes.batch, states
+        self.balance, r, mask_GT, B, axes.batch, states, tokens.segments
       )
       sums = balancing.Sums(r, mask_GT, 1)
-      real = jnp.float32(1), jnp.float32(0)
-      if r.probs_TE is not None:
-        p = r.probs_TE
-        entropy_GT = -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
-        real = sums.count()[0], sums.tokens(entropy_GT)[0]
       cause = jnp.stack(
         [(cause_GN == c).sum() for c in range(len(types.CAUSES))]
       )
-      load_E, cause, real, health_ = collectives.psum(
+      load_E, cause, health_ = collectives.psum(
         (
           sums.load()[0],
           cause.astype(jnp.int32),
-          real,
           health.sums(r, cause_GN, bias_E, sums),
         ),
         axes.batch,
         name='moe_stats',
       )
-      entropy = real[1] / jnp.maximum(real[0], 1)
-    aux = types.MoEAux(loss, losses, stats, load_E, cause, entropy, health_, {})
+    aux = types.MoEAux(loss, losses, stats, load_E, cause, health_, {})
     carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
     record = {}
     if self.record:

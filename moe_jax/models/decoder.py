@@ -29,7 +29,7 @@ class Decoder(nn.Module):
 
     Args:
       batch: int32 'inputs', 'positions', 'segments' [B, L]; segment 0 is
-        padding; where there are, scalar 'step' of training and 'forced'
+        padding; where there are, 'step' and 'part' of training and 'forced'
         [B, L, M, K], as in types.Tokens.
       train: as in stack.Stack.
 

@@ -362,6 +362,7 @@ def tokens(batch: dict[str, Any], prefix: str = '') -> types.Tokens:
     ids=batch[prefix + 'inputs'],
     forced=batch.get(prefix + 'forced'),
     step=batch.get('step'),
+    part=batch.get('part'),
   )
 
 

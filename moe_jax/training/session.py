@@ -17,6 +17,7 @@ from moe_jax.models import factory, pattern
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import counts
 from moe_jax.training import (
+  accumulation,
   configs,
   optimizers,
   state as state_lib,
@@ -218,7 +219,9 @@ def plan(
     check_batch(config, shape, split)
   mesh = mesh_lib.make(shape)
   tokenizer = tokenizers.build(config.data.tokenizer)
-  factory.make(config, vocab_size(config, tokenizer, mesh), mesh)
+  model = factory.make(config, vocab_size(config, tokenizer, mesh), mesh)
+  if config.train.accumulate > 1:
+    accumulation.check(sum(accumulation.rules(model).values(), ()))
   make_optimizer(config, batch_dims={})
   return mesh
 

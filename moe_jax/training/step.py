@@ -10,7 +10,7 @@ import optax
 from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.models import stack
-from moe_jax.training import losses, tuning
+from moe_jax.training import accumulation, losses, tuning
 from moe_jax.training.state import TrainState
 
 OVER_LAYERS = ('sum', 'mean')
@@ -52,9 +52,10 @@ def make_train_step(
     tx: the optimizer.
     seed: of dropout and router noise; a step's keys follow from it and the
       step, so that a resumed run draws the same.
-    accumulate: micro-batches of a step; the gradient is that of the whole
-      batch's mean over the targets that count (`losses.counted`), balancing
-      losses are the micro-batches' mean.
+    accumulate: micro-batches of a step, which give what the whole batch gives:
+      losses, statistics, gradient, noise of the routers; dropout draws for each
+      by itself. Where a balancing rule's loss is a function of 'global' sums
+      they cost an extra forward pass: see `accumulation`.
     z_loss: factor of the output z-loss.
     over_layers: 'sum' of the MoE layers' losses (Switch Transformer) or their
       'mean' (T5X).
@@ -72,61 +73,65 @@ def make_train_step(
       f'balance_over_layers={over_layers!r}; valid: {", ".join(OVER_LAYERS)}'
     )
 
-  def loss_fn(own, params, balance, batch, step, tokens, key, taught):
+  rules = sum(accumulation.rules(model).values(), ())
+  if accumulate > 1:
+    accumulation.check(rules)
+  splits = balancing.splits(rules)
+
+  def forward(own, params, balance, batch, keys, taught):
+    """Sums over a micro-batch: losses of the targets, MoEAux."""
     variables = {'params': tuning.merge(own, params, trained)}
     if balance:
       variables['balance'] = balance
-    keys = dict(zip(('dropout', 'router'), jax.random.split(key)))
-    logits, aux = model.apply(
-      variables, batch | {'step': step}, train=True, rngs=keys
-    )
-    nll, z = losses.cross_entropy(
-      logits, batch['targets'], losses.counted(batch), z_loss
-    )
-    fit, soft = nll, jnp.float32(0)
+    logits, aux = model.apply(variables, batch, train=True, rngs=keys)
+    counted = losses.counted(batch)
+    nll, z = losses.cross_entropy(logits, batch['targets'], counted, z_loss)
+    soft = jnp.float32(0)
     if teacher is not None:
-      soft = losses.distillation(
-        logits,
-        teacher_logits(teacher, taught, batch),
-        losses.counted(batch),
-      )
-      fit = (1 - distill) * nll + distill * soft
-    layers = [a for _, a in moe_aux(model, aux)]
-    balancing_loss = sum((a.loss for a in layers), jnp.float32(0))
+      learnt = teacher_logits(teacher, taught, batch)
+      soft = losses.distillation(logits, learnt, counted)
+    return nll, z, soft, aux
+
+  def total(sums, tokens):
+    """The loss that sums over the batch make, or sums over a part its share."""
+    nll, z, soft, aux = sums
+    fit = nll if teacher is None else (1 - distill) * nll + distill * soft
+    layers = [a.loss for _, a in moe_aux(model, aux)]
+    balancing_loss = sum(layers, jnp.float32(0))
     if over_layers == 'mean' and layers:
       balancing_loss /= len(layers)
-    loss = (fit + z) / tokens + balancing_loss / accumulate
-    return loss, (nll, soft, aux)
+    return (fit + z) / tokens + balancing_loss
 
   def step_fn(state: TrainState, batch, key=None, taught=None):
     key = jax.random.key(seed) if key is None else key
     key = jax.random.fold_in(key, state.step)
+    keys_of = lambda part: jax.random.split(jax.random.fold_in(key, part))
     tokens = jnp.maximum(losses.counted(batch).sum(), 1).astype(jnp.float32)
     own = tuning.select(state.params, trained)
 
-    def gradient(rows, key):
-      (loss, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        own, state.params, state.balance, rows, state.step, tokens, key, taught
-      )
-      return loss, *sums, grads
+    def part(own, number, rows):
+      # Routers tell groups apart by their numbers, dropout by its key.
+      keys = {'dropout': keys_of(number)[0], 'router': keys_of(0)[1]}
+      rows = rows | {
+        'step': state.step,
+        'part': jnp.stack([number, accumulate]),
+      }
+      return forward(own, state.params, state.balance, rows, keys, taught)
 
-    def micro(carry, at):
-      index, rows = at
-      sums = gradient(rows, jax.random.fold_in(key, index))
-      return jax.tree.map(jnp.add, carry, sums), None
+    def finish(sums, weights=None):
+      aux = accumulation.balanced(model, state.balance, sums[-1], weights)
+      return (*sums[:-1], aux)
 
-    # Micro-batch a holds rows a, a + A, ...: each device keeps its own rows.
-    rows = jax.tree.map(
-      lambda v: v.reshape(-1, accumulate, *v.shape[1:]).swapaxes(0, 1), batch
+    weights = accumulation.total_weights(model, batch)
+    sums, grads = accumulation.gradient(
+      part,
+      lambda sums: total(finish(sums), tokens),
+      (lambda sums: total(finish(sums, weights), tokens)) if splits else None,
+      own,
+      accumulation.micro_batches(batch, accumulate, _mesh(model)),
     )
-    first = jax.tree.map(lambda v: v[0], rows)
-    if accumulate == 1:
-      sums = gradient(first, jax.random.fold_in(key, 0))
-    else:
-      shapes = jax.eval_shape(gradient, first, key)
-      zero = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
-      sums, _ = jax.lax.scan(micro, zero, (jnp.arange(accumulate), rows))
-    loss, nll, soft, aux, grads = sums
+    sums = finish(sums)
+    nll, _, soft, aux = sums
 
     updates, opt_state = tx.update(grads, state.opt_state, own)
     own = optax.apply_updates(own, updates)
@@ -134,35 +139,34 @@ def make_train_step(
     balance = _update_balance(model, state.balance, aux)
     metrics = {
       'loss': nll / tokens,
-      'total_loss': loss,
+      'total_loss': total(sums, tokens),
       'grad_norm': optax.tree.norm(grads),
       'tokens': (batch['segments'] > 0).sum(dtype=jnp.float32),
     }
     if teacher is not None:
       metrics['distill_loss'] = soft / tokens
-    metrics |= moe_metrics(moe_aux(model, aux), accumulate)
+    metrics |= moe_metrics(moe_aux(model, aux))
     return TrainState(state.step + 1, params, opt_state, balance), metrics
 
   return step_fn
 
 
-def moe_metrics(layers: list[tuple[str, Any]], parts: int) -> dict[str, Any]:
-  """Arrays of all MoE layers; {} for a dense model.
-
-  Args:
-    layers: from `moe_aux`, summed over micro-batches.
-    parts: micro-batches.
-  """
+def moe_metrics(layers: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Arrays of all MoE layers, from `moe_aux`; {} for a dense model."""
   if not layers:
     return {}
   stacked = jax.tree.map(lambda *v: jnp.stack(v), *(a for _, a in layers))
   return {
     'load': stacked.load_E,
     'cause': stacked.cause,
-    'entropy': stacked.entropy / parts,
+    'entropy': stacked.entropy,
     'health': stacked.health,
-    'balance': {k: v / parts for k, v in stacked.losses.items()},
+    'balance': stacked.losses,
   }
+
+
+def _mesh(model):
+  return next(iter(model.stacks.values())).mesh
 
 
 def _update_balance(model, balance, aux):
@@ -174,9 +178,7 @@ def _update_balance(model, balance, aux):
       return {'moe': {'state': state}}
     return {k: walk(rules, v, aux[k]) for k, v in state.items()}
 
-  rules = {
-    k: c.moe.keywords['balance'] for k, c in model.stacks.items() if c.moe
-  }
+  rules = accumulation.rules(model)
   return {k: walk(rules[k], v, aux[k]) for k, v in balance.items()}
 
 
@@ -209,7 +211,7 @@ def make_eval_step(model, num_documents: int) -> Callable:
     nats = nats.at[document_BL.reshape(-1)].add(nll_BL.reshape(-1))
     tokens = real_BL.sum(dtype=jnp.int32)
     return {'nats': nats[:-1], 'tokens': tokens} | moe_metrics(
-      moe_aux(model, aux), 1
+      moe_aux(model, aux)
     )
 
   return eval_fn
