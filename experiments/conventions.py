@@ -25,24 +25,22 @@ LOSS_HEAD = ('balance loss', 'rule', 'times', 'value')
 LOSSES = ('switch_loss', 'importance_loss', 'z_loss')
 
 
-def main(_: list[str]) -> None:
-  """Prints one row a convention."""
+def compare(T: int, E: int, *, spread: float = 1.0, seed: int = 0):
+  """Rows under HEAD, and rows under LOSS_HEAD, of T tokens and E experts."""
   import numpy as np
 
   from configs import presets, quickstart
   from moe_jax.analysis import conventions
   from moe_jax.models import factory
-  from moe_jax.plots import tables
 
-  T, E = _TOKENS.value, _EXPERTS.value
   if T < 8 or E < 2:
     raise ValueError(
       f'--tokens={T} must be at least 8, --experts={E} at least 2'
     )
-  rng = np.random.default_rng(_SEED.value)
+  rng = np.random.default_rng(seed)
   # Experts differ in how much they are liked, so that some overflow.
   liked_E = np.linspace(-0.5, 0.5, E)
-  logits_TE = liked_E + _SPREAD.value * rng.standard_normal((T, E))
+  logits_TE = liked_E + spread * rng.standard_normal((T, E))
   mask_T = np.arange(T) < T - T // 8
   rows, top_2 = [], None
   cases = [
@@ -78,21 +76,27 @@ def main(_: list[str]) -> None:
         f'{layers * m["loss"]:.5f}',
       )
     )
-  real = int(mask_T.sum())
-  print(
-    f'{T} tokens, {real} of them real, {E} experts; balance loss before its '
-    "weight: f P, for V-MoE the importance loss; last column: all the layer's "
-    'losses as a 12-layer model adds them up\n'
-  )
+  found = conventions.published_losses(top_2, logits_TE, mask_T)
+  return rows, [(*v[:2], f'{v[2]:.4g}', f'{v[3]:.4f}') for v in found]
+
+
+def main(_: list[str]) -> None:
+  """Prints one row a convention."""
+  from moe_jax.plots import tables
+
+  T, E = _TOKENS.value, _EXPERTS.value
+  rows, losses = compare(T, E, spread=_SPREAD.value, seed=_SEED.value)
   show = tables.markdown if _MARKDOWN.value else tables.text
+  print(
+    f'{T} tokens, {T - T // 8} of them real, {E} experts; balance loss before '
+    'its weight: f P, for V-MoE the importance loss; last column: all the '
+    "layer's losses as a 12-layer model adds them up\n"
+  )
   print(show(HEAD, rows))
   print(
     '\nThe balance loss of the top-2 choices elsewhere, and the rule here:\n'
   )
-  found = conventions.published_losses(top_2, logits_TE, mask_T)
-  print(
-    show(LOSS_HEAD, [(*v[:2], f'{v[2]:.4g}', f'{v[3]:.4f}') for v in found])
-  )
+  print(show(LOSS_HEAD, losses))
 
 
 if __name__ == '__main__':

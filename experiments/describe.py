@@ -15,7 +15,7 @@ whatever the collective, at balanced loads. `experiments.plan` compares
 dispatches, and counts a layer's buffers.
 --methods prints all methods of the repository instead, a line each: family,
 name, paper, whether it is causal, can do without a capacity, has a state, and
-how it is tested; --markdown as in the README, --json with a summary of each.
+how it is tested; --markdown for a page, --json with a summary of each.
 Not counted: activations, and what FSDP and tensor parallelism exchange.
 """
 
@@ -39,7 +39,7 @@ _MESH = flags.DEFINE_string(
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 _PARAMS = flags.DEFINE_bool('params', True, 'A line for each parameter.')
 _METHODS = flags.DEFINE_bool('methods', False, 'List all methods instead.')
-_MARKDOWN = flags.DEFINE_bool('markdown', False, 'The methods for the README.')
+_MARKDOWN = flags.DEFINE_bool('markdown', False, 'The methods in Markdown.')
 
 
 def main(_: list[str]) -> None:

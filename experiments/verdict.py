@@ -4,7 +4,6 @@
   python -m experiments.verdict --workdir=/tmp/moe_jax/capacity_factor \\
       --out=experiments/results/capacity_factor
   python -m experiments.verdict --workdir=experiments/results/capacity_factor
-  python -m experiments.verdict --index=experiments/results
 
 Reads results.jsonl of a sweep and the claims of the study file that it names,
 prints the verdicts and writes claims.json, results.md and figures to the
@@ -27,21 +26,15 @@ _STUDY = flags.DEFINE_string(
   'study', '', 'Study file in place of the one that the results name.'
 )
 _OUT = flags.DEFINE_string('out', '', 'Where the small files are kept.')
-_INDEX = flags.DEFINE_string(
-  'index', '', 'Prints the Markdown table of all claims kept in this folder.'
-)
 
 
 def main(_: list[str]) -> None:
   """Prints the table of verdicts and writes the files."""
   from moe_jax.plots import tables
-  from moe_jax.studies import index, report, results, study as study_lib
+  from moe_jax.studies import report, results, study as study_lib
 
-  if bool(_INDEX.value) == bool(_WORKDIR.value):
-    raise ValueError('give --workdir or --index, one of them')
-  if _INDEX.value:
-    print(index.markdown(index.read(_INDEX.value)), end='')
-    return
+  if not _WORKDIR.value:
+    raise ValueError('give --workdir, of a sweep or of kept results')
   path = pathlib.Path(_WORKDIR.value) / results.FILE
   rows = results.read(path)
   spec, changed = report.source(rows, str(path))

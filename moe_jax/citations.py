@@ -310,6 +310,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-  """The rows of `methods` as the table of the README."""
+  """The rows of `methods` as a table in Markdown."""
   cells = [_HEADER, ('---',) * len(_HEADER), *map(_cells, rows)]
   return '\n'.join(f'| {" | ".join(c)} |' for c in cells)

@@ -215,11 +215,14 @@ def test_index_of_kept_claims(tmp_path):
     c |= {'low': mean and -1.5, 'high': mean and -0.7}
     found = {'study': name, 'size': 'quick', 'claims': [c]}
     (where / 'claims.json').write_text(json.dumps(found))
-  lines = index.markdown(index.read(tmp_path)).split('\n')
+  page = index.page(index.read(tmp_path))
+  lines = [line for line in page.split('\n') if line.startswith('|')]
   assert lines[0].startswith('| study | size | claims | about quality | repr')
-  assert lines[2].endswith('/a/results.md) | quick | 1 | 1 | 1 | 0 | 0 | 0 |')
+  assert lines[2].startswith(
+    '| [`a`](a/results.md) | quick | 1 | 1 | 1 | 0 | 0 | 0 |'
+  )
   assert lines[4] == '| all |  | 2 | 2 | 1 | 0 | 0 | 1 |'
-  assert '| -1 (-1.5 to -0.7) | < -0.5 | reproduced |' in lines[8]
-  assert '| - | < -0.5 | not run |' in lines[9]
+  assert '| -1 (-1.5 to -0.7) | < -0.5 | reproduced |' in lines[7]
+  assert '| - | < -0.5 | not run |' in lines[8]
   with pytest.raises(ValueError, match='holds no'):
     index.read(tmp_path / 'a')

@@ -11,7 +11,7 @@ on matrix products: `band` tiles of rows take turns along the columns, for what
 they share to stay in the cache.
 
 On an NVIDIA H200 in bfloat16 it reaches 67 to 104 % of the rate of a plain
-square product (README, Speed). The default tiles are the best of eleven there,
+square product (results/bench). The default tiles are the best of eleven there,
 or within the spread of the best; three or four stages and bands of 8 or 16 make
 no difference that shows. An array above 4 GiB is addressed by 64 bits. jax 0.12
 announces the end of the Triton backend of Pallas.
