@@ -2,19 +2,37 @@
 
 Tests mostly compile, each program once: XLA's expensive passes are off, which
 saves a third of the time. `MOE_JAX_OPTIMIZED=1` leaves them on; CI does, for
-the slow tests.
+the slow tests. tests/bill.py prints what the session cost.
 """
 
+import gc
 import os
 
 import jax
+import pytest
+
+from tests import bill
 
 jax.config.update('jax_num_cpu_devices', 8)
 if os.environ.get('MOE_JAX_OPTIMIZED') != '1':
   jax.config.update('jax_disable_most_optimizations', True)
 
 
+def pytest_configure(config):
+  config.pluginmanager.register(bill.Plugin(), 'bill')
+
+
 def pytest_sessionstart(session):
   del session
   found = jax.devices()
   assert len(found) == 8 and found[0].platform == 'cpu', found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+  """A file's programs go when it ends: those of all files are gigabytes."""
+  result = yield
+  if nextitem is None or nextitem.path != item.path:
+    jax.clear_caches()
+    gc.collect()
+  return result
