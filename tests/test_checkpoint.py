@@ -380,8 +380,8 @@ def same(got, step):
   )
 
 if rank == 0:  # The other must wait for it.
-  write = checkpoint._write_manifest
-  checkpoint._write_manifest = lambda path: (time.sleep(0.3), write(path))
+  write = checkpoint.manifest.write
+  checkpoint.manifest.write = lambda path: (time.sleep(0.3), write(path))
 
 with checkpoint.Checkpointer(directory, keep=2) as c:
   for s in (1, 2, 3):

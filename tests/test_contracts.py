@@ -46,6 +46,7 @@ CORE = {'types', 'registry', 'parallel', 'kernels'}
 ALLOWED = {
   'types': set(),
   'registry': set(),
+  'manifest': set(),
   'parallel': {'registry'},
   'kernels': {'registry', 'parallel'},
   'routers': CORE,
@@ -65,7 +66,7 @@ ALLOWED = {
   'models': CORE | {'balancing', 'experts', 'layers', 'seating'},
   'seating': {'types', 'registry'},
   'planning': set(),
-  'data': {'registry'},
+  'data': {'registry', 'manifest'},
   'plots': set(),
 }
 # Outside libraries that a room must do without.

@@ -13,7 +13,7 @@ import os
 import tensorflow_datasets as tfds
 from absl import logging
 
-from moe_jax.data import splitting, stdlib, text_files
+from moe_jax.data import derived, splitting, stdlib, text_files
 
 # They last for tenths of a second.
 tfds.disable_progress_bar()
@@ -115,23 +115,14 @@ def _build(cls, domains, parts, split, cache_dir) -> tuple[str, str]:
     digest.update(hashlib.sha256(part).digest())
   root = os.path.join(cache_dir, 'tfds', digest.hexdigest()[:16])
   name = f'{cls.name}:{cls.VERSION}'
-  if not _is_built(root, cls):
+
+  def make(made):
     train, validation = split()
     builder = cls(
-      train=train, validation=validation, domains=domains, data_dir=root
+      train=train, validation=validation, domains=domains, data_dir=made
     )
-    try:
-      # TFDS writes under a name of this process and renames at the end, so a
-      # killed build leaves nothing that looks complete.
-      with contextlib.redirect_stdout(io.StringIO()):  # six lines, two bars
-        builder.download_and_prepare()
-    except OSError:
-      # A rename fails where another process was first with the same bytes.
-      if not _is_built(root, cls):
-        raise
+    with contextlib.redirect_stdout(io.StringIO()):  # six lines, two bars
+      builder.download_and_prepare()
+
+  derived.directory(root, make)
   return name, root
-
-
-def _is_built(root, cls) -> bool:
-  path = os.path.join(root, cls.name, str(cls.VERSION), 'dataset_info.json')
-  return os.path.exists(path)

@@ -5,18 +5,21 @@ hash. The result is cached, so that a window of any epoch is found by a search,
 with no further pass. A small split's tokens are kept too, memory-mapped; those
 of a large one are made again from its text, read by index, when asked for. The
 pass reads all of a split: name a slice, such as 'train[:1%]', of a huge one.
+
+Opening the cache reads it once, to compare digests (see `derived`): at most the
+tokens that are kept and 20 bytes a document, in all some 0.3 s.
 """
 
 import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
+
+from moe_jax.data import derived
 
 TOKENS_KEPT = 1 << 28  # tokens; above it (0.5 GiB of bytes) they are not stored
 _READ = 1024  # records read at once
@@ -105,17 +108,10 @@ def open_documents(
   parts += _stamps(str(info.data_dir))
   name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
   index_dir = os.path.join(cache_dir, 'index', name)
-  if not os.path.isdir(index_dir):
-    os.makedirs(os.path.dirname(index_dir), exist_ok=True)
-    made = tempfile.mkdtemp(dir=os.path.dirname(index_dir), prefix='making_')
-    try:
-      _index(source, made, tokenizer, text_field, domains)
-      os.rename(made, index_dir)
-    except OSError:
-      if not os.path.isdir(index_dir):  # else another process was first
-        raise
-    finally:
-      shutil.rmtree(made, ignore_errors=True)
+  derived.directory(
+    index_dir,
+    lambda made: _index(source, made, tokenizer, text_field, domains),
+  )
   return Documents(source, index_dir, tokenizer, text_field, domains)
 
 

@@ -14,7 +14,6 @@ The directory is on a file system that renames atomically (no object store), and
 is shared by all processes.
 """
 
-import hashlib
 import json
 import os
 import pathlib
@@ -29,7 +28,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-_MANIFEST, _META, _STATE = 'MANIFEST.json', 'meta.json', 'state'
+from moe_jax import manifest
+
+_META, _STATE = 'meta.json', 'state'
 _TMP, _QUARANTINE = '_tmp', '_quarantine'
 
 
@@ -169,7 +170,7 @@ class Checkpointer:
       if jax.process_index() != 0:
         return
       (tmp / _META).write_text(meta)
-      _write_manifest(tmp)
+      manifest.write(tmp)
       os.rename(tmp, self.directory / str(step))
       for old in self._steps()[: -self.keep]:
         # A kill during deletion must not leave half a step in sight.
@@ -199,12 +200,12 @@ class Checkpointer:
       if step not in steps:
         have = ', '.join(map(str, steps)) or 'none'
         return -1, f'no step {step} in {self.directory}; there are: {have}'
-      fault = _fault(self.directory / str(step))
+      fault = manifest.fault(self.directory / str(step))
       if fault:
         return -1, f'{self.directory / str(step)} is damaged: {fault}'
       return step, ''
     for s in reversed(steps):
-      fault = _fault(self.directory / str(s))
+      fault = manifest.fault(self.directory / str(s))
       if not fault:
         return s, ''
       self._quarantine(s, fault)
@@ -312,38 +313,3 @@ def _check(
     raise ValueError(
       f'checkpoint {path} does not fit the state: {"; ".join(faults[:8])}{more}'
     )
-
-
-def _digest(path: pathlib.Path) -> str:
-  with path.open('rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def _write_manifest(step: pathlib.Path) -> None:
-  files = {
-    p.relative_to(step).as_posix(): [p.stat().st_size, _digest(p)]
-    for p in sorted(step.rglob('*'))
-    if p.is_file()
-  }
-  # Without white space there is no byte in it that may change unnoticed.
-  text = json.dumps({'files': files}, separators=(',', ':'))
-  (step / _MANIFEST).write_text(text)
-
-
-def _fault(step: pathlib.Path) -> str:
-  """What is wrong with a step's directory; '' where nothing is."""
-  try:
-    files = json.loads((step / _MANIFEST).read_bytes())['files']
-    files = [(name, size, digest) for name, (size, digest) in files.items()]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    return f'no readable {_MANIFEST} ({type(e).__name__})'
-  for name, size, digest in files:
-    path = step / name
-    try:
-      if path.stat().st_size != size:
-        return f'{name} has {path.stat().st_size} bytes, not {size}'
-      if _digest(path) != digest:
-        return f'{name} does not match its SHA-256'
-    except OSError as e:
-      return f'{name}: {e.strerror}'
-  return ''

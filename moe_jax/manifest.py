@@ -1,0 +1,48 @@
+"""SHA-256 digests of a directory's files, kept among them.
+
+Neither file systems nor the libraries that read these files notice a flipped
+bit. Costs one pass over the files, at 1 to 2 GiB a second on a CPU that has
+instructions for SHA.
+"""
+
+import hashlib
+import json
+import pathlib
+
+NAME = 'MANIFEST.json'
+
+
+def write(directory: pathlib.Path) -> None:
+  """Writes the manifest of all files in and under a directory."""
+  files = {
+    p.relative_to(directory).as_posix(): [p.stat().st_size, _digest(p)]
+    for p in sorted(directory.rglob('*'))
+    if p.is_file() and p != directory / NAME
+  }
+  # Without white space there is no byte in it that may change unnoticed.
+  text = json.dumps({'files': files}, separators=(',', ':'))
+  (directory / NAME).write_text(text)
+
+
+def fault(directory: pathlib.Path) -> str:
+  """What is wrong with a directory that has a manifest; '' where nothing is."""
+  try:
+    files = json.loads((directory / NAME).read_bytes())['files']
+    files = [(name, size, digest) for name, (size, digest) in files.items()]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    return f'no readable {NAME} ({type(e).__name__})'
+  for name, size, digest in files:
+    path = directory / name
+    try:
+      if path.stat().st_size != size:
+        return f'{name} has {path.stat().st_size} bytes, not {size}'
+      if _digest(path) != digest:
+        return f'{name} does not match its SHA-256'
+    except OSError as e:
+      return f'{name}: {e.strerror}'
+  return ''
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open('rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
