@@ -110,7 +110,8 @@ def find(
   for arm in study.arms:
     for seed in arm.seeds if arm.stage == 'pretrain' else ():
       key = arm.name, seed
-      row = known.get((results.arm_digest(study, arm), seed))
+      found = [(d, seed) for d in results.arm_digests(study, arm)]
+      row = next((known[k] for k in found if k in known), None)
       if row and latest.get(key, {}).get('status') not in results.FINISHED:
         elsewhere[key] = directory((row['arm'], seed))
         new.append(_copy(study, arm, row, elsewhere[key]))

@@ -20,7 +20,7 @@ from absl import logging
 
 import moe_jax
 from moe_jax.studies import study as study_lib
-from moe_jax.training import configs
+from moe_jax.training import config_history, configs
 
 FILE = 'results.jsonl'
 DONE, DIVERGED, FAILED = 'done', 'diverged', 'failed'
@@ -55,27 +55,44 @@ def without_paths(text: str) -> str:
   return re.sub(r'(?<![\w.:/])~?/(?:[^\s/:\'",;]+/)*', '', text)
 
 
-def digest(config: Any, origins: Mapping[str, str] | None = None) -> str:
+def digests(config: Any, origins: Mapping[str, str] | None = None) -> list[str]:
   """Of a run's config, less its seed and the machine's paths.
 
   Args:
     config: of the run.
     origins: {'init_from': name of the arm}, where it has such.
+
+  Returns:
+    Today's digest, and those that earlier code gave to the same run, which had
+    fewer fields then; newest first.
   """
-  flat = placeholders(configs.flatten(config))
-  flat.pop('seed', None)
-  for field in ('data.cache', 'train.init_from', 'train.teacher'):
+  flat = configs.flatten(config)
+  for field in ('seed', 'data.cache', 'train.init_from', 'train.teacher'):
     flat.pop(field, None)
-  flat |= {f'train.{k}': v for k, v in (origins or {}).items()}
-  text = json.dumps(flat, sort_keys=True, default=list)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  named = {f'train.{k}': v for k, v in (origins or {}).items()}
+  found = []
+  for form in config_history.forms(flat):
+    form = placeholders(form) | named
+    text = json.dumps(form, sort_keys=True, default=list)
+    found.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+  return found
+
+
+def digest(config: Any, origins: Mapping[str, str] | None = None) -> str:
+  """The first of `digests`."""
+  return digests(config, origins)[0]
+
+
+def arm_digests(study: study_lib.Study, arm: study_lib.Arm) -> list[str]:
+  """`digests` of an arm: the same for all of its seeds."""
+  names = {'init_from': arm.init_from, 'teacher': arm.teacher}
+  named = {k: v for k, v in names.items() if v}
+  return digests(study.config_of(arm, 0), named)
 
 
 def arm_digest(study: study_lib.Study, arm: study_lib.Arm) -> str:
-  """`digest` of an arm: the same for all of its seeds."""
-  names = {'init_from': arm.init_from, 'teacher': arm.teacher}
-  named = {k: v for k, v in names.items() if v}
-  return digest(study.config_of(arm, 0), named)
+  """The first of `arm_digests`."""
+  return arm_digests(study, arm)[0]
 
 
 def append(path: pathlib.Path, row: Row) -> None:
@@ -150,10 +167,10 @@ def check(path: pathlib.Path, study: study_lib.Study) -> list[Row]:
         f'{path} holds results of {theirs}, this is {ours}; choose another '
         'workdir'
       )
-  arms = {a.name: arm_digest(study, a) for a in study.arms}
+  arms = {a.name: arm_digests(study, a) for a in study.arms}
   for row in latest(rows).values():
     name = row['arm']
-    if name in arms and row['config_digest'] != arms[name]:
+    if name in arms and row['config_digest'] not in arms[name]:
       raise ValueError(
         f'{path} holds results of arm {name!r} with another config'
         f'{_difference(row, study)}; choose another workdir'
