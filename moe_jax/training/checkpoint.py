@@ -29,6 +29,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from moe_jax import manifest
+from moe_jax.training import finite
 
 _META, _STATE = 'meta.json', 'state'
 _TMP, _QUARANTINE = '_tmp', '_quarantine'
@@ -95,8 +96,9 @@ class Checkpointer:
   ) -> tuple[Any, dict[str, Any]]:
     """Reads the newest step that is whole, or the step asked for.
 
-    A damaged newest step is moved to `_quarantine/` with a line in the log, and
-    the one before it is tried. A step asked for by number is never moved.
+    A newest step that is damaged, or whose numbers are not finite, is moved to
+    `_quarantine/` with a line in the log, and the one before it is tried. A
+    step asked for by number is never moved.
 
     Args:
       abstract_state: pytree of jax.ShapeDtypeStruct with shardings (any mesh),
@@ -112,18 +114,18 @@ class Checkpointer:
         of another shape or dtype, by name.
     """
     self.wait()
-    path = self.directory / str(self._choose(step))
-    meta = json.loads((path / _META).read_text())
-    wanted = named(abstract_state)
-    _check(meta['leaves'], wanted, path, partial)
-    stored = {k: v for k, v in wanted.items() if v.size}
-    read = _read_part if partial else self._orbax.restore
-    state = read(path / _STATE, stored) if stored else {}
-    for k, v in wanted.items():
-      if k not in stored:
-        state[k] = jax.device_put(jnp.zeros(v.shape, v.dtype), v.sharding)
-    treedef = jax.tree.structure(abstract_state)
-    return treedef.unflatten(state[k] for k in wanted), meta['data']
+    passed: set[int] = set()
+    while True:
+      chosen = self._choose(step, passed)
+      state, data = self._read(chosen, abstract_state, partial)
+      fault = finite.fault(named(state))
+      if not fault:
+        return state, data
+      if step is not None:
+        raise ValueError(f'{self.directory / str(step)}: {fault}')
+      passed.add(chosen)
+      if jax.process_index() == 0:
+        self._quarantine(chosen, fault)
 
   def wait(self) -> None:
     """Blocks until the running save is on disk, for every process.
@@ -182,18 +184,35 @@ class Checkpointer:
         f'checkpoint of step {step} in {self.directory} was not saved: {e}'
       ) from e
 
-  def _choose(self, step: int | None) -> int:
+  def _read(
+    self, step: int, abstract_state: Any, partial: bool
+  ) -> tuple[Any, dict[str, Any]]:
+    """`restore`, of a step that is whole."""
+    path = self.directory / str(step)
+    meta = json.loads((path / _META).read_text())
+    wanted = named(abstract_state)
+    _check(meta['leaves'], wanted, path, partial)
+    stored = {k: v for k, v in wanted.items() if v.size}
+    read = _read_part if partial else self._orbax.restore
+    state = read(path / _STATE, stored) if stored else {}
+    for k, v in wanted.items():
+      if k not in stored:
+        state[k] = jax.device_put(jnp.zeros(v.shape, v.dtype), v.sharding)
+    treedef = jax.tree.structure(abstract_state)
+    return treedef.unflatten(state[k] for k in wanted), meta['data']
+
+  def _choose(self, step: int | None, passed: set[int]) -> int:
     """The step to read: process 0 verifies, all processes agree."""
     choice, error = -1, 'process 0 found no usable checkpoint; see its error'
     if jax.process_index() == 0:
-      choice, error = self._verified(step)
+      choice, error = self._verified(step, passed)
     if jax.process_count() > 1:
       choice = int(multihost_utils.broadcast_one_to_all(np.int32(choice)))
     if choice < 0:
       raise ValueError(error)
     return choice
 
-  def _verified(self, step: int | None) -> tuple[int, str]:
+  def _verified(self, step: int | None, passed: set[int]) -> tuple[int, str]:
     """(a step that is whole, '') or (-1, what to tell the user)."""
     steps = self._steps()
     if step is not None:
@@ -204,15 +223,16 @@ class Checkpointer:
       if fault:
         return -1, f'{self.directory / str(step)} is damaged: {fault}'
       return step, ''
-    for s in reversed(steps):
+    for s in sorted(set(steps) - passed, reverse=True):
       fault = manifest.fault(self.directory / str(s))
       if not fault:
         return s, ''
       self._quarantine(s, fault)
-    if not steps:
+    tried = len(passed.union(steps))
+    if not tried:
       return -1, f'{self.directory} holds no checkpoint'
     return -1, (
-      f'{self.directory} holds no usable checkpoint: all {len(steps)} were'
+      f'{self.directory} holds no usable checkpoint: all {tried} were'
       f' damaged and are in {_QUARANTINE}/'
     )
 

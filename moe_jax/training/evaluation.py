@@ -42,6 +42,9 @@ class Evaluator:
       'eval/<domain>/documents' and '/bytes'. The end of a document costs bits
       and counts no byte. Of a task, what `tasks.TaskData.scores` says in
       place of the loss and the bits.
+
+    Raises:
+      FloatingPointError: the loss of a document is not finite; names it.
     """
     s, start = self._session, time.monotonic()
     sums, count = None, 0
@@ -57,6 +60,12 @@ class Evaluator:
       sums = out if sums is None else jax.tree.map(jnp.add, sums, out)
     sums = jax.device_get(sums)
     nats_N = sums['nats'].astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(nats_N))
+    if bad.size:
+      raise FloatingPointError(
+        f'eval/loss is {nats_N[bad].sum()}, by {bad.size} of {nats_N.size} '
+        f'documents, such as {s.data.documents[bad[0]].name!r}'
+      )
     metrics = {'eval/loss': float(nats_N.sum() / max(sums['tokens'], 1))}
     if 'cause' in sums:
       cause_QC = np.asarray(sums['cause'], np.int64)
