@@ -118,6 +118,7 @@ def get_config(arg='moe'):
   train.optimizer = 'adamw(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1)'
   train.schedule = 'cosine(peak=4e-3, warmup=50, final=2e-4)'
   train.log_every = 10
+  # Steps between evaluations, and checkpoints; 0 is at the end alone.
   train.eval_every = 0
   train.checkpoint_every = 250
   # Steps between checks that copies on several devices are equal; 0 is never.

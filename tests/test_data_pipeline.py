@@ -92,7 +92,7 @@ def test_processes_hold_slices_of_the_same_batch(load, processes):
 def test_resuming_equals_running_through(load):
   data = load()
   through = _take(data.train(seed=2, batch_size=4), 12)
-  resumed = _take(data.train(seed=2, batch_size=4, start_step=9), 3)
+  resumed = _take(data.train(seed=2, batch_size=4, first_row=36), 3)
   for a, b in zip(through[9:], resumed):
     _equal(a, b)
 

@@ -189,7 +189,7 @@ def test_epochs_are_permutations_of_seed_and_epoch():
   ]
   assert other != seen
   # Another batch size cuts the same rows; a start goes on where it would be.
-  wide = data.train(seed=3, batch_size=5, start_step=2)
+  wide = data.train(seed=3, batch_size=5, first_row=10)
   assert names(data, next(wide)) == epochs[2]
   assert names(data, next(wide)) == epochs[3]
 
@@ -200,7 +200,7 @@ def test_processes_get_slices_of_the_same_batch():
   parts = [
     next(
       data.train(
-        seed=0, batch_size=4, start_step=1, process_index=p, process_count=2
+        seed=0, batch_size=4, first_row=4, process_index=p, process_count=2
       )
     )
     for p in range(2)

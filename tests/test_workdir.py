@@ -11,7 +11,7 @@ import sys
 import pytest
 from ml_collections import config_dict
 
-from moe_jax.training import configs, workdir
+from moe_jax.training import config_history, configs, workdir
 
 CONFIG = {
   'seed': 0,
@@ -19,6 +19,12 @@ CONFIG = {
   'eval': {'batch_size': 2, 'max_bytes': 0},
   'data': {'domains': ['a', 'b']},
 }
+
+
+@pytest.fixture(autouse=True)
+def no_history(monkeypatch):
+  """These configs are whole as they are, without the fields of real ones."""
+  monkeypatch.setattr(config_history, 'CHANGES', ())
 
 
 def changed(**fields):
@@ -87,11 +93,17 @@ def test_allowed_fields_may_differ(tmp_path):
   with pytest.raises(ValueError, match=r'train\.steps is 10') as e:
     prepare(tmp_path, other, allow=('eval', 'train.step', 'train.steps.x'))
   assert 'eval.' not in str(e.value)
+  before = tree(tmp_path)
   assert prepare(tmp_path, other, allow=('eval', 'train.steps')) is True
+  assert tree(tmp_path) == before  # until it is known that the run goes on
+  workdir.adopt(tmp_path, other)
   assert workdir.read_config(tmp_path) == other
   assert json.loads((tmp_path / 'config_1.json').read_text()) == CONFIG
   assert prepare(tmp_path, CONFIG, allow=('eval', 'train.steps')) is True
+  workdir.adopt(tmp_path, CONFIG)
+  workdir.adopt(tmp_path, CONFIG)
   assert json.loads((tmp_path / 'config_2.json').read_text()) == other
+  assert set(tree(tmp_path)) == {f'config{n}.json' for n in ('', '_1', '_2')}
 
 
 def test_restart_moves_and_deletes_nothing(tmp_path):
@@ -154,8 +166,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 
 def owner(path):
-  text = (path / 'lock').read_text()
-  return json.loads(text) if text else None
+  lock = path / 'lock'
+  return json.loads(lock.read_text()) if lock.exists() else None
 
 
 def test_lock_names_its_owner_and_is_released(tmp_path):
@@ -166,7 +178,7 @@ def test_lock_names_its_owner_and_is_released(tmp_path):
   assert owner(tmp_path) is None
   with pytest.raises(ValueError):
     prepare(tmp_path, changed(seed=1))
-  assert owner(tmp_path) is None  # A refusal does not keep the lock.
+  assert not (tmp_path / 'lock').exists()  # A refusal leaves no lock.
   prepare(tmp_path)
   prepare(tmp_path)  # One process may run again in its own directory.
   workdir.release(tmp_path / 'nowhere')

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 
-def check_counters(seed: int, step: int) -> None:
-  """Raises ValueError where one of them is below 0."""
-  for what, value in (('seed', seed), ('step', step)):
+def check_counters(**counters: int) -> None:
+  """Raises ValueError, with its name, where one of them is below 0."""
+  for what, value in counters.items():
     if value < 0:
       raise ValueError(f'{what}={value}: expected 0 or more')
 

@@ -1,12 +1,12 @@
-"""Batches of text: a pure function of (seed, step).
+"""Batches of text: a pure function of (seed, first row, rows).
 
     data = pipeline.load(config.data, cache_dir='/tmp/data')
     for batch in data.train(seed=0, batch_size=64):
       ...
 
-The global batch of a step has the same rows in the same order on any number of
-processes and threads; a process gets its contiguous slice. So the state of the
-data is one integer, the step.
+A global batch has the same rows in the same order on any number of processes
+and threads; a process gets its contiguous slice. So the state of the data is
+one integer, the rows there have been.
 """
 
 import hashlib
@@ -189,30 +189,32 @@ class Data:
     *,
     seed: int,
     batch_size: int,
-    start_step: int = 0,
+    first_row: int = 0,
     process_index: int = 0,
     process_count: int = 1,
   ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's slices of the global batches from `start_step` on.
+    """This process's slices of the global batches, from a row on.
 
     Args:
       seed: 0 or more; of the order, the windows and the noise.
       batch_size: rows of the global batch.
-      start_step: the step of the first batch.
+      first_row: of the first batch; rows are numbered through all epochs, and
+        a row is the same whatever batch it is in.
       process_index: of this process.
       process_count: processes, which must divide batch_size.
     """
     mine = batches.rows_of(batch_size, process_index, process_count)
-    batches.check_counters(seed, start_step)
-    make = lambda step: self._make(seed, [step * batch_size + i for i in mine])
+    batches.check_counters(seed=seed, first_row=first_row)
+    mine = [first_row + i for i in mine]
+    make = lambda n: self._make(seed, [n * batch_size + i for i in mine])
     return batches.prefetched(
-      range(start_step, sys.maxsize // batch_size), make
+      range((sys.maxsize - first_row) // batch_size), make
     )
 
   def batch(self, *, seed: int, batch_size: int, step: int) -> dict:
     """The whole global batch of a step."""
     rows = [step * batch_size + i for i in batches.rows_of(batch_size, 0, 1)]
-    batches.check_counters(seed, step)
+    batches.check_counters(seed=seed, step=step)
     return self._make(seed, rows)
 
   def _make(self, seed, rows):

@@ -178,20 +178,21 @@ class TaskData:
     *,
     seed: int,
     batch_size: int,
-    start_step: int = 0,
+    first_row: int = 0,
     process_index: int = 0,
     process_count: int = 1,
   ) -> Iterator[dict[str, np.ndarray]]:
     """As `pipeline.Data.train`: slices of the global batches, without end."""
     mine = batches.rows_of(batch_size, process_index, process_count)
-    batches.check_counters(seed, start_step)
-    make = lambda step: self._make(seed, [step * batch_size + i for i in mine])
-    steps = range(start_step, sys.maxsize // batch_size)
-    return batches.prefetched(steps, make)
+    batches.check_counters(seed=seed, first_row=first_row)
+    mine = [first_row + i for i in mine]
+    make = lambda n: self._make(seed, [n * batch_size + i for i in mine])
+    count = (sys.maxsize - first_row) // batch_size
+    return batches.prefetched(range(count), make)
 
   def batch(self, *, seed: int, batch_size: int, step: int) -> dict:
     """The whole global batch of a step."""
-    batches.check_counters(seed, step)
+    batches.check_counters(seed=seed, step=step)
     rows = batches.rows_of(batch_size, 0, 1)
     return self._make(seed, [step * batch_size + i for i in rows])
 

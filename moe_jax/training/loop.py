@@ -1,7 +1,6 @@
 """The training run, from config to report; it reads from top to bottom."""
 
 import contextlib
-import json
 import math
 import pathlib
 import time
@@ -22,11 +21,13 @@ from moe_jax.training import (
   probes,
   progress,
   rates,
+  resume,
   session as session_lib,
   sources,
   start as start_lib,
   state as state_lib,
   step as step_lib,
+  stops,
   teacher as teacher_lib,
   trail as trail_lib,
   tuning,
@@ -60,14 +61,15 @@ def train(
 
   Raises:
     ValueError: config, data or workdir do not fit; nothing was written.
-    FloatingPointError: the loss is not finite; names step and checkpoint.
+    FloatingPointError: loss, state or evaluation are not finite; names step
+      and checkpoint.
     RuntimeError: from `replicas.check`.
   """
   lead = jax.process_index() == 0
   config_dict = configs.to_dict(config)
   session_lib.plan(config)  # a wrong field costs no data, and no workdir
   probes.check(config)
-  done = None if restart else _finished(workdir, config.train.steps)
+  done = None if restart else resume.finished(workdir, config_dict)
   if not done:
     sources.find(config, teacher_lib.FIELD)
     if restart or not start_lib.goes_on(workdir):
@@ -78,6 +80,7 @@ def train(
   if lead:
     print('data: reading or building the corpus ...', flush=True)
   try:
+    earlier = {} if restart else resume.check(workdir, config_dict)
     if session is None:
       session = session_lib.make(config, workdir, allow_download=allow_download)
     session = session.with_seed(config.seed)
@@ -88,8 +91,8 @@ def train(
       load = lambda: teacher_lib.load(session)
       teacher = session.program('teacher', load)
   except Exception:
-    if fresh:
-      workdir_lib.withdraw(workdir)
+    withdraw = workdir_lib.withdraw if fresh else workdir_lib.release
+    withdraw(workdir)
     raise
   multihost_utils.sync_global_devices('data')
   if lead:
@@ -97,24 +100,25 @@ def train(
 
   if done:
     print(f'{workdir} is finished; --restart begins anew')
+    workdir_lib.release(workdir)
     return done
 
-  with checkpoint.Checkpointer(
-    pathlib.Path(workdir) / 'checkpoints', config.train.keep
-  ) as checkpoints:
+  path = pathlib.Path(workdir)
+  with (
+    contextlib.ExitStack() as leaving,
+    checkpoint.Checkpointer(
+      path / 'checkpoints', config.train.keep
+    ) as checkpoints,
+  ):
+    leaving.callback(workdir_lib.release, workdir)
     summary = _train(
       session, workdir, config_dict, checkpoints, start, teacher, lead
     )
-  if lead:
-    writers.write_json(pathlib.Path(workdir) / 'summary.json', summary)
+    # Of a run that was over, only what an evaluation gives is new.
+    summary |= earlier
+    if lead:
+      writers.write_json(path / 'summary.json', summary)
   return summary
-
-
-def _finished(workdir: str, steps: int) -> dict[str, Any] | None:
-  """The summary of a run that is over after so many steps."""
-  path = pathlib.Path(workdir) / 'summary.json'
-  done = json.loads(path.read_text()) if path.exists() else {'steps': None}
-  return done if done['steps'] == steps else None
 
 
 def _train(
@@ -132,8 +136,9 @@ def _train(
         f'{workdir} was trained on other data ({kept["fingerprint"][:12]}, now '
         f'{session.data.fingerprint[:12]}); --restart begins anew'
       )
-    start = kept['data_step']
+    start, rows = int(state.step), resume.row(kept)
     if lead:
+      workdir_lib.adopt(workdir, config_dict)
       print(f'resumes {workdir} at step {start}')
   else:
     initialize = session.program(
@@ -146,6 +151,7 @@ def _train(
       ),
     )
     state, start = initialize(jax.random.key(config.seed)), 0
+    rows = 0  # trained on before this start
     state = begin(state) if begin else state
 
   c = config.train
@@ -180,7 +186,7 @@ def _train(
   batches = session.data.train(
     seed=config.seed,
     batch_size=c.batch_size,
-    start_step=start,
+    first_row=rows,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
@@ -196,7 +202,7 @@ def _train(
     """Waits for a step's metrics and checks them; a row at log steps."""
     metrics = jax.device_get(arrays)
     clock.tick(float(metrics['tokens']))
-    _check_finite(step, metrics, checkpoints)
+    stops.check_metrics(step, metrics, checkpoints)
     trail.add(step, metrics)
     if step > 1 and step % c.log_every and step < c.steps:
       return {}
@@ -227,16 +233,18 @@ def _train(
       if c.check_replicas_every and step % c.check_replicas_every == 0:
         with clock.paused():
           replicas.check((state, metrics), step)
-      saves = step % c.checkpoint_every == 0 or step == c.steps
-      judges = step == c.steps or (c.eval_every and step % c.eval_every == 0)
+      last = step == c.steps
+      saves = last or (c.checkpoint_every and step % c.checkpoint_every == 0)
+      judges = last or (c.eval_every and step % c.eval_every == 0)
       if not (saves or judges):
         continue
-      # A state is saved or judged only once its own loss is known to be good,
-      # and a step's line is written before its checkpoint.
+      # A state is saved or judged only once it is known to be good, and a
+      # step's line is written before its checkpoint.
       row, pending = fetch(*pending), None
       with clock.paused():
+        stops.check_state(step, state, checkpoints)
         if judges:
-          scores = evaluate(state.params, state.balance)
+          scores = stops.judge(step, evaluate, state, checkpoints)
           bounds = ('_low', '_high')
           row |= {k: v for k, v in scores.items() if not k.endswith(bounds)}
         report(step, row)
@@ -245,13 +253,13 @@ def _train(
             step,
             state,
             {
-              'data_step': step,
+              'rows': rows + (step - start) * c.batch_size,
               'fingerprint': session.data.fingerprint,
               'config': config_dict,
             },
           )
-  if start >= c.steps:  # killed after the last checkpoint
-    scores = evaluate(state.params, state.balance)
+  if start >= c.steps:  # killed after the last checkpoint, or judged anew
+    scores = stops.judge(start, evaluate, state, checkpoints)
   facts = _facts(session, rate, clock) | _last(last_row) | trail.summary()
   # From the file, which a resumed run goes on with.
   best = writers.largest(workdir, 'eval/accuracy')
@@ -302,18 +310,6 @@ class _Clock:
   @property
   def seconds(self) -> float:
     return time.monotonic() - self._began
-
-
-def _check_finite(step: int, metrics, checkpoints) -> None:
-  for name in ('loss', 'total_loss', 'grad_norm'):
-    if not math.isfinite(metrics[name]):
-      checkpoints.wait()  # for one that is still being written
-      good = checkpoints.latest()
-      kept = f'step {good} in {checkpoints.directory}'
-      raise FloatingPointError(
-        f'{name} is {float(metrics[name])} at step {step}; last good '
-        f'checkpoint: {kept if good is not None else "none"}'
-      )
 
 
 def _row(metrics, session, last_load) -> dict[str, Any]:

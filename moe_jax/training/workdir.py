@@ -8,6 +8,7 @@ WORKDIR/data/          built data; survives a restart
 """
 
 import atexit
+import contextlib
 import errno
 import fcntl
 import json
@@ -16,11 +17,12 @@ import pathlib
 import re
 import shutil
 import socket
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from absl import logging
 
-from moe_jax.training import configs, writers
+from moe_jax.training import config_history, configs, writers
 
 _CONFIG, _LOCK, _DATA = 'config.json', 'lock', 'data'
 # Any of these says that a run has been here.
@@ -36,8 +38,10 @@ def prepare(
 ) -> bool:
   """Makes or reopens a run's directory and locks it; process 0 calls it.
 
-  The lock is released by `release`, or when the process exits; that of a dead
-  process of this host is taken over.
+  Of a run that goes on nothing is written but the lock: another config is
+  written by `adopt`, once it is known that the run can go on with it. The lock
+  is released by `release`, or when the process exits; that of a dead process of
+  this host is taken over.
 
   Args:
     workdir: a directory, made if absent; not an object store.
@@ -74,8 +78,32 @@ def prepare(
     raise
 
 
+def adopt(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
+  """Makes `config` that of the run, and keeps the one before; process 0."""
+  path = pathlib.Path(workdir)
+  found = changes(path, config)
+  if found:
+    logging.info('%s goes on with %s', path, '; '.join(found.values()))
+    before = path / f'config_{_next(path, "config")}.json'
+    shutil.copy2(path / _CONFIG, before)
+    writers.write_json(path / _CONFIG, config)
+
+
+def changes(
+  workdir: str | os.PathLike, config: dict[str, Any]
+) -> dict[str, str]:
+  """{dotted name: 'name is 1 there, 2 here'}: in what a run's config differs.
+
+  Fields that the run's code did not have are as they were without them.
+
+  Raises:
+    ValueError: as `read_config`.
+  """
+  return _differences(read_config(workdir), config_history.upgrade(config))
+
+
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The config of a run, as `prepare` was given it.
+  """The config of a run, with today's fields, whenever it was written.
 
   Raises:
     ValueError: no config.json, or one that is not a JSON object.
@@ -89,7 +117,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     raise ValueError(f'cannot read {path}: {e}') from None
   if not isinstance(config, dict):
     raise ValueError(f'cannot read {path}: no JSON object')
-  return config
+  return config_history.upgrade(config)
 
 
 def withdraw(workdir: str | os.PathLike) -> None:
@@ -99,11 +127,11 @@ def withdraw(workdir: str | os.PathLike) -> None:
 
 
 def release(workdir: str | os.PathLike) -> None:
-  """Gives up the lock, if this process has it."""
+  """Gives up the lock, if this process has it; no file of it is left."""
   path = pathlib.Path(workdir).absolute() / _LOCK
   try:
     if path.read_text() == _me():
-      path.write_text('')
+      path.unlink()
   except OSError:
     return  # The directory is gone, or never was ours.
 
@@ -122,11 +150,9 @@ def _open(
     raise ValueError(
       f'{path} has {there[0]} but no {_CONFIG}; restart moves it aside'
     )
-  old = read_config(path)
-  changes = _differences(old, config)
   refused = [
     text
-    for name, text in changes.items()
+    for name, text in changes(path, config).items()
     if not any(name == a or name.startswith(f'{a}.') for a in allow)
   ]
   if refused:
@@ -134,11 +160,6 @@ def _open(
       f'{path} holds a run with another config: {"; ".join(refused)}. Choose'
       ' another workdir, allow these fields, or restart'
     )
-  if changes:
-    logging.info('%s goes on with %s', path, '; '.join(changes.values()))
-    before = path / f'config_{_next(path, "config")}.json'
-    shutil.copy2(path / _CONFIG, before)
-    writers.write_json(path / _CONFIG, config)
   return True
 
 
@@ -180,9 +201,7 @@ def _me() -> str:
 
 def _lock(path: pathlib.Path) -> None:
   """Writes host and pid into the lock; ValueError where another run lives."""
-  with open(path / _LOCK, 'a+') as f:
-    # Two runs that start at once must not both see the lock free.
-    fcntl.flock(f, fcntl.LOCK_EX)
+  with _exclusive(path / _LOCK) as f:
     f.seek(0)
     text = f.read()
     try:
@@ -200,6 +219,22 @@ def _lock(path: pathlib.Path) -> None:
     f.truncate(0)
     f.write(_me())
   atexit.register(release, path)
+
+
+@contextlib.contextmanager
+def _exclusive(path: pathlib.Path) -> Iterator[TextIO]:
+  """The file of that name: two runs must not both see the lock free."""
+  while True:
+    with open(path, 'a+') as f:
+      fcntl.flock(f, fcntl.LOCK_EX)
+      # The run that had it may have deleted it while this one waited.
+      try:
+        same = os.path.samestat(os.fstat(f.fileno()), path.stat())
+      except FileNotFoundError:
+        same = False
+      if same:
+        yield f
+        return
 
 
 def _alive(host: str, pid: int) -> bool:

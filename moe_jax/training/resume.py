@@ -1,0 +1,83 @@
+"""Going on with a run: whether, from which row, and with what other config."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from moe_jax.training import checkpoint, config_history, workdir as workdir_lib
+
+# What a run that is over can still be given: all else is in its parameters.
+_AGAIN = (
+  'eval',
+  'moe.eval_capacity_factor',
+  'moe.decoder.eval_capacity_factor',
+  'mesh',
+  'cpu_devices',
+  'data.dir',
+  'data.cache',
+  'data.task_file',
+)
+# What an evaluation gives a summary.
+_SCORES = ('eval/', 'moe/eval_', 'probe/')
+
+
+def finished(workdir: str, config: dict[str, Any]) -> dict[str, Any] | None:
+  """The summary of a run that is over and had this very config, or None."""
+  try:
+    done = json.loads((pathlib.Path(workdir) / 'summary.json').read_text())
+    same = not workdir_lib.changes(workdir, config)
+  except (OSError, ValueError):
+    return None  # `workdir.prepare` says what is wrong
+  return done if same and done['steps'] == config['train']['steps'] else None
+
+
+def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
+  """What of a summary stays, where the evaluation alone is made again.
+
+  Args:
+    workdir: of a run that goes on, or of a fresh one.
+    config: in which the run's may differ, as `workdir.prepare` allows.
+
+  Raises:
+    ValueError: the run has more steps than the config, or as many and was
+      trained with other fields.
+  """
+  path = pathlib.Path(workdir)
+  newest = max(checkpoint.steps(path / 'checkpoints'), default=0)
+  steps = config['train']['steps']
+  if newest > steps:
+    raise ValueError(
+      f'{workdir} is at step {newest}: train.steps={steps} would call its'
+      f' parameters those of step {steps}; {newest} or more are wanted, or'
+      ' another workdir'
+    )
+  if newest < steps:
+    return {}
+  late = [
+    text
+    for name, text in workdir_lib.changes(workdir, config).items()
+    if not any(name == a or name.startswith(f'{a}.') for a in _AGAIN)
+  ]
+  if late:
+    raise ValueError(
+      f'{workdir} is trained, all {steps} steps: {"; ".join(late)} comes too'
+      ' late; more train.steps go on with it, and eval can change'
+    )
+  done = path / 'summary.json'
+  kept = json.loads(done.read_text()) if done.exists() else {'steps': None}
+  if kept['steps'] != steps:
+    return {}
+  return {k: v for k, v in kept.items() if not k.startswith(_SCORES)}
+
+
+def row(data: Mapping[str, Any]) -> int:
+  """The first row not trained on, by the data of a checkpoint.
+
+  Rows are numbered through, so that another batch size neither skips nor
+  repeats any. Checkpoints used to have the step alone.
+  """
+  if 'rows' in data:
+    return data['rows']
+  config = config_history.upgrade(data['config'])
+  return data['data_step'] * config['train']['batch_size']
