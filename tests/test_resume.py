@@ -324,6 +324,8 @@ def test_each_leaf_and_place_is_looked_at():
     'opt_state/h': (rng.normal(size=(16,)), split, jnp.bfloat16),
     'balance/b': (rng.normal(size=(5,)), whole, jnp.float32),
     'opt_state/count': (np.array(2**31 - 1), whole, jnp.int32),
+    # Finite, though no sum of them is.
+    'balance/big': (np.full(16, 3e38), split, jnp.float32),
     'none': (np.zeros((0, 8)), split, jnp.float32),
   }
 

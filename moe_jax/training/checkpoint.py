@@ -64,7 +64,7 @@ class Checkpointer:
     Args:
       step: number of the directory; not on disk yet.
       state: pytree of jax arrays.
-      data: small JSON dict (data step, fingerprint, config).
+      data: small JSON dict (rows trained on, fingerprint, config).
 
     Raises:
       ValueError: the step exists, or `data` is not JSON.
