@@ -25,6 +25,8 @@ WORDS = b'the router sends each token to one expert and the expert answers '
 # Adam's moments, and a bias that is outside of the optimizer; some drops.
 OVERRIDES = {
   'mesh': 'auto()',
+  'model.num_layers': 1,
+  'moe.layers': 'all',
   'model.d_model': 4,
   'model.num_heads': 1,
   'model.d_head': 4,
