@@ -162,7 +162,8 @@ def with_eval_factor(config, factor: float) -> Any:
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.moe.eval_capacity_factor = factor
-    config.moe.decoder.pop('eval_capacity_factor', None)
+    if 'eval_capacity_factor' in config.moe.decoder:
+      del config.moe.decoder.eval_capacity_factor
   return config
 
 
