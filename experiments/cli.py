@@ -93,6 +93,11 @@ def _parse(argv: list[str]) -> list[str]:
     while isinstance(e.args[0], Exception):  # AttributeError(KeyError(...))
       e = e.args[0]
     _fail(_unknown_field(str(e.args[0]), argv))
+  except (TypeError, IndexError) as e:
+    inside = _inside_a_value(e, argv)
+    if not inside:
+      raise
+    _fail(inside)
   except OSError as e:
     _fail(_last_line(e))
 
@@ -110,6 +115,27 @@ def _unknown_field(said: str, argv: list[str]) -> str:
     + f'the config has no field {field!r}'
     + (f'; did you mean {near[1]!r}?' if near else '')
   )
+
+
+def _inside_a_value(error: Exception, argv: list[str]) -> str:
+  """What to say of an override of a part of a value; '' where none is."""
+  # The config before its overrides: ml_collections has it where it failed.
+  found = [
+    frame.f_locals['config']
+    for frame, _ in traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get('__name__', '').startswith('ml_collections.')
+    and 'config' in frame.f_locals
+  ]
+  for arg in argv if found else ():
+    given = re.match(r'--?\w+\.([\w.[\]]+)', arg)
+    at, path = found[0], ''
+    for field in re.findall(r'\w+', given[1])[:-1] if given else ():
+      path, at = f'{path}.{field}'.lstrip('.'), getattr(at, field, None)
+      if not hasattr(at, 'items'):
+        return (
+          f'{arg}: {path} is {at!r}, one value without fields; set it whole'
+        )
+  return ''
 
 
 def _raised_by_us(error: Exception) -> bool:

@@ -34,7 +34,10 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with :arguments; fields by --config.a.b=value.'
 )
 _MESH = flags.DEFINE_string(
-  'mesh', 'exact()', 'Sizes of the mesh axes data, fsdp, expert, model.'
+  'mesh',
+  '',
+  'Sizes of the mesh axes data, fsdp, expert, model. Default: the mesh of the '
+  'config, on as many devices as it simulates (config.cpu_devices).',
 )
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 _PARAMS = flags.DEFINE_bool('params', True, 'A line for each parameter.')

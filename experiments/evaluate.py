@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
 
   config = configs.from_dict(workdir_lib.read_config(_WORKDIR.value))
   if _CAPACITY.value is not None:
-    config.moe.eval_capacity_factor = _CAPACITY.value
+    config = session_lib.with_eval_factor(config, _CAPACITY.value)
   session = session_lib.make(
     config, _WORKDIR.value, mesh_spec=_MESH.value, splits=('eval',)
   )

@@ -31,7 +31,10 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with :arguments; fields by --config.a.b=value.'
 )
 _MESH = flags.DEFINE_string(
-  'mesh', 'exact()', "Sizes of mesh axes: 'data=8,expert=16', also 'exact(..)'."
+  'mesh',
+  '',
+  "Sizes of mesh axes: 'data=8,expert=16', also 'exact(..)'. Default: the mesh "
+  'of the config, on as many devices as it simulates.',
 )
 _SKEW = flags.DEFINE_float(
   'skew', 0.5, "Deviation of the experts' mean logits in the simulation."
@@ -51,7 +54,8 @@ flags.mark_flag_as_required('config')
 def main(_: list[str]) -> None:
   """Prints the comparison."""
   jax.config.update('jax_platforms', 'cpu')  # others may be in use, or absent
-  mesh = _MESH.value if '(' in _MESH.value else f'exact({_MESH.value})'
+  bare = _MESH.value and '(' not in _MESH.value
+  mesh = f'exact({_MESH.value})' if bare else _MESH.value
   plan = plans.compare(
     _CONFIG.value,
     mesh,

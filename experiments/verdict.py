@@ -35,9 +35,8 @@ def main(_: list[str]) -> None:
 
   if not _WORKDIR.value:
     raise ValueError('give --workdir, of a sweep or of kept results')
-  path = pathlib.Path(_WORKDIR.value) / results.FILE
-  rows = results.read(path)
-  spec, changed = report.source(rows, str(path))
+  rows = results.read(pathlib.Path(_WORKDIR.value) / results.FILE)
+  spec, changed = report.source(rows, _WORKDIR.value)
   if _STUDY.value:
     spec = f'{_STUDY.value}:{spec.rpartition(":")[2]}'
   study = study_lib.load(spec, flags=changed)

@@ -1,5 +1,6 @@
 """What the balancing rules are at balance, their gradients, special cases."""
 
+import dataclasses
 import functools
 
 import jax
@@ -279,6 +280,7 @@ def test_loss_free_updates_at_the_largest_batches():
     ('top1_loss(temperature=0.0)', 'temperature=0.0 must be positive'),
     ("loss_free_bias(update_by='size')", "update_by='size'; valid: sign, pr"),
     ("entropy_loss(scope='batch')", "scope='batch'; valid: global, group"),
+    ('loss_free_bias(rate=-0.1)', 'rate=-0.1 must be 0 or above'),
   ],
 )
 def test_rules_refuse(spec, message):
@@ -286,6 +288,23 @@ def test_rules_refuse(spec, message):
     loss(
       registry.build('balancing', spec), routing(np.zeros((G, T, E)), even())
     )
+
+
+@pytest.mark.parametrize('name', registry.names('balancing'))
+def test_no_weight_is_negative(name):
+  """Of any rule: its loss would reward what the rule is there to prevent."""
+  cls = registry.method_class('balancing', name)
+  weights = [
+    f.name
+    for f in dataclasses.fields(cls)
+    if f.init and f.name.endswith('weight')
+  ]
+  assert weights or name in ('bip', 'loss_free_bias')  # rules without a loss
+  for field in weights:
+    assert getattr(cls(**{field: 0.0}), field) == 0
+    for value in (-0.01, float('nan')):
+      with pytest.raises(ValueError, match=f'^{name}: {field}={value} must be'):
+        cls(**{field: value})
 
 
 @pytest.mark.parametrize(

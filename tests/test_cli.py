@@ -19,6 +19,7 @@ def get_config(arg=''):
   if arg == 'type':
     return len(3)
   config = config_dict.ConfigDict({'train': {'steps': 3}, 'seed': 0})
+  config.name, config.rules = 'adamw(b1=0.9)', ('a()',)
   config.lock()
   return config
 """
@@ -115,6 +116,26 @@ def program(tmp_path_factory):
     (
       ['--config=cfg.py:large'],
       "flag --config=cfg.py:large: unknown size 'large'; valid: tiny, small",
+    ),
+    (
+      ['--config.name.learning_rate=0.1'],
+      "--config.name.learning_rate=0.1: name is 'adamw(b1=0.9)', one value "
+      'without fields; set it whole',
+    ),
+    (
+      ['--config.seed=1', '--config.name.x.y=2'],
+      "--config.name.x.y=2: name is 'adamw(b1=0.9)', one value without fields; "
+      'set it whole',
+    ),
+    (
+      ['--config.rules.weight=2'],
+      "--config.rules.weight=2: rules is ('a()',), one value without fields; "
+      'set it whole',
+    ),
+    (
+      ['--config.rules[0]=b()'],
+      "--config.rules[0]=b(): rules is ('a()',), one value without fields; "
+      'set it whole',
     ),
     (['--config=no.py'], "No such file or directory: 'no.py'"),
     (

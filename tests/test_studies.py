@@ -301,6 +301,32 @@ def test_no_path_of_the_machine_is_written(path, tmp_path, fake):
   assert 'into the log' in (tmp_path / 'w/runs/a/1/log.txt').read_text()
 
 
+def test_a_study_may_lie_outside(tmp_path, monkeypatch, fake):
+  """Its commands and its verdict find it; what is kept has its name alone."""
+  away, here, work = (tmp_path / n for n in ('away', 'here', 'w'))
+  for folder in (away, here):
+    folder.mkdir()
+  monkeypatch.chdir(here)
+  spec = f'{_study_file(away)}:quick'
+  study = study_lib.load(spec)
+  assert runner.plan(study, str(work), runner.runs(study)).startswith(
+    f'python -m experiments.train --config={away}/toy.py:quick '
+  )
+  _sweep(study, work)
+  rows = results.read(work / results.FILE)
+  assert {r['path'] for r in rows} == {'toy.py'}
+  assert rows[0]['command'].split()[3] == '--config=toy.py:quick'
+  # Not a file of that name that happens to be here.
+  (here / 'toy.py').write_text('')
+  assert report.source(rows, work) == (spec, {})
+  assert study_lib.load(report.source(rows, work)[0]).name == 'toy'
+  report.write(study, rows, work)
+  report.land(study, work, tmp_path / 'kept')
+  for file in (tmp_path / 'kept').iterdir():
+    assert str(tmp_path).encode() not in file.read_bytes(), file
+  assert report.source(rows, tmp_path / 'kept')[0] == 'toy.py:quick'
+
+
 def test_pretraining_comes_first_and_once(tmp_path, monkeypatch, fake):
   path = _study_file(
     tmp_path,
@@ -315,7 +341,7 @@ def test_pretraining_comes_first_and_once(tmp_path, monkeypatch, fake):
   assert ('base', 0) not in [r.key for r in part]
   with pytest.raises(ValueError, match="'base', which has not been run: run"):
     _sweep(study, tmp_path / 'w', part)
-  command = runner.command(study, part[0], origins.Origins('W'))
+  command = runner.command(study, part[0], origins.Origins('W'), 'toy.py')
   assert '--config.train.init_from=W/runs/base/0' in command
 
 

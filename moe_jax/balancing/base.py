@@ -113,6 +113,23 @@ class Balance(abc.ABC):
   scope: str
   solves = False
 
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      # A negative weight would reward what the rule is there to prevent.
+      if field.name.endswith('weight') and not value >= 0:
+        raise ValueError(
+          f'{name(self)}: {field.name}={value} must be 0 or above'
+        )
+    if self.scope not in SCOPES:
+      raise ValueError(
+        f'{name(self)}: scope={self.scope!r}; valid: {", ".join(SCOPES)}'
+      )
+    self.check()
+
+  def check(self) -> None:
+    """Raises ValueError where a rule's own fields do not fit."""
+
   @abc.abstractmethod
   def stats(self, sums: Sums) -> Stats:
     """Sums over the tokens of each segment, leaves [S, ...]."""
@@ -195,14 +212,6 @@ def check_devices(rule: str, devices: int, E: int) -> None:
     raise ValueError(
       f'{rule}: devices={devices} does not divide num_experts={E}; valid: '
       f'{", ".join(map(str, valid))}'
-    )
-
-
-def check_scope(rule: Balance) -> None:
-  """Raises ValueError for a scope that does not exist."""
-  if rule.scope not in SCOPES:
-    raise ValueError(
-      f'{type(rule).__name__}: scope={rule.scope!r}; valid: {", ".join(SCOPES)}'
     )
 
 

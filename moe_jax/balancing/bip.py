@@ -42,7 +42,7 @@ class Bip(base.Balance):
   scope: str = dataclasses.field(default='global', init=False)
   solves = True
 
-  def __post_init__(self):
+  def check(self):
     if not isinstance(self.iterations, int) or self.iterations < 1:
       raise ValueError(
         f'bip: iterations={self.iterations!r} must be a whole number from 1'

@@ -37,8 +37,7 @@ class CommunicationLoss(base.Balance):
   weight: float = 0.02
   scope: str = 'sequence'
 
-  def __post_init__(self):
-    base.check_scope(self)
+  def check(self):
     if not 1 <= self.limit <= self.devices:
       raise ValueError(
         f'communication_loss: limit={self.limit}; valid: 1 to '

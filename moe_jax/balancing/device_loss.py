@@ -28,9 +28,6 @@ class DeviceLoss(base.Balance):
   weight: float = 0.05
   scope: str = 'sequence'
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     r = sums.routing
     base.check_devices('device_loss', self.devices, r.num_experts)

@@ -24,9 +24,6 @@ class EntropyLoss(base.Balance):
   weight: float = 0.0001
   scope: str = 'group'
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     p = base.affinities(sums.routing, 'entropy_loss')
     return {'entropy': sums.tokens(base.entropy(p)), 'tokens': sums.count()}

@@ -24,8 +24,7 @@ class HeterogeneousLoss(base.Balance):
   weight: float = 0.01
   scope: str = 'group'
 
-  def __post_init__(self):
-    base.check_scope(self)
+  def check(self):
     if not self.tau > 0:
       raise ValueError(f'heterogeneous_loss: tau={self.tau} must be positive')
 

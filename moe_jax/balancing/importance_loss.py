@@ -24,9 +24,6 @@ class ImportanceLoss(base.Balance):
   weight: float = 0.005
   scope: str = 'group'
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     r = sums.routing
     if r.probs_TE is None:

@@ -23,9 +23,6 @@ class LoadLoss(base.Balance):
   weight: float = 0.005
   scope: str = 'group'
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     terms = sums.routing.terms
     if 'smooth_load' not in terms:

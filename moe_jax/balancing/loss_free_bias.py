@@ -42,7 +42,9 @@ class LossFreeBias(base.Balance):
   weight: float = dataclasses.field(default=0.0, init=False)
   scope: str = dataclasses.field(default='global', init=False)
 
-  def __post_init__(self):
+  def check(self):
+    if not self.rate >= 0:
+      raise ValueError(f'loss_free_bias: rate={self.rate} must be 0 or above')
     if self.update_by not in UPDATES:
       raise ValueError(
         f'loss_free_bias: update_by={self.update_by!r}; valid: '

@@ -26,9 +26,6 @@ class MutualInformation(base.Balance):
   weight: float = 0.001
   scope: str = 'global'
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     p = base.affinities(sums.routing, 'mutual_information')
     return {

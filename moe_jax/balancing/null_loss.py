@@ -22,9 +22,6 @@ class NullLoss(base.Balance):
   weight: float = 0.02
   scope: str = 'group'
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     r = sums.routing
     Z, load_SE = r.num_local, sums.load().astype(jnp.float32)

@@ -41,7 +41,7 @@ class ReluLoss(base.Balance):
   weight: float = 1.0
   scope: str = dataclasses.field(default='global', init=False)
 
-  def __post_init__(self):
+  def check(self):
     for name, bar in (('k', 0), ('start', 0), ('growth', 1)):
       if not (value := getattr(self, name)) > bar:
         raise ValueError(f'relu_loss: {name}={value} must be above {bar}')

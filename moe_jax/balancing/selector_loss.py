@@ -27,7 +27,7 @@ class SelectorLoss(base.Balance):
   reach: float = 0.0
   scope: str = dataclasses.field(default='group', init=False)
 
-  def __post_init__(self):
+  def check(self):
     if self.reach < 0:
       raise ValueError(f'selector_loss: reach={self.reach} is negative')
 

@@ -27,9 +27,6 @@ class SequenceLoss(base.Balance):
   weight: float = 0.0001
   scope: str = 'sequence'
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     r = sums.routing
     probs_GTE = base.affinities(r, 'sequence_loss')

@@ -42,8 +42,7 @@ class SwitchLoss(base.Balance):
   second_weight: float = 0.0
   over_padding: bool = False
 
-  def __post_init__(self):
-    base.check_scope(self)
+  def check(self):
     if self.count not in COUNTS:
       raise ValueError(
         f'switch_loss: count={self.count!r}; valid: {", ".join(COUNTS)}'

@@ -28,8 +28,7 @@ class Top1Loss(base.Balance):
   weight: float = 0.01
   scope: str = 'global'
 
-  def __post_init__(self):
-    base.check_scope(self)
+  def check(self):
     if not self.temperature > 0:
       raise ValueError(
         f'top1_loss: temperature={self.temperature} must be positive'

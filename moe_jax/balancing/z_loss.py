@@ -34,9 +34,6 @@ class ZLoss(base.Balance):
   scope: str = 'group'
   noisy: bool = True
 
-  def __post_init__(self):
-    base.check_scope(self)
-
   def stats(self, sums):
     logits_GTE = sums.routing.logits_TE
     if logits_GTE is None:

@@ -26,7 +26,7 @@ from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import context, health, mlp
+from moe_jax.layers import context, health, methods, mlp
 from moe_jax.local_experts import base as local
 from moe_jax.parallel import (
   axes as axes_lib,
@@ -42,7 +42,7 @@ BRANCHES = ('none', 'shared', 'gated')
 
 
 class MoE(nn.Module):
-  """An MoE layer.
+  """An MoE layer. Its methods and mesh are objects, or their call strings.
 
   Attributes:
     num_experts: E.
@@ -86,6 +86,10 @@ class MoE(nn.Module):
   record: bool = False
   mesh: jax.sharding.Mesh | None = None
   dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    methods.build(self)
+    super().__post_init__()
 
   @nn.compact
   def __call__(
@@ -349,26 +353,21 @@ class MoE(nn.Module):
   def _features(self, params, axes):
     """What the routers see of the experts' weights, of all experts."""
     total = lambda v: collectives.psum(v, axes.model, name='features')
-    return jax.tree.map(
-      lambda v: collectives.all_gather(
-        v, axes.expert, dim=0, name='routing_features'
-      ),
-      self.experts.routing_features(params, total),
+    gather = lambda v: collectives.all_gather(
+      v, axes.expert, dim=0, name='routing_features'
     )
+    return jax.tree.map(gather, self.experts.routing_features(params, total))
 
   def _dense_branch(self, x_BLD, train):
     if self.dense_branch not in BRANCHES:
       raise ValueError(
         f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
       )
-    y_BLD = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')(
-      x_BLD, train=train
-    )
+    ffn = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')
+    y_BLD = ffn(x_BLD, train=train)
     if self.dense_branch == 'gated':
-      init = nn.with_logical_partitioning(
-        nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal'),
-        (None, None),
-      )
+      init = nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+      init = nn.with_logical_partitioning(init, (None, None))
       w_D1 = self.param('dense_gate', init, (x_BLD.shape[-1], 1), jnp.float32)
       gate = jax.nn.sigmoid(x_BLD.astype(jnp.float32) @ w_D1)
       y_BLD *= gate.astype(self.dtype)

@@ -82,13 +82,35 @@ def shape(
   return sizes
 
 
-def make(sizes: dict[str, int], devices: Sequence | None = None):
+def fitted(spec: str, num_devices: int, num_experts: int = 0) -> dict[str, int]:
+  """`shape`, for which exact sizes need not be those of the devices."""
+  exactly = registry.parse(spec)[0] == 'exact'
+  return shape(spec, None if exactly else num_devices, num_experts)
+
+
+def make(sizes: dict[str, int] | str, devices: Sequence | None = None):
   """A `jax.sharding.Mesh` of these axis sizes over `devices` (default all).
 
   Axis types are Auto explicitly: from jax 0.8 on the default is Explicit, under
   which a spec that differs from an argument's sharding raises.
+
+  Args:
+    sizes: of all four axes, or a call string: `'exact(data=2, expert=4)'` takes
+      the first of the devices, 'auto()' fits them.
+    devices: at least as many as the mesh needs.
+
+  Raises:
+    ValueError: a wrong call string, or too few devices.
   """
+  found = jax.device_count() if devices is None else len(devices)
+  if isinstance(sizes, str):
+    sizes = fitted(sizes, found)
   dims = tuple(sizes[a] for a in MESH_AXES)
+  if math.prod(dims) > found:
+    raise ValueError(
+      f'a mesh of {describe(sizes)} needs {math.prod(dims)} devices, found '
+      f'{found}'
+    )
   auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   return jax.make_mesh(dims, MESH_AXES, axis_types=auto, devices=devices)
 

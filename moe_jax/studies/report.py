@@ -257,18 +257,23 @@ def summary(found: Sequence[verdicts.Verdict]) -> list[tuple[str, ...]]:
   return out
 
 
-def source(rows: Sequence[results.Row], where: str) -> tuple[str, dict]:
-  """('configs/ablations/x.py:quick', flags) of the rows of a file.
+def source(
+  rows: Sequence[results.Row], workdir: str | os.PathLike
+) -> tuple[str, dict]:
+  """('configs/ablations/x.py:quick', flags) of the rows of a workdir.
+
+  A file outside of the working directory by its absolute path, where the sweep
+  ran on this machine, else by its name.
 
   Raises:
     ValueError: no rows, or rows of several studies.
   """
   if not rows:
-    raise ValueError(f'{where} holds no results')
+    raise ValueError(f'{workdir} holds no results')
   found = {
     json.dumps([r['path'], r['study'], r['size'], r['flags']]) for r in rows
   }
   if len(found) > 1:
-    raise ValueError(f'{where} holds results of {len(found)} sweeps')
+    raise ValueError(f'{workdir} holds results of {len(found)} sweeps')
   path, _, size, flags = json.loads(found.pop())
-  return f'{path}:{size}', flags
+  return f'{results.source(pathlib.Path(workdir), path)}:{size}', flags

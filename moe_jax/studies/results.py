@@ -22,7 +22,7 @@ import moe_jax
 from moe_jax.studies import study as study_lib
 from moe_jax.training import config_history, configs
 
-FILE = 'results.jsonl'
+FILE, _SOURCE = 'results.jsonl', 'study.txt'
 DONE, DIVERGED, FAILED = 'done', 'diverged', 'failed'
 # What a run need not be done again for.
 FINISHED = (DONE, DIVERGED)
@@ -107,6 +107,22 @@ def append(path: pathlib.Path, row: Row) -> None:
       if f.read(1) != b'\n':  # what a kill left torn ends here
         line = b'\n' + line
     f.write(line)
+
+
+def keep_source(workdir: pathlib.Path, study: study_lib.Study) -> None:
+  """Writes where a study file outside of the working directory is.
+
+  The rows have its name alone; this file stays in the workdir.
+  """
+  if study.file != study.path:
+    (workdir / _SOURCE).write_text(f'{study.file}\n')
+
+
+def source(workdir: pathlib.Path, path: str) -> str:
+  """The file of the study that rows name by `path`, on this machine."""
+  kept = workdir / _SOURCE
+  where = kept.read_text().strip() if kept.exists() else ''
+  return where if pathlib.Path(where).name == path else path
 
 
 def for_keeping(row: Row) -> Row:

@@ -1,6 +1,7 @@
 """Runs a study's arms, one after the other, in one process.
 
 WORKDIR/results.jsonl          a line a run
+WORKDIR/study.txt              where the study file is, if elsewhere
 WORKDIR/runs/<arm>/<seed>/     the workdir of a run, with log.txt
 WORKDIR/data/, WORKDIR/jit_cache/   shared by all runs
 """
@@ -70,15 +71,23 @@ def _task(task: str) -> tuple[int, int]:
   return int(index), int(count)
 
 
-def command(study: study_lib.Study, run: Run, found: origins.Origins) -> str:
-  """What runs this run alone; paths of the command line by their names."""
+def command(
+  study: study_lib.Study, run: Run, found: origins.Origins, path: str
+) -> str:
+  """What runs this run alone; paths of the command line by their names.
+
+  Args:
+    study, run: of the run.
+    found: whose workdirs are named.
+    path: of the study, as it is to be named.
+  """
   flat = {**study.flags, **run.arm.overrides, 'seed': run.seed}
   flat = results.placeholders(flat)
   fields = found.fields(study, run.arm)
   flat |= {f'train.{k}': v for k, v in fields.items()}
   parts = [
     'python -m experiments.train',
-    f'--config={study.path}:{study.size}',
+    f'--config={path}:{study.size}',
     *(f'--config.{k}={_flag(v)}' for k, v in flat.items()),
     f'--workdir={found.workdir}/{run.directory}',
   ]
@@ -138,6 +147,7 @@ def sweep(
     results.append(path, row)
     say(f'{row["arm"]} seed {row["seed"]} is taken from {pretrained}')
   root.mkdir(parents=True, exist_ok=True)
+  results.keep_source(root, study)
   jax.config.update('jax_compilation_cache_dir', str(root / 'jit_cache'))
   if len(left) < len(todo):
     say(f'{len(todo) - len(left)} of {len(todo)} runs are finished already')
@@ -201,7 +211,7 @@ def _one(study, run, found, lacking, session, allow_download):
     'overrides': results.placeholders(run.arm.overrides),
     'flags': results.placeholders(study.flags),
     'config_digest': results.arm_digest(study, run.arm),
-    'command': command(study, run, found.anonymous()),
+    'command': command(study, run, found.anonymous(), study.path),
     'commit': results.commit(),
     'date': results.today(),
     'machine': machine.describe(),
@@ -294,7 +304,7 @@ def plan(
     done = latest.get(run.key, {}).get('status') in results.FINISHED
     left += not done
     mark = '# finished: ' if done else ''
-    lines.append(f'{mark}{command(study, run, found)}')
+    lines.append(f'{mark}{command(study, run, found, study.file)}')
   each = seconds_a_run(study, rows)
   estimate = (
     f'about {duration(left * each)} in one process'

@@ -99,6 +99,7 @@ class Study:
   Attributes:
     name, size: of the file, and of its argument.
     path: relative to the working directory; of a file elsewhere its name.
+    file: the same, of a file elsewhere its absolute path: for this machine.
     title: the first line of the file's docstring.
     config: ConfigDict that the arms start from, command line included.
     flags: what the command line changed, by dotted field.
@@ -110,6 +111,7 @@ class Study:
   name: str
   size: str
   path: str
+  file: str
   title: str
   config: Any
   flags: Mapping[str, Any]
@@ -192,7 +194,8 @@ def load(
   return Study(
     name=name,
     size=size,
-    path=_relative(path),
+    path=_relative(path) or pathlib.Path(path).name,
+    file=_relative(path) or str(pathlib.Path(path).resolve()),
     title=(module.__doc__ or name).strip().splitlines()[0].rstrip('.'),
     config=config,
     flags=dict(flags or {}),
@@ -206,8 +209,9 @@ def load(
 
 
 def _relative(path: str) -> str:
+  """To the working directory; '' of a file that is not in it."""
   full, here = pathlib.Path(path).resolve(), pathlib.Path.cwd().resolve()
-  return str(full.relative_to(here)) if here in full.parents else full.name
+  return str(full.relative_to(here)) if here in full.parents else ''
 
 
 def _module(path: str):

@@ -1,6 +1,7 @@
 """Continues prompts from a run's checkpoint, with a key-value cache."""
 
 import functools
+import math
 import os
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from moe_jax.data import tokenizers
 from moe_jax.models import factory
+from moe_jax.parallel import axes as axes_lib
 from moe_jax.training import (
   checkpoint,
   configs,
@@ -32,7 +34,7 @@ class Generator:
 
     Args:
       workdir: of the training run.
-      mesh_spec: mesh to decode on; batches must divide over its batch axes.
+      mesh_spec: mesh to decode on.
       step: checkpoint; None is the newest.
 
     Raises:
@@ -67,7 +69,8 @@ class Generator:
     Args:
       prompt: what to continue; for an encoder-decoder, the encoder's input.
       length: tokens to add, at most; a sample ends at the end of a document.
-      samples: continuations of the one prompt.
+      samples: continuations of the one prompt; each has draws of its own,
+        whatever their number and the mesh.
       temperature: 0 takes the likeliest token.
       seed: of the draws.
 
@@ -79,19 +82,24 @@ class Generator:
         f'length={length} and samples={samples} must be at least 1, '
         f'temperature={temperature} at least 0'
       )
+    # Every device of the batch axes takes as many rows; what is too many is
+    # thrown away.
+    devices = axes_lib.make(self._mesh.shape)
+    devices = devices.size(devices.batch)
+    rows = math.ceil(samples / devices) * devices
     ids = self.tokenizer.encode(prompt)
     encoded, first = None, np.append(self.tokenizer.pad_id, ids)
     if self.config.model.kind == 'encoder_decoder':
       first = first[:1]
       source = np.append(ids, self.tokenizer.eos_id)
-      encoded = _batch(source, 0, samples, 'encoder_')
+      encoded = _batch(source, rows, 'encoder_')
     model = self._model(len(first) + length)
 
     run = jax.jit(functools.partial(_decode, model, length, temperature))
     out_BL = run(
-      self._variables, _batch(first, 0, samples), encoded, jax.random.key(seed)
+      self._variables, _batch(first, rows), encoded, jax.random.key(seed)
     )
-    return [self._text(row) for row in np.asarray(out_BL)]
+    return [self._text(row) for row in np.asarray(out_BL)[:samples]]
 
   def _text(self, ids) -> bytes:
     ends = np.flatnonzero(ids == self.tokenizer.eos_id)
@@ -102,12 +110,12 @@ class Generator:
     return factory.make(self.config, vocab, self._mesh, cache_length)
 
 
-def _batch(ids, start: int, samples: int, prefix: str = ''):
-  """int32 [samples, length] arrays of one segment."""
-  tile = lambda v: jnp.tile(jnp.asarray(v, jnp.int32), (samples, 1))
+def _batch(ids, rows: int, prefix: str = ''):
+  """int32 [rows, length] arrays of one segment."""
+  tile = lambda v: jnp.tile(jnp.asarray(v, jnp.int32), (rows, 1))
   return {
     f'{prefix}inputs': tile(ids),
-    f'{prefix}positions': tile(start + np.arange(len(ids))),
+    f'{prefix}positions': tile(np.arange(len(ids))),
     f'{prefix}segments': tile(np.ones(len(ids))),
   }
 
@@ -129,9 +137,11 @@ def _decode(model, length, temperature, variables, batch, encoded, key):
   def draw(logits_BV, i):
     if temperature == 0:
       return jnp.argmax(logits_BV, -1).astype(jnp.int32)
-    return jax.random.categorical(
-      jax.random.fold_in(key, i), logits_BV / temperature
-    ).astype(jnp.int32)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(
+      jax.random.fold_in(key, i), jnp.arange(B)
+    )
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV / temperature)
+    return drawn_B.astype(jnp.int32)
 
   (logits, _), made = decode(variables, batch, mutable=['cache'])
   token_B = draw(logits[:, -1], 0)

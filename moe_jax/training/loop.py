@@ -18,6 +18,7 @@ from moe_jax.training import (
   checkpoint,
   configs,
   evaluation,
+  fresh_rules,
   probes,
   progress,
   rates,
@@ -129,8 +130,19 @@ def _train(
   # Shapes first, then where they live, then the numbers.
   abstract = session.abstract_state
   shardings = jax.tree.map(lambda v: v.sharding, abstract)
+  initialize = session.program(
+    'init',
+    lambda: state_lib.initializer(
+      session.model,
+      session.tx,
+      session_lib.dummy(config, session.mesh),
+      shardings,
+    ),
+  )
+  new = lambda: initialize(jax.random.key(config.seed))
   if checkpoints.latest() is not None:
-    state, kept = checkpoints.restore(abstract)
+    say = print if lead else lambda line: None
+    state, kept = fresh_rules.restore(checkpoints, abstract, new, say)
     if kept['fingerprint'] != session.data.fingerprint:
       raise ValueError(
         f'{workdir} was trained on other data ({kept["fingerprint"][:12]}, now '
@@ -141,16 +153,7 @@ def _train(
       workdir_lib.adopt(workdir, config_dict)
       print(f'resumes {workdir} at step {start}')
   else:
-    initialize = session.program(
-      'init',
-      lambda: state_lib.initializer(
-        session.model,
-        session.tx,
-        session_lib.dummy(config, session.mesh),
-        shardings,
-      ),
-    )
-    state, start = initialize(jax.random.key(config.seed)), 0
+    state, start = new(), 0
     rows = 0  # trained on before this start
     state = begin(state) if begin else state
 

@@ -33,14 +33,20 @@ def make(config, mesh_spec: str) -> session_lib.Session:
 
   Args:
     config: a ConfigDict.
-    mesh_spec: exact sizes, `'exact(data=2, expert=4)'`.
+    mesh_spec: exact sizes, `'exact(data=2, expert=4)'`; '' is the config's own
+      mesh, on as many devices as it simulates (`cpu_devices`).
 
   Raises:
     ValueError: a field that does not fit, with its value and what would.
   """
   configs.validate(config)
   session_lib.choose_kind(config)
-  sizes = mesh_lib.shape(mesh_spec, None, session_lib.num_experts(config))
+  experts = session_lib.num_experts(config)
+  if mesh_spec:
+    sizes = mesh_lib.shape(mesh_spec, None, experts)
+  else:
+    simulated = max(config.cpu_devices, 1)
+    sizes = mesh_lib.fitted(config.mesh, simulated, experts)
   session_lib.check_widths(config, sizes)
   session_lib.check_batch(config, sizes, 'train')
   mesh = mesh_lib.abstract(sizes)
@@ -126,7 +132,7 @@ def _recomputed(config) -> bool:
   return config.model.remat in ('full', 'dots')
 
 
-def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
+def describe(config, mesh_spec: str = '') -> dict[str, Any]:
   """Parameters, FLOPs, bytes and exchanges of a training step, as JSON has it.
 
   The exchanges are None for a dispatch that planning has no numbers for.
@@ -195,7 +201,7 @@ def describe(config, mesh_spec: str = 'exact()') -> dict[str, Any]:
 
 def compare(
   config,
-  mesh_spec: str = 'exact()',
+  mesh_spec: str = '',
   *,
   skew: float = 0.5,
   loads: str = '',

@@ -90,10 +90,11 @@ def drop_by_position(bins=8, capacity_factor=None):
   """
 
   def probe(session, params, balance):
+    # Of two stacks the first that has MoE layers.
+    name, fields = next(iter(session_lib.sparse_stacks(session.config).items()))
     factor = capacity_factor
     if factor is None:
-      factor = session.config.moe.capacity_factor
-    name = next(iter(session_lib.sparse_stacks(session.config)))
+      factor = fields['capacity_factor']
     length = session_lib.lengths(session.config)[name]
     run = session.program(
       f'positions {bins} {factor}',
@@ -146,11 +147,7 @@ def _batches(session):
 
 def _with_factor(session, factor) -> session_lib.Session:
   """The session with another capacity factor of evaluation, in all stacks."""
-  config = session.config.copy_and_resolve_references()
-  with config.unlocked():
-    config.moe.eval_capacity_factor = factor
-    if 'eval_capacity_factor' in config.moe.decoder:
-      config.moe.decoder.eval_capacity_factor = factor
+  config = session_lib.with_eval_factor(session.config, factor)
   rows = session_lib.vocab_size(config, session.data.tokenizer, session.mesh)
   model = factory.make(config, rows, session.mesh)
   return dataclasses.replace(session, config=config, model=model, programs={})
@@ -173,12 +170,14 @@ def _position_sums(session, name):
       variables, batch, train=False, rngs={'router': jax.random.key(0)}
     )
     sums_2L = jnp.zeros((2, length), jnp.int32)
+    tokens = batch['inputs'].shape[0] * length
     for layer, a in step_lib.moe_aux(model, aux):
       if not layer.startswith(name):
         continue
       token_GN, cause_GN = a.record['token'], a.record['cause']
-      T = session.config.moe.group_size
-      flat_GN = jnp.arange(token_GN.shape[0])[:, None] * T + token_GN
+      # Whatever the size of a group was: all of them are the whole batch.
+      G = token_GN.shape[0]
+      flat_GN = jnp.arange(G)[:, None] * (tokens // G) + token_GN
       position_GN = flat_GN % length
       for i, cause in enumerate((types.CAPACITY, types.KEPT)):
         sums_2L = sums_2L.at[i, position_GN].add(cause_GN == cause)

@@ -145,6 +145,28 @@ def sparse_stacks(config) -> dict[str, dict[str, Any]]:
   }
 
 
+def with_eval_factor(config, factor: float) -> Any:
+  """A copy with another capacity factor of evaluation, in all stacks.
+
+  Args:
+    config: a ConfigDict.
+    factor: 0 is dropless.
+
+  Raises:
+    ValueError: a model that has no MoE layers to have one.
+  """
+  if not sparse_stacks(config):
+    raise ValueError(
+      f'capacity_factor={factor} is for MoE layers; this model has none'
+    )
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.moe.eval_capacity_factor = factor
+    if 'eval_capacity_factor' in config.moe.decoder:
+      del config.moe.decoder.eval_capacity_factor
+  return config
+
+
 def num_experts(config) -> int:
   """Experts that the mesh must fit: 0 for a dense model."""
   return config.moe.num_experts if sparse_stacks(config) else 0

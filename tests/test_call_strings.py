@@ -1,0 +1,104 @@
+"""The layer and the mesh take call strings where objects go."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from moe_jax import registry
+from moe_jax.layers import moe
+from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.seating import capacity, orders
+
+STRINGS = {
+  'router': 'top_k(k=2)',
+  'experts': "mlp(d_ff=6, activation='gelu')",
+  'dispatch': 'einsum()',
+  'dense': "mlp(d_ff=5, activation='relu')",
+  'balance': ('switch_loss(weight=0.5)', 'z_loss()'),
+  'local_experts': ('zero(count=2)', 'copy()'),
+  'seating': 'token_major()',
+  'capacity_rule': 'fixed(rows=3)',
+  'mesh': 'exact(data=2, expert=4)',
+}
+build = registry.build
+is_shape = lambda v: isinstance(v, tuple)
+
+
+def layer(**fields):
+  return moe.MoE(num_experts=4, group_size=8, dense_branch='shared', **fields)
+
+
+def test_strings_make_the_layer_that_objects_make():
+  made = layer(**STRINGS)
+  objects = {
+    'router': build('routers', 'top_k(k=2)'),
+    'experts': build('experts', "mlp(d_ff=6, activation='gelu')"),
+    'dispatch': build('dispatch', 'einsum()'),
+    'dense': build('experts', "mlp(d_ff=5, activation='relu')"),
+    'balance': tuple(build('balancing', s) for s in STRINGS['balance']),
+    'local_experts': tuple(
+      build('local_experts', s) for s in STRINGS['local_experts']
+    ),
+    'seating': orders.build('token_major()'),
+    'mesh': mesh_lib.make(mesh_lib.exact(data=2, expert=4)),
+  }
+  for name, value in objects.items():
+    assert getattr(made, name) == value, name
+  assert made.rows(100, 1.0) == 3 != moe.MoE.rows(layer(**objects), 100, 1.0)
+  # Built once: clones, and layers of objects, keep them.
+  again = made.clone(group_size=16)
+  partial = functools.partial(layer, **STRINGS)(capacity_factor=None)
+  rule = capacity.build('fixed(rows=3)')
+  assert layer(**objects, capacity_rule=rule).capacity_rule is rule
+  assert again.router is made.router and again.mesh is made.mesh
+  assert partial.router == made.router and partial.capacity_factor is None
+
+
+def test_it_runs():
+  """With the shapes that the strings say; seven experts are routed to."""
+  x = jnp.ones((2, 8, 4))
+  made = layer(**STRINGS | {'balance': 'z_loss()', 'mesh': 'exact()'})
+  run = lambda x: made.init_with_output(
+    {'params': jax.random.key(0), 'router': jax.random.key(1)}, x, train=True
+  )
+  (y, _, aux), variables = jax.eval_shape(run, x)
+  assert y.shape == (2, 8, 4) and list(aux.losses) == ['z_loss']
+  shapes = jax.tree.map(lambda v: v.shape, nn.unbox(variables['params']))
+  assert (4, 5) in jax.tree.leaves(shapes['dense'], is_leaf=is_shape)
+  assert (4, 4, 6) in jax.tree.leaves(shapes['experts'], is_leaf=is_shape)
+  assert shapes['router'] == {'kernel': (4, 4 + 3)}
+
+
+@pytest.mark.parametrize(
+  ('field', 'message'),
+  [
+    ({'router': 'topk(k=2)'}, "unknown method of routers 'topk'; .*'top_k'"),
+    ({'experts': 'mlp()'}, 'd_ff'),
+    ({'balance': ('switch_loss(wieght=1.0)',)}, "did you mean 'weight'"),
+    ({'seating': 'first()'}, "unknown seating 'first'; valid: "),
+    ({'capacity_rule': 'paper(k=1)'}, "unknown argument of capacity rule 'pa"),
+    (
+      {'mesh': 'exact(data=3, expert=4)'},
+      'needs 12 devices, found 8',
+    ),
+    ({'mesh': 'exact(date=2)'}, "did you mean 'data'"),
+  ],
+)
+def test_wrong_strings_name_what_is_right(field, message):
+  with pytest.raises(ValueError, match=message):
+    layer(**STRINGS | field)
+
+
+def test_meshes():
+  sizes = lambda *args: dict(mesh_lib.make(*args).shape)
+  exact = mesh_lib.exact
+  assert sizes('exact(data=2, expert=4)') == exact(data=2, expert=4)
+  assert sizes('exact(fsdp=2)') == sizes(exact(fsdp=2)) == exact(fsdp=2)
+  assert sizes('exact(model=2)', jax.devices()[2:4]) == exact(model=2)
+  assert sizes('auto(expert=4)') == exact(data=2, expert=4)
+  assert sizes('auto()', jax.devices()[:2]) == exact(data=2)
+  with pytest.raises(ValueError, match='data=4 needs 4 devices, found 2'):
+    mesh_lib.make('exact(data=4)', jax.devices()[:2])

@@ -1,0 +1,371 @@
+"""Every flag of train, evaluate, generate and report changes what it says.
+
+In this process, on one tiny run. Its experts follow from the tokens' ids, so
+that loops over raw batches say what is dropped, in training and in evaluation.
+"""
+
+import collections
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.parallel import distributed, mesh as mesh_lib
+from moe_jax.plots import report
+from moe_jax.training import generation, rates, session as session_lib
+from tests import mains, reference_routers, saved
+
+E, T = 2, 16
+FIELDS = {
+  'mesh': 'auto(expert=2)',
+  'model.num_layers': 1,
+  'model.d_model': 8,
+  'model.num_heads': 1,
+  'model.d_ff': 8,
+  'moe.layers': 'all',
+  'moe.num_experts': E,
+  'moe.d_ff': 8,
+  'moe.group_size': T,
+  'moe.router': 'hash()',
+  'moe.balance': (),
+  'moe.capacity_factor': 0.5,
+  'moe.eval_capacity_factor': 2.0,
+  'train.steps': 2,
+  'train.checkpoint_every': 1,
+  'train.eval_every': 1,
+  'train.schedule': 'constant(value=3.0)',
+}
+CASES = collections.defaultdict(set)
+EIGHT = '--cpu_devices=8'  # as there are
+
+
+def case(name, *flags):
+  """Marks the test of these flags of a main."""
+  CASES[name].update(flags)
+  return lambda test: test
+
+
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'generate', 'report'])
+def test_every_flag_has_a_case(name):
+  assert mains.defined(name) == CASES[name]
+
+
+class StopHereError(Exception):
+  """In place of what a test does without."""
+
+
+class Run:
+  """The workdir of two steps, what its training saw, and how to start it."""
+
+  def __init__(self, root):
+    self.root, self.workdir, self.batches = root, root / 'run', []
+    fields = FIELDS | saved.corpus(root)
+    self.file = root / 'config.py'
+    self.file.write_text(
+      'from tests import tiny\n\n'
+      f'def get_config(arg=None):\n  return tiny.config(**{fields!r})\n'
+    )
+
+  def train(self, *flags, workdir=None):
+    self.batches = []
+    workdir = f'--workdir={workdir or self.workdir}'
+    return mains.call('train', f'--config={self.file}', workdir, *flags)[1]
+
+  def evaluate(self, *flags):
+    self.batches = []
+    call = [f'--workdir={self.workdir}', EIGHT, *flags]
+    _, out = mains.call('evaluate', *call)
+    return read(self.workdir / 'evaluation/summary.json'), out
+
+  def generate(self, *flags, **rest):
+    call = [f'--workdir={self.workdir}', EIGHT, *flags]
+    return mains.call('generate', *call, **rest)[1]
+
+  def rows(self):
+    lines = (self.workdir / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  def dropped(self, factor, train):
+    """Share of the real tokens' choices that find no row, by a loop."""
+    lost = total = 0
+    for batch in self.batches:
+      if ('document' in batch) == train:
+        continue
+      groups = zip(*(batch[k].reshape(-1, T) for k in ('inputs', 'segments')))
+      for ids_T, segment_T in groups:
+        real = {'ids_T': ids_T[segment_T > 0]}
+        x = np.zeros((len(real['ids_T']), 1))
+        chosen = reference_routers.hash_(x, {}, np.zeros(E), real, k=1).expert
+        load_E = np.bincount(chosen[:, 0], minlength=E)
+        rows = int(np.ceil(factor * T / E)) if factor else T
+        lost += np.maximum(load_E - rows, 0).sum()
+        total += load_E.sum()
+    assert total > 100
+    return lost / total
+
+
+def read(path):
+  return json.loads(pathlib.Path(path).read_text())
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A finished run, and what every program compiles, kept on disk."""
+  root = tmp_path_factory.mktemp('mains')
+  made = Run(root)
+  cache = {
+    'jax_compilation_cache_dir': str(root / 'compiled'),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  before = {k: getattr(jax.config, k) for k in cache}
+  put = session_lib.Session.put
+
+  def recorded(session, batch):
+    made.batches.append({k: np.array(v) for k, v in batch.items()})
+    return put(session, batch)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(session_lib.Session, 'put', recorded)
+    patch.setattr(rates, 'matmul_flops_per_second', lambda dtype: 1e9)
+    for k, v in cache.items():
+      jax.config.update(k, v)
+    with pytest.MonkeyPatch.context() as page:
+      page.setattr(report, 'write', lambda workdir: 'no page')
+      made.train('--config.seed=5')
+    made.first = made.batches
+    yield made
+    for k, v in before.items():
+      jax.config.update(k, v)
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+  monkeypatch.setattr(report, 'write', lambda workdir: 'no page')
+
+
+@case('train', 'config', 'workdir')
+def test_train_reads_its_config_and_fills_its_workdir(run):
+  config = read(run.workdir / 'config.json')
+  assert (config['seed'], config['model']['d_ff']) == (5, 8)
+  files = {'summary.json', 'metrics.jsonl', 'checkpoints', 'tensorboard'}
+  assert files <= set(os.listdir(run.workdir))
+  # Half of the even load in training, twice of it in evaluation.
+  run.batches = run.first
+  rows, summary = run.rows(), read(run.workdir / 'summary.json')
+  assert summary['moe/eval_dropped'] == run.dropped(2.0, train=False) == 0
+  steps = [[b] for b in run.first if 'document' not in b]
+  assert len(steps) == len(rows) == 2
+  for row, run.batches in zip(rows, steps):
+    assert row['moe/eval_dropped'] == 0 < row['moe/dropped']
+    assert row['moe/dropped'] == pytest.approx(run.dropped(0.5, train=True))
+
+
+@case('evaluate', 'workdir', 'step')
+def test_evaluate_reads_the_step_that_is_asked_for(run):
+  newest, out = run.evaluate()
+  assert str(run.workdir / 'evaluation/summary.json') in out
+  first, _ = run.evaluate('--step=1')
+  losses = [row['eval/loss'] for row in run.rows()]
+  assert losses[0] != losses[1]
+  assert [s['step'] for s in (first, newest)] == [1, 2]
+  assert [s['eval/loss'] for s in (first, newest)] == pytest.approx(losses)
+  with pytest.raises(ValueError, match=r'no step 9 in .*; there are: 1, 2'):
+    run.evaluate('--step=9')
+
+
+@case('evaluate', 'capacity_factor', 'mesh')
+def test_evaluate_takes_another_factor_and_mesh(run, monkeypatch):
+  shapes, make = [], mesh_lib.make
+  monkeypatch.setattr(mesh_lib, 'make', lambda s: shapes.append(s) or make(s))
+  tight, _ = run.evaluate('--capacity_factor=0.5', '--mesh=exact(data=8)')
+  want = run.dropped(0.5, train=False)
+  assert tight['moe/eval_dropped'] == pytest.approx(want) and want > 0.2
+  assert shapes == [mesh_lib.exact(data=8)]
+  with pytest.raises(ValueError, match='needs 2 devices, found 8'):
+    run.evaluate('--mesh=exact(data=2)')
+
+
+class Bigram:
+  """Logits of bytes by the restored embeddings; next to nothing to compile."""
+
+  def apply(self, variables, batch, *, train, rngs, mutable):
+    x_BLD = variables['params']['embedding']['table'][batch['inputs']]
+    x_BLD /= jnp.linalg.norm(x_BLD, axis=-1, keepdims=True)
+    w_DV = np.random.default_rng(0).standard_normal((8, 256))
+    text = jnp.pad(4 * x_BLD @ w_DV, ((0, 0), (0, 0), (3, 125)))
+    bytes_V = (np.arange(384) >= 3) & (np.arange(384) < 259)
+    return (jnp.where(bytes_V, text, -1e9), ()), {'cache': {}}
+
+
+@pytest.fixture
+def bigram(monkeypatch):
+  make = generation.Generator._model
+  monkeypatch.setattr(
+    generation.Generator,
+    '_model',
+    lambda self, length: Bigram() if length else make(self, 0),
+  )
+
+
+@case('generate', 'workdir', 'prompt', 'length', 'samples', 'temperature')
+def test_generate_continues_its_prompt(run, bigram):
+  greedy = ('--temperature=0', '--length=30', '--prompt=the')
+  whole = run.generate(*greedy)
+  assert len(set(whole)) > 3, whole
+  assert run.generate(*greedy, '--prompt=-', stdin=b'the') == whole
+  assert run.generate(*greedy, '--prompt=a') != whole
+  short = run.generate(*greedy, '--length=3')[:-1]
+  assert whole.startswith(short) and len(short) <= 3 < len(whole)
+  two = f'--- sample 0\n{whole}--- sample 1\n{whole}'
+  assert run.generate(*greedy, '--samples=2') == two
+  assert run.generate(*greedy, '--temperature=3') != whole
+  with pytest.raises(ValueError, match='holds no run'):
+    run.generate(f'--workdir={run.root}')
+
+
+@case('generate', 'seed', 'step', 'out', 'mesh')
+def test_generate_draws_by_seed_and_step_on_a_mesh(run, bigram, monkeypatch):
+  shapes, make = [], mesh_lib.make
+  monkeypatch.setattr(mesh_lib, 'make', lambda s: shapes.append(s) or make(s))
+  flags = ('--prompt=the', '--length=30', f'--out={run.root}/text')
+  text = run.generate(*flags)
+  written = (run.root / 'text').read_bytes() + b'\n'
+  assert written.decode(errors='surrogateescape') == text
+  assert run.generate(*flags, '--seed=1') != text
+  assert run.generate(*flags, '--step=1') != text
+  assert run.generate(*flags, '--step=2', '--mesh=exact(fsdp=8)') == text
+  sizes = mesh_lib.exact
+  assert shapes == [sizes(data=4, expert=2)] * 3 + [sizes(fsdp=8)]
+
+
+@case('evaluate', 'cpu_devices')
+@case('generate', 'cpu_devices')
+@pytest.mark.parametrize('name', ['evaluate', 'generate'])
+def test_devices_are_simulated(name, tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(distributed, 'simulate', asked.append)
+  for flags in ([], ['--cpu_devices=3']):
+    with pytest.raises(ValueError, match='holds no run'):
+      mains.call(name, f'--workdir={tmp_path}', *flags)
+  assert asked == [1, 3]
+
+
+PROCESSES = ('coordinator_address', 'num_processes', 'process_id')
+
+
+@case('train', *PROCESSES, 'distributed')
+@case('evaluate', *PROCESSES, 'distributed')
+@case('generate', *PROCESSES, 'distributed')
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'generate'])
+def test_processes_join_their_job(run, name, monkeypatch):
+  """Each simulates its part of the devices."""
+  joined, asked = [], []
+
+  def initialize(*args):
+    joined.append(args)
+    raise StopHereError
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  monkeypatch.setattr(distributed, 'simulate', asked.append)
+  # What else the start sets is not for this process.
+  monkeypatch.setattr(distributed.jax.config, 'update', lambda k, v: None)
+  flags = [f'--config={run.file}'] if name == 'train' else [EIGHT]
+  flags += [f'--workdir={run.root}/none']
+  job = ['--coordinator_address=h:1', '--num_processes=4', '--process_id=3']
+  for more in (job, ['--distributed']):
+    with pytest.raises(StopHereError):
+      mains.call(name, *flags, *more)
+  assert joined == [('h:1', 4, 3), ()] and asked == [2, 8]
+
+
+@case('train', 'allow_download')
+def test_train_downloads_only_where_it_may(run, tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  asked = []
+
+  def builder(name, **rest):
+    asked.append(name)
+    raise StopHereError
+
+  monkeypatch.setattr(tfds, 'builder', builder)
+  flags = [
+    '--config.data.name=books:1.0.0',
+    f'--config.data.dir={tmp_path}',
+    f'--config.data.cache={tmp_path}',
+  ]
+  with pytest.raises(ValueError, match=r'not prepared .*--allow_download'):
+    run.train(*flags, workdir=tmp_path / 'w')
+  assert not asked
+  with pytest.raises(StopHereError):
+    run.train(*flags, '--allow_download', workdir=tmp_path / 'w')
+  assert asked == ['books:1.0.0']
+
+
+@case('report', 'workdirs', 'workdir')
+def test_report_of_one_run_and_of_several(run, tmp_path):
+  one, two = (str(tmp_path / n) for n in ('one', 'two'))
+  a = str(run.workdir)
+  _, out = mains.call('report', f'--workdirs={a}', f'--workdir={one}')
+  assert os.listdir(one) == ['report.html'] and f'{one}/report.html' in out
+  b = tmp_path / 'other'
+  b.mkdir()
+  for name in ('config.json', 'metrics.jsonl', 'summary.json'):
+    (b / name).write_bytes((run.workdir / name).read_bytes())
+  _, out = mains.call('report', f'--workdirs={a},{b}', f'--workdir={two}')
+  assert os.listdir(two) == ['compare.html'] and f'{two}/compare.html' in out
+  assert out.split()[:2] == ['run', 'other']
+
+
+# The last ones, since they change the run.
+@case('train', 'allow')
+def test_train_goes_on_with_the_fields_it_may_change(run, no_page):
+  """With a rule added, and the factors the other way round."""
+  flags = [
+    '--config.seed=5',
+    '--config.train.steps=3',
+    "--config.moe.balance=('loss_free_bias(rate=0.5)',)",
+    '--config.moe.capacity_factor=2.0',
+    '--config.moe.eval_capacity_factor=0.5',
+  ]
+  with pytest.raises(ValueError, match=r'train\.steps is 2 there, 3 here'):
+    run.train(*flags)
+  out = run.train(*flags, '--allow=train.steps,moe')
+  fresh = 'fresh state, which the checkpoint has not: loss_free_bias\n'
+  assert out.count(fresh) == 1 and 'at step 2\n' in out
+  last = run.rows()[-1]
+  assert last['step'] == 3
+  assert last['moe/dropped'] == run.dropped(2.0, train=True) == 0
+  want = run.dropped(0.5, train=False)
+  assert last['moe/eval_dropped'] == pytest.approx(want) and want > 0.2
+  assert (
+    read(run.workdir / 'summary.json')['moe/eval_dropped']
+    == (last['moe/eval_dropped'])
+  )
+  # From zero, half a unit up for the expert with less than the mean load.
+  state = generation.Generator(str(run.workdir))._variables['balance']
+  (bias_E,) = jax.tree.leaves(state)
+  share_E = np.array(last['moe/load'][0])
+  assert (share_E != 1 / E).all()
+  np.testing.assert_allclose(bias_E.reshape(-1), 0.5 * np.sign(1 / E - share_E))
+
+
+@case('train', 'restart')
+def test_train_restarts_where_it_is_told_to(run):
+  before = read(run.workdir / 'config.json')
+  first = run.rows()[0]['loss']
+  with pytest.raises(ValueError, match=r'seed is 5 there, 6 here'):
+    run.train('--config.seed=6')
+  out = run.train('--config.seed=6', '--restart')
+  assert (run.workdir / 'report.html').exists()
+  assert str(run.workdir / 'report.html') in out
+  assert read(run.workdir / 'previous_1/config.json') == before
+  assert read(run.workdir / 'config.json')['seed'] == 6
+  rows = run.rows()
+  assert [r['step'] for r in rows] == [1, 2] and rows[0]['loss'] != first
+  assert 'is finished' in run.train('--config.seed=6')
