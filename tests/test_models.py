@@ -110,6 +110,12 @@ def test_packing_does_not_change_a_document():
 FOUR = {'model.num_layers': 4}
 
 
+@functools.cache
+def four_layers():
+  v, b = params(**FOUR), batch()
+  return v, b, logits_and_grads(build(**FOUR)[1], v, b)
+
+
 @pytest.mark.parametrize(
   'change',
   [
@@ -122,8 +128,7 @@ FOUR = {'model.num_layers': 4}
 )
 def test_scan_and_remat_change_nothing(change):
   """The same parameters, logits, gradients and losses, with drops."""
-  v, b = params(**FOUR), batch()
-  want = logits_and_grads(build(**FOUR)[1], v, b)
+  v, b, want = four_layers()
   other = params(**(FOUR | change))
   jax.tree.map(np.testing.assert_array_equal, v, other)
   got = logits_and_grads(build(**(FOUR | change))[1], v, b)
