@@ -1,21 +1,27 @@
 """Eight simulated devices for every test; a test without them must fail.
 
-Tests mostly compile, each program once: XLA's expensive passes are off, which
-saves a third of the time. `MOE_JAX_OPTIMIZED=1` leaves them on; CI does, for
-the slow tests. tests/bill.py prints what the session cost.
+Tests mostly compile, each program once: XLA's expensive passes are off, and
+its newer way of emitting fusions, which saves two thirds of the time.
+`MOE_JAX_OPTIMIZED=1` leaves them on; CI does, for the slow tests. tests/bill.py
+prints what the session cost.
 """
 
+import functools
 import gc
 import os
 
 import jax
 import pytest
 
+from moe_jax.training import rates
 from tests import bill
 
 jax.config.update('jax_num_cpu_devices', 8)
 if os.environ.get('MOE_JAX_OPTIMIZED') != '1':
   jax.config.update('jax_disable_most_optimizations', True)
+  os.environ['XLA_FLAGS'] = ' '.join(
+    (os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false')
+  )
 
 
 def pytest_configure(config):
@@ -36,3 +42,13 @@ def pytest_runtest_protocol(item, nextitem):
     jax.clear_caches()
     gc.collect()
   return result
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_rate():
+  """A run times a matrix product: here a small one, not 3 CPU-seconds."""
+  name = 'matmul_flops_per_second'
+  small = functools.partial(getattr(rates, name), size=64)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rates, name, small)
+    yield

@@ -254,6 +254,35 @@ ROUTERS = (
   Row('rexmoe(start=2, end=8)', '2510.17483', _top_k(2, False), noisy=True),
 )
 
+# One of each kind of `Routing` and of all that a router may read or draw; a
+# layer is the same for the rest. Costly contracts leave those to the slow mark.
+ALWAYS = (
+  'switch()',
+  'top_k()',
+  "top_k(k=2, renormalize='kept')",
+  'no_token_left_behind(k=3)',
+  'vmoe()',
+  'noisy_top_k(k=2)',
+  'sparse_mixer(eps=0.5)',
+  'rexmoe(start=2, end=8)',
+  'random(k=2)',
+  'hash(k=2, seed=7)',
+  'replay()',
+  'segment(size=3, k=2)',
+  'scheduled_top_k(k=1, first=(4, 3), until=10)',
+  'moe_x()',
+  'adamoe(k=3)',
+  'moe_plus_plus()',
+  'autonomy()',
+  'product_keys(heads=3, k=2, d_key=6)',
+  'llama4()',
+  'llama4(k=2)',
+  'expert_choice(choices=1.5)',
+  'relu()',
+  'dselect_k()',
+  'comet()',
+)
+
 # Their slots are mixtures of tokens: other contracts, in test_soft.py.
 SLOT_ROUTERS = (Row('soft(slots=2)', '2308.00951', causal=False),)
 SLOT_DISPATCH = (Row('slots()', '2308.00951'),)

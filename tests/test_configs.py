@@ -1,6 +1,7 @@
 """The papers' models: exact sizes, FLOPs near the papers', fields that fit."""
 
 import dataclasses
+import functools
 import importlib
 import pathlib
 
@@ -127,9 +128,9 @@ def get(name, arg=''):
   return importlib.import_module(f'configs.{name}').get_config(arg)
 
 
-@pytest.fixture(scope='module')
-def sessions():
-  return {name: plans.make(get(name), 'exact()') for name in NAMES}
+@functools.cache
+def session_of(name):
+  return plans.make(get(name), 'exact()')
 
 
 def test_every_config_is_in_the_table():
@@ -137,9 +138,9 @@ def test_every_config_is_in_the_table():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_parameters(name, sessions):
+def test_parameters(name):
   """Exact, of a model traced without memory, against a count by hand."""
-  found = counts.parameters(sessions[name].leaves())
+  found = counts.parameters(session_of(name).leaves())
   assert found == MODELS[name].parameters()
   assert found == PUBLISHED.get(name, found)
   assert f'{found:,} parameters' in ' '.join(
@@ -147,10 +148,10 @@ def test_parameters(name, sessions):
   )
 
 
-def test_parts(sessions):
+def test_parts():
   """ST-MoE-L: 24 + 24 blocks, 12 of them sparse."""
   D, F = 1024, 2816
-  session = sessions['st_moe_l']
+  session = session_of('st_moe_l')
   found = counts.parts(session.leaves(), session.expert_share())
   assert {k: v['total'] for k, v in found.items()} == {
     'experts': 12 * 32 * 3 * D * F,
@@ -168,8 +169,8 @@ def test_parts(sessions):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_flops(name, sessions):
-  session = sessions[name]
+def test_flops(name):
+  session = session_of(name)
   found = session.forward_flops()
   assert found == MODELS[name].forward_flops()
   if name in PAPER_FLOPS:

@@ -502,6 +502,7 @@ def test_false_docstrings_are_of_the_same_file_where_possible():
   assert docstrings.pairs(found, seed=1) != examples
 
 
+@pytest.mark.slow
 def test_docstring_task_of_this_python():
   small, large = (docstrings.docstring(examples=n) for n in (100, 1000))
   assert large.train[:100] == small.train and len(large.train) == 1000

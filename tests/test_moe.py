@@ -112,7 +112,9 @@ LOOPS = [
   pytest.param(
     *(row, cf),
     id=f'{row.spec}-{cf}',
-    marks=[] if cf == 1.0 or row.spec in MORE else pytest.mark.slow,
+    marks=[]
+    if row.spec in (rows.ALWAYS if cf == 1.0 else MORE)
+    else pytest.mark.slow,
   )
   for row in CLEAN
   for cf in (None, 1.0, 0.5)

@@ -58,7 +58,17 @@ def run(m, params, carry):
   return jax.device_get(f(params, X))
 
 
-@pytest.mark.parametrize('row', rows.ROUTERS, ids=lambda r: r.spec)
+@pytest.mark.parametrize(
+  'row',
+  [
+    pytest.param(
+      row,
+      id=row.spec,
+      marks=() if row.spec in rows.ALWAYS else pytest.mark.slow,
+    )
+    for row in rows.ROUTERS
+  ],
+)
 def test_layer_on_a_mesh(row):
   """Two dispatches and two meshes, one answer; every parameter learns."""
   one = layer(row, 'gather_reduce()', {})
@@ -85,6 +95,41 @@ def test_layer_on_a_mesh(row):
   gradients = want[1][0]
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-6, path
+
+
+def signature(row, monkeypatch):
+  """What of a routing the rest of the layer can tell apart."""
+  m, routings = layer(row, 'gather_reduce()', {}), []
+  route = type(m.router).__call__
+  keep = lambda *args: routings.append(route(*args)) or routings[-1]
+  monkeypatch.setattr(type(m.router), '__call__', keep)
+  carry = m.router.init_carry(B * L, E)
+  carry = jax.tree.map(lambda v: jnp.zeros((B, L, *v.shape[1:])), carry)
+  init = lambda k: m.init(
+    {'params': k, 'router': k}, X, KNOWN, carry, train=True
+  )
+  jax.eval_shape(init, jax.random.key(0))
+  monkeypatch.undo()
+  r = routings[-1]
+  fixed = (r.weight_on, r.renormalize_kept, r.first_fit)
+  choices = None if r.choices is None else r.choices > 1
+  of_row = (row.noisy, row.local, row.experts, row.by_expert, row.distinct)
+  return jax.tree.structure(r.replace(**SAME)), choices, fixed, of_row
+
+
+# Numbers that no layer depends on.
+SAME = {'choices': 1, 'num_experts': E, 'num_local': 0}
+
+
+@pytest.mark.slow
+def test_each_kind_of_routing_is_always_tested(monkeypatch):
+  have = {signature(r, monkeypatch) for r in rows.ROUTERS}
+  always = [r for r in rows.ROUTERS if r.spec in rows.ALWAYS]
+  assert len(always) == len(rows.ALWAYS)
+  assert {signature(r, monkeypatch) for r in always} == have
+  # Taken away, a kind is missed.
+  fewer = [r for r in always if r.spec != 'no_token_left_behind(k=3)']
+  assert {signature(r, monkeypatch) for r in fewer} != have
 
 
 def test_what_a_router_does_not_get():

@@ -208,7 +208,10 @@ PROBES = (
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """The summary of a tiny run with all probes."""
-  config = tiny.config(**{'eval.probes': PROBES, 'train.steps': 20})
+  text = tiny.corpus(tmp_path_factory.mktemp('text'))
+  own = {'train.checkpoint_every': 20, 'mesh': 'exact(data=8)'}
+  own |= {'eval.probes': PROBES, 'train.steps': 20}
+  config = tiny.config(**text, **own)
   return loop.train(config, str(tmp_path_factory.mktemp('run')))
 
 

@@ -30,21 +30,7 @@ WORDS = b'the router sends each token to one expert and the expert answers '
 @pytest.fixture(scope='session')
 def corpus(tmp_path_factory):
   """Two small domains, and one cache for all runs."""
-  root = tmp_path_factory.mktemp('corpus')
-  rng = np.random.default_rng(0)
-  words = WORDS.split()
-  for domain, order in (('a', words), ('b', words[::-1])):
-    documents = []
-    for _ in range(80):
-      picked = rng.choice(order, size=30)
-      documents.append(b' '.join(picked))
-    (root / f'{domain}.txt').write_bytes(b'\n\n'.join(documents))
-  return {
-    'data.name': 'text_files',
-    'data.dir': str(root),
-    'data.cache': str(root / 'cache'),
-    'data.weights': (),
-  }
+  return tiny.corpus(tmp_path_factory.mktemp('corpus'))
 
 
 MESHES = (

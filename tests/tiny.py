@@ -1,6 +1,10 @@
-"""A config small enough that a test compiles it in seconds."""
+"""A config and a text small enough that a test runs them in seconds."""
+
+import numpy as np
 
 from configs import quickstart
+
+WORDS = b'the router sends each token to one expert and the expert answers '
 
 
 def config(**overrides):
@@ -37,3 +41,18 @@ def config(**overrides):
     target[field] = value
   c.lock()
   return c
+
+
+def corpus(root):
+  """Two small domains in a folder, and one cache; a config's overrides."""
+  rng = np.random.default_rng(0)
+  words = WORDS.split()
+  for domain, order in (('a', words), ('b', words[::-1])):
+    documents = [b' '.join(rng.choice(order, size=30)) for _ in range(80)]
+    (root / f'{domain}.txt').write_bytes(b'\n\n'.join(documents))
+  return {
+    'data.name': 'text_files',
+    'data.dir': str(root),
+    'data.cache': str(root / 'cache'),
+    'data.weights': (),
+  }
