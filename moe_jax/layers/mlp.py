@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moe_jax.experts import base as experts_base
+from moe_jax.kernels import permute
 from moe_jax.parallel import rules
 
 
@@ -38,12 +39,13 @@ class FFN(nn.Module):
     params = {
       k: v.astype(self.dtype) for k, v in self.param('ffn', init).items()
     }
+    spread = lambda b: permute.laid(b, (*x_BLD.shape[:-1], b.shape[-1]))
     # XLA splits the hidden width over the `model` axis by itself here, so
     # nothing is a partial sum.
     ops = experts_base.Ops(
       dot=lambda x, w: x @ w,
-      spread=lambda b: b,
-      once=lambda b: b,
+      spread=spread,
+      once=spread,
       drop=lambda x, rate, _: nn.Dropout(rate, deterministic=not train)(x),
     )
     y_BLD = self.kind(params, x_BLD.astype(self.dtype), ops)
