@@ -97,7 +97,6 @@ MESHES = [
     ('gather_reduce()', MESHES[1], 'row'),
     ('ragged_all_to_all(buffer_factor=9.0)', MESHES[2], 'row'),
     ('lookup()', MESHES[1], 'row'),
-    ('lookup()', MESHES[2], 'shared'),
   ],
 )
 def test_masks_do_not_depend_on_the_mesh(dispatch, sizes, mask):
