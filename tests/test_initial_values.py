@@ -54,8 +54,8 @@ def check(name, v, variance, end=None):
     (T5 | {'model.num_layers': 1, 'moe.layers': 'none'}, SCALE / (D * J)),
     (
       {
-        'model.num_layers': 2,  # scanned
-        'moe.layers': 'all',
+        'model.num_layers': 4,  # a period of two, scanned
+        'moe.layers': 'every_2',
         'model.tied_head': False,
         'moe.dense_branch': 'gated',
         'moe.dense_branch_d_ff': F,
@@ -86,7 +86,7 @@ def test_models(fields, query):
   init = jax.jit(lambda k: nn.unbox(model.init(k, b, train=False)))
   params = jax.device_get(init(jax.random.key(0)))['params']
   table = [(r'(attention|cross)/query$', query, CUT), *KERNELS]
-  seen = set()
+  seen, values, count = set(), set(), 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = '/'.join(re.findall(r'\w+', jax.tree_util.keystr(path)))
     if name.endswith('scale'):
@@ -95,6 +95,11 @@ def test_models(fields, query):
     (found,) = [row for row in table if re.search(row[0], name)]
     seen.add(found[0])
     check(name, leaf, *found[1:])
+    # No layer, repeat or kernel starts as another does.
+    parts = leaf if 'period' in name else [leaf]
+    values |= {float(v) for part in parts for v in part.reshape(-1)[:3]}
+    count += 3 * len(parts)
+  assert len(values) == count
   rest = {'relative/table$'}
   if 'model.kind' in fields:
     rest = {'dense_gate$', 'router/kernel$', 'embedding/head$', KERNELS[-1][0]}
@@ -132,12 +137,8 @@ def test_routers():
   """Those of all rows at their options."""
   specs = [r.spec for r in rows.ROUTERS + rows.SLOT_ROUTERS]
   routers = {s: registry.build('routers', s) for s in specs}
-  routers['switch(init_std=0.5)'] = registry.build(
-    'routers', 'switch(init_std=0.5)'
-  )
   # One of each class and deviation: the other options are not read.
   few = {(type(r), getattr(r, 'init_std', None)): s for s, r in routers.items()}
-  few['std'] = 'switch(init_std=0.5)'
   for spec in set(few.values()):
     router, name = routers[spec], spec.split('(')[0]
     std = getattr(router, 'init_std', None)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from moe_jax import registry, types
 from moe_jax.layers import moe
 from moe_jax.models import factory, stack
+from moe_jax.routers import base as routers
 from tests import test_models, tiny
 
 B, L, V, CUT = 2, 12, 32, 7
@@ -169,9 +171,28 @@ def by_layer(tree, l):
   return jax.tree.map(lambda v: v[l // 2], tree['period'][f'block_{l % 2}'])
 
 
+@struct.dataclass
+class Noted(routers.Router):
+  """A drawn expert of four, and one, with weight 0, that names the layer."""
+
+  def init(self, key, E, D):
+    return {}
+
+  def experts_per_token(self, E):
+    return 2.0
+
+  def __call__(self, params, x_TD, ctx):
+    T = len(x_TD)
+    key = routers.noise_key(ctx, 'sample')
+    expert_T = jax.random.randint(key, (T,), 0, 4)
+    expert_TK = jnp.stack([expert_T, jnp.full(T, 4 + ctx.layer)], 1)
+    weight_TK = jnp.tile(jnp.array([1.0, 0.0]), (T, 1))
+    return routers.from_choices(expert_TK, weight_TK, ctx, 8)
+
+
 def test_no_two_layers_repeats_or_groups_share_their_draws():
   """Every layer adds 2 ** layer times its mask to a stream of zeros beside a
-  one, from which the masks are read; choices of a random router are recorded.
+  one, from which the masks are read; what the router draws is recorded.
   """
   F = 24
   D = 1 + F
@@ -185,12 +206,13 @@ def test_no_two_layers_repeats_or_groups_share_their_draws():
     ffn=kind,
     moe=functools.partial(
       moe.MoE,
-      num_experts=4,
-      router=registry.build('routers', 'random()'),
+      num_experts=8,
+      router=Noted(),
       experts=kind,
-      dispatch=registry.build('dispatch', 'scatter()'),
+      dispatch=registry.build('dispatch', 'dense()'),
       group_size=L,
       capacity_factor=None,
+      eval_capacity_factor=None,
       record=True,
     ),
   )
@@ -202,16 +224,7 @@ def test_no_two_layers_repeats_or_groups_share_their_draws():
   def call(method, first, **rngs):
     return getattr(model, method)(first, x, place, ones, train=True, **rngs)
 
-  made = jax.jit(lambda k: nn.unbox(call('init', dict.fromkeys(KEYS, k))))
-  params = jax.device_get(made(jax.random.key(0)))['params']
-
-  # Initial values: every kernel of a layer is its own.
-  flat = [
-    np.concatenate([np.ravel(v)[:8] for v in jax.tree.leaves(p) if v.std()])
-    for p in (by_layer(params, l) for l in range(7))
-  ]
-  flat = [set(np.round(v, 7)) for v in flat]
-  assert len(set().union(*flat)) == sum(map(len, flat)) > 7 * 40
+  params = drawn(lambda k: call('init', dict.fromkeys(KEYS, k)))['params']
 
   def fill(l):
     """Attention gives 0; hidden units 1 before dropout, 2 ** l / 2 behind."""
@@ -238,8 +251,10 @@ def test_no_two_layers_repeats_or_groups_share_their_draws():
     np.testing.assert_allclose(total, number, atol=1e-3)
     masks = np.stack([number >> l & 1 for l in range(7)])  # [7, B, L, F]
     np.testing.assert_allclose(masks.mean((1, 2, 3)), 0.5, atol=0.1)
-    choices = [by_layer(record, l)['expert'] for l in range(7) if LAYERS[l]]
-    found.append((masks.reshape(-1, F), np.concatenate(choices)))
+    edges = [by_layer(record, l)['expert'] for l in range(7) if LAYERS[l]]
+    drawn_, named = np.split(np.stack(edges), 2, -1)  # [4, B, L] each
+    np.testing.assert_array_equal(named[:, 0, 0], [4, 5, 6, 7])
+    found.append((masks.reshape(-1, F), drawn_.reshape(-1, L)))
   # Of every token in every group, layer and repeat; and under another key.
   for draws, count in zip(map(np.concatenate, zip(*found)), (7 * B * L, 4 * B)):
     assert len(np.unique(draws, axis=0)) == len(draws) == 2 * count
