@@ -54,7 +54,7 @@ def test_a_rows_mask_follows_its_number():
 
 def test_without_key_or_rate_nothing_is_dropped():
   assert dispatching.dropper(None, jnp.arange(E), jnp.arange(R), ONE) is None
-  ops = dispatching.buffer_ops(())
+  ops = dispatching.buffer_ops(R, ())
   x = jnp.ones((E, R, F))
   assert ops.drop(x, 0.5, 'row') is x
   d = dispatching.dropper(jax.random.key(0), jnp.arange(E), jnp.arange(R), ONE)
@@ -96,6 +96,7 @@ MESHES = [
     ('scatter()', MESHES[1], 'expert'),
     ('gather_reduce()', MESHES[1], 'row'),
     ('ragged_all_to_all(buffer_factor=9.0)', MESHES[2], 'row'),
+    ('lookup()', MESHES[1], 'row'),
   ],
 )
 def test_masks_do_not_depend_on_the_mesh(dispatch, sizes, mask):

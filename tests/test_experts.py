@@ -31,7 +31,7 @@ def build(spec):
 def test_equals_reference(row):
   kind, params = build(row.spec)
   x_ERD = jax.random.normal(jax.random.key(2), (E, R, D))
-  got = kind(params, x_ERD, dispatching.buffer_ops(()))
+  got = kind(params, x_ERD, dispatching.buffer_ops(R, ()))
   plain = {k: np.asarray(v, np.float64) for k, v in params.items()}
   for e in range(E):
     for r in range(R):
@@ -44,7 +44,7 @@ def test_one_expert_is_the_dense_ffn(row):
   kind, params = build(row.spec)
   x_BLD = jax.random.normal(jax.random.key(3), (2, R, D))
   one = {k: v[:1] for k, v in params.items()}
-  want = kind(one, x_BLD.reshape(1, -1, D), dispatching.buffer_ops(()))
+  want = kind(one, x_BLD.reshape(1, -1, D), dispatching.buffer_ops(2 * R, ()))
   ffn = mlp.FFN(kind)
   got = ffn.apply(
     {'params': {'ffn': {k: v[0] for k, v in one.items()}}}, x_BLD, train=False
@@ -80,11 +80,11 @@ def test_halves_of_the_hidden_width_add_up(row):
     if 'mlp' in kind.axes[k]
     else jnp.stack([v, v])
   )
-  part = lambda p: kind(p, x_ERD, dispatching.buffer_ops(('model',)))
+  part = lambda p: kind(p, x_ERD, dispatching.buffer_ops(R, ('model',)))
   got = jax.vmap(part, axis_name='model')(
     {k: half(k, params[k]) for k in params}
   )
-  want = kind(params, x_ERD, dispatching.buffer_ops(()))
+  want = kind(params, x_ERD, dispatching.buffer_ops(R, ()))
   np.testing.assert_allclose(got.sum(0), want, atol=2e-5)
 
 
@@ -93,7 +93,7 @@ def test_bfloat16_stays(row):
   kind, params = build(row.spec)
   half = {k: v.astype(jnp.bfloat16) for k, v in params.items()}
   x = jnp.ones((E, R, D), jnp.bfloat16)
-  assert kind(half, x, dispatching.buffer_ops(())).dtype == jnp.bfloat16
+  assert kind(half, x, dispatching.buffer_ops(R, ())).dtype == jnp.bfloat16
 
 
 def test_unknown_activation_lists_the_valid_ones():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.experts import base as experts_base
-from moe_jax.kernels import batched, grouped, sorted_rows
+from moe_jax.kernels import batched, grouped, permute, sorted_rows
 from moe_jax.parallel import collectives
 from moe_jax.parallel.axes import Axes
 
@@ -27,22 +27,30 @@ def buffer_edges(seated: types.Seated) -> jax.Array:
   return jnp.where(real_EC, edge_EC, N)
 
 
-def buffer_ops(model: tuple[str, ...], drop=None) -> experts_base.Ops:
+def first_alone(b_ED: jax.Array, model: tuple[str, ...]) -> jax.Array:
+  """b on the first device of the axis `model`, zeros on its others."""
+  if not model:
+    return b_ED
+  return jnp.where(jax.lax.axis_index(model) == 0, b_ED, jnp.zeros_like(b_ED))
+
+
+def buffer_ops(R: int, model: tuple[str, ...], drop=None) -> experts_base.Ops:
   """Operations on buffers [E, R, D].
 
   Args:
+    R: rows of an expert.
     model: the mesh axis that the hidden width is split over, or ().
     drop: from `dropper`; None drops nothing.
   """
 
-  def once(b_ED):
-    first = jax.lax.axis_index(model) == 0 if model else True
-    return jnp.where(first, b_ED, jnp.zeros_like(b_ED))[:, None]
+  def spread(b_EF):
+    E, F = b_EF.shape
+    return permute.laid(b_EF[:, None], (E, R, F))
 
   return experts_base.Ops(
     dot=batched.product,
-    spread=lambda b_EF: b_EF[:, None],
-    once=once,
+    spread=spread,
+    once=lambda b_ED: spread(first_alone(b_ED, model)),
     drop=drop or (lambda hidden, rate, mask: hidden),
   )
 
@@ -124,7 +132,7 @@ def exchanged_ops(key, params, axes: Axes, G: int, C: int, seats=None):
   seat = jnp.asarray(seats or range(C), jnp.int32)
   rows_R = (group * C + seat).reshape(-1)
   drop = dropper(key, local_experts(axes, params), rows_R, axes)
-  return buffer_ops(axes.model, drop)
+  return buffer_ops(rows_R.size, axes.model, drop)
 
 
 def kept_counts(seated: types.Seated) -> jax.Array:
@@ -179,14 +187,10 @@ def sorted_ops(matmul, size_e, R: int, model: tuple[str, ...], drop=None):
   def spread(b_eF):
     return matmul(jnp.ones((R, 1), b_eF.dtype), b_eF[:, None], size_e)
 
-  def once(b_eD):
-    first = jax.lax.axis_index(model) == 0 if model else True
-    return spread(jnp.where(first, b_eD, jnp.zeros_like(b_eD)))
-
   return experts_base.Ops(
     dot=lambda x, w: matmul(x, w, size_e),
     spread=spread,
-    once=once,
+    once=lambda b_eD: spread(first_alone(b_eD, model)),
     drop=drop or (lambda hidden, rate, mask: hidden),
   )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.dispatch import base
+from moe_jax.kernels import permute
 from moe_jax.parallel import collectives
 
 
@@ -24,23 +25,23 @@ class Dense(base.Dispatch):
   def __call__(self, experts, params, x_GTD, seated, axes, key):
     r, E = seated.routing, seated.routing.num_experts
     params = jax.tree.map(
-      lambda w: collectives.all_gather(
-        w, axes.expert, dim=0, name='dense_weights'
+      lambda w: collectives.gather_weights(
+        w, axes.expert, dim=0, name='dense_weights', dtype=w.dtype
       ),
       params,
     )
     all_E = jnp.arange(E, dtype=jnp.int32)
 
     def one_group(x_TD, r, kept_N, slot_N, group):
-      x_ND = x_TD[r.token_N]
+      x_ND = permute.look_up(x_TD, r.token_N)
       weight_N = jnp.where(kept_N, r.weight_N, 0.0)
       if r.weight_on == 'input':
-        x_ND *= weight_N[:, None].astype(x_ND.dtype)
+        x_ND = permute.weighted(x_ND, weight_N)
         weight_N = kept_N.astype(jnp.float32)
       seat_N = group * seated.rows + slot_N
       drop = base.dropper(key, all_E, seat_N, axes)
-      ops = base.buffer_ops(axes.model, drop)
-      y_END = experts(params, jnp.broadcast_to(x_ND, (E, *x_ND.shape)), ops)
+      ops = base.buffer_ops(x_ND.shape[0], axes.model, drop)
+      y_END = experts(params, permute.laid(x_ND, (E, *x_ND.shape)), ops)
       chosen_N = jnp.minimum(r.expert_N, E - 1)
       y_ND = y_END[chosen_N, jnp.arange(chosen_N.shape[0])]
       y_ND = y_ND.astype(jnp.float32) * weight_N[:, None]

@@ -2,7 +2,8 @@
 
 PEER (He 2024, arXiv:2407.04153, section 2.2): the weights of an edge's expert
 are gathered, N x D numbers for experts of one neuron, instead of sending tokens
-to experts. Nothing is sorted and nothing padded. Backward adds up by scatter.
+to experts. Nothing is sorted and nothing padded. Backward adds up by scatter,
+in float32.
 
 On an expert axis of S devices each gathers the tokens and edges of the others,
 as `gather_reduce` does, looks up what its own experts compute and returns
@@ -12,12 +13,12 @@ hidden units are better served by sorting: N x D x F numbers here.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.dispatch import base
 from moe_jax.experts import base as experts_base
+from moe_jax.kernels import permute
 from moe_jax.parallel import collectives
 
 
@@ -56,9 +57,9 @@ class Lookup(base.Dispatch):
     expert_N = jnp.where(mine_N, expert_N, 0)
     weight_N = jnp.where(mine_N, weight_N, 0.0)
 
-    x_ND = x_XD.reshape(-1, D)[token_N]
+    x_ND = permute.look_up(x_XD.reshape(-1, D), token_N)
     if r.weight_on == 'input':
-      x_ND *= weight_N[:, None].astype(x_ND.dtype)
+      x_ND = permute.weighted(x_ND, weight_N)
       weight_N = mine_N.astype(jnp.float32)
     drop = None
     if key is not None:
@@ -76,19 +77,18 @@ class Lookup(base.Dispatch):
 def _ops(expert_N, model, drop):
   """Operations on one row an edge."""
 
-  def once(b_eD):
-    first = jax.lax.axis_index(model) == 0 if model else True
-    return jnp.where(first, b_eD, jnp.zeros_like(b_eD))[expert_N]
+  def spread(w):
+    return permute.look_up(w, expert_N)
 
   def dot(x_NA, w_eAB):
     y_NB = jnp.einsum(
-      'na,nab->nb', x_NA, w_eAB[expert_N], preferred_element_type=jnp.float32
+      'na,nab->nb', x_NA, spread(w_eAB), preferred_element_type=jnp.float32
     )
     return y_NB.astype(x_NA.dtype)
 
   return experts_base.Ops(
     dot=dot,
-    spread=lambda b_eF: b_eF[expert_N],
-    once=once,
+    spread=spread,
+    once=lambda b_eD: spread(base.first_alone(b_eD, model)),
     drop=drop or (lambda hidden, rate, mask: hidden),
   )

@@ -74,7 +74,7 @@ class Scatter(base.Dispatch):
     x_ND = x_GTD.reshape(G * T, D)
     token_R = to_EGC(token_GR)
     if r.choices is None:
-      rows_RD = permute.take(x_ND, token_R)
+      rows_RD = permute.look_up(x_ND, token_R, fill=True)
     else:
       # [G, K, T] -> [K, G * T], beside tokens in the order g * T + t.
       by_choice = lambda v: (
@@ -86,7 +86,7 @@ class Scatter(base.Dispatch):
     weight_GR = jnp.where(empty_GR, 0.0, weight_GR)
     weight_GN = r.weight_N
     if r.weight_on == 'input':
-      rows_RD *= to_EGC(weight_GR)[:, None].astype(rows_RD.dtype)
+      rows_RD = permute.weighted(rows_RD, to_EGC(weight_GR))
       weight_GN = jnp.ones_like(weight_GN)
 
     buffers = rows_RD.reshape(E, G, self.pipeline_degree, chunk, D)

@@ -15,6 +15,48 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from moe_jax.parallel import compat
+
+
+def laid(b: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """b broadcast to `shape`; the transpose sums in float32."""
+  return jnp.broadcast_to(b.astype(jnp.float32), shape).astype(b.dtype)
+
+
+def weighted(rows_RD: jax.Array, weight_R: jax.Array) -> jax.Array:
+  """Rows times float32 weights, whose gradients are sums in float32."""
+  return (rows_RD * weight_R[:, None]).astype(rows_RD.dtype)
+
+
+def look_up(table, index: jax.Array, dtype=None, *, fill: bool = False):
+  """table[index] in `dtype`; the transpose adds up in float32.
+
+  In 16 bits it would stop counting at 256: a row that a thousand others look up
+  would have a gradient four times too small. No forward mode.
+
+  Args:
+    table: [N, ...].
+    index: int32, any shape.
+    dtype: of the result; None is the table's.
+    fill: an index past the end reads zeros; else there may be none.
+  """
+  shape, kept = table.shape, table.dtype
+
+  @jax.custom_vjp
+  def get(table, index):
+    table = table.astype(dtype or kept)
+    return take(table, index) if fill else table.at[index].get(mode='clip')
+
+  def add_up(index, dy):
+    total = jnp.zeros(shape, jnp.float32)
+    total = compat.device_varying(total, compat.varying(dy))
+    total = total.at[index].add(dy.astype(jnp.float32), mode='drop')
+    return total.astype(kept), None
+
+  get.defvjp(lambda table, index: (get(table, index), index), add_up)
+  axes = compat.varying(table) | compat.varying(index)
+  return get(*(compat.device_varying(v, axes) for v in (table, index)))
+
 
 def take(x_ND: jax.Array, index: jax.Array) -> jax.Array:
   """x[index], zeros where the index is past the end."""

@@ -81,13 +81,13 @@ class Rows:
     x_ND = x_GTD.reshape(-1, x_GTD.shape[-1])
     weight_N, _, row_N, edge_R, token_R = self._flat()
     if self.choices is None:
-      rows_RD = permute.take(x_ND, token_R)
+      rows_RD = permute.look_up(x_ND, token_R, fill=True)
     else:
       row_KT = row_N.reshape(self.choices, -1)
       rows_RD = permute.to_rows(x_ND, token_R, row_KT)
     if self.weight_on == 'input':
       weight_R = permute.take(weight_N, edge_R)
-      rows_RD *= weight_R[:, None].astype(rows_RD.dtype)
+      rows_RD = permute.weighted(rows_RD, weight_R)
     return rows_RD
 
   def combine(self, y_RD: jax.Array, dtype) -> jax.Array:

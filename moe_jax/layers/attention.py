@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_jax.kernels import projection
 from moe_jax.layers import embeddings, norms
 from moe_jax.parallel import rules
 
@@ -81,7 +82,7 @@ class Attention(nn.Module):
     """
     D, H, J = x_BLD.shape[-1], self.num_heads, self.d_head
     shrink = 1.0 if self.scaled else 1.0 / J
-    project = lambda name, v, scale=1.0: jnp.einsum(
+    project = lambda name, v, scale=1.0: projection.project(
       'bld,dhj->blhj',
       v.astype(self.dtype),
       self._kernel(name, (D, H, J), ('embed', 'heads', None), D, scale),
@@ -121,7 +122,7 @@ class Attention(nn.Module):
         implementation=implementation(q_BLHJ, k_BSHJ, bias_BHLS),
       )
     wo_HJD = self._kernel('out', (H, J, D), ('heads', None, 'embed'), H * J)
-    out_BLD = jnp.einsum('blhj,hjd->bld', out_BLHJ, wo_HJD)
+    out_BLD = projection.project('blhj,hjd->bld', out_BLHJ, wo_HJD)
     return rules.constrain(out_BLD, ('batch', None, None), self.mesh)
 
   def _with_dropout(self, q_BLHJ, k_BSHJ, v_BSHJ, bias_BHLS, mask_BHLS):
@@ -142,7 +143,7 @@ class Attention(nn.Module):
     # Truncation at two sigma leaves 0.8796 of the deviation.
     init = nn.initializers.truncated_normal(std / 0.87962566103423978)
     init = nn.with_logical_partitioning(init, axes)
-    return self.param(name, init, shape, jnp.float32).astype(self.dtype)
+    return self.param(name, init, shape, jnp.float32)
 
   def _append(self, k_BLHJ, v_BLHJ):
     B, L, H, J = k_BLHJ.shape

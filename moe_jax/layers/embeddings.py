@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_jax.kernels import permute
+
 
 class Embedding(nn.Module):
   """Token table [V, D] and logits.
@@ -35,7 +37,7 @@ class Embedding(nn.Module):
 
   def __call__(self, ids_BL):
     """int32 ids [B, L] -> embeddings [B, L, D]."""
-    return jnp.asarray(self.table, self.dtype)[ids_BL]
+    return permute.look_up(self.table, jnp.asarray(ids_BL), self.dtype)
 
   def logits(self, x_BLD):
     """[B, L, D] -> float32 [B, L, V]; products in `dtype`, sums in float32."""

@@ -1,11 +1,13 @@
 """The dense FFN: an expert kind with one expert, outside any dispatch."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from moe_jax.experts import base as experts_base
+from moe_jax.kernels import permute, projection
 from moe_jax.parallel import rules
 
 
@@ -35,15 +37,18 @@ class FFN(nn.Module):
         k: nn.LogicallyPartitioned(params[k][0], axes[k][1:]) for k in names
       }
 
-    params = {
-      k: v.astype(self.dtype) for k, v in self.param('ffn', init).items()
-    }
+    params = self.param('ffn', init)
+
+    def spread(b):
+      shape = (*x_BLD.shape[:-1], b.shape[-1])
+      return permute.laid(b, shape).astype(self.dtype)
+
     # XLA splits the hidden width over the `model` axis by itself here, so
     # nothing is a partial sum.
     ops = experts_base.Ops(
-      dot=lambda x, w: x @ w,
-      spread=lambda b: b,
-      once=lambda b: b,
+      dot=functools.partial(projection.project, 'bld,df->blf'),
+      spread=spread,
+      once=spread,
       drop=lambda x, rate, _: nn.Dropout(rate, deterministic=not train)(x),
     )
     y_BLD = self.kind(params, x_BLD.astype(self.dtype), ops)

@@ -26,7 +26,7 @@ from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import context, health, methods, mlp
+from moe_jax.layers import context, health, methods, mlp, weights
 from moe_jax.local_experts import base as local
 from moe_jax.parallel import (
   axes as axes_lib,
@@ -243,15 +243,11 @@ class MoE(nn.Module):
     grouped = lambda v: v.reshape(G, T, *v.shape[2:])
     x_GTD, mask_GT = grouped(x_BLD), grouped(tokens.mask)
 
-    def whole(name, shard):
-      logical, shard = self.experts.axes[name], shard.astype(self.dtype)
-      if 'embed' not in logical:
-        return shard
-      return collectives.all_gather(
-        shard, axes.fsdp, dim=logical.index('embed'), name='fsdp_gather'
-      )
+    def whole(over):
+      logical = self.experts.axes
+      return weights.whole(w_experts, logical, axes, over, self.dtype)
 
-    w_experts = {k: whole(k, v) for k, v in w_experts.items()}
+    w_router = weights.varying(shared['router'], axes.batch)
 
     with jax.named_scope('router'):
       states = shared['states']
@@ -272,7 +268,7 @@ class MoE(nn.Module):
         'selection_bias_E': bias_E,
         'step': shared['step'],
         'layer': shared['layer'],
-        'features': self._features(w_experts, axes)
+        'features': self._features(whole(axes.batch), axes)
         if self.router.reads_experts
         else {},
       }
@@ -288,7 +284,7 @@ class MoE(nn.Module):
         static['solve'] = balancing.solver(self.balance, states, total)
       ctx, in_axes = context.make(by_group, same, static)
       route = jax.vmap(self.router, (None, 0, in_axes))
-      r = route(shared['router'], x_GTD, ctx).replace(num_local=self.num_local)
+      r = route(w_router, x_GTD, ctx).replace(num_local=self.num_local)
     if ctx.solve and r.solved_E is None:
       raise ValueError(
         f'the router {type(self.router).__name__} shows no scores to the '
@@ -312,7 +308,8 @@ class MoE(nn.Module):
     # One sum over the model axis in the backward pass, on tokens, not on rows.
     x_GTD = compat.device_varying(x_GTD, axes.batch + axes.model)
     y_GTD, cause_GN = self.dispatch(
-      self.experts, w_experts, x_GTD, sent, axes, shared['drop_key']
+      *(self.experts, whole(axes.batch + axes.model), x_GTD),
+      *(sent, axes, shared['drop_key']),
     )
     y_GTD = collectives.psum(y_GTD, axes.model, name='model_sum')
     if self.local_experts:
@@ -370,7 +367,8 @@ class MoE(nn.Module):
       init = nn.with_logical_partitioning(init, (None, None))
       w_D1 = self.param('dense_gate', init, (x_BLD.shape[-1], 1), jnp.float32)
       gate = jax.nn.sigmoid(x_BLD.astype(jnp.float32) @ w_D1)
-      y_BLD *= gate.astype(self.dtype)
+      # In float32: the gradient of the gate is a sum over the width.
+      y_BLD = (y_BLD * gate).astype(self.dtype)
     return y_BLD
 
 
