@@ -30,7 +30,7 @@ class BaseLayer(base.Router):
   tolerance: float = 1e-3
   iterations: int = 1000
   init_std: float | None = None
-  causal = False
+  causal, compares = False, 'train'
 
   def __post_init__(self):
     for name in ('tolerance', 'iterations'):

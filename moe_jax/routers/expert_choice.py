@@ -33,7 +33,7 @@ class ExpertChoice(base.Router):
 
   choices: float = 2.0
   init_std: float | None = None
-  causal = False
+  causal, compares = False, 'always'
 
   def __post_init__(self):
     base.check_choices('expert_choice', self.choices)

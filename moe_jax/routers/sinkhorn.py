@@ -40,7 +40,7 @@ class Sinkhorn(base.Router):
   iterations: int = 20
   score: str = 'softmax'
   init_std: float | None = None
-  causal = False
+  causal, compares = False, 'train'
 
   def __post_init__(self):
     base.check_k('sinkhorn', self.k)
