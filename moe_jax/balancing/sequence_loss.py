@@ -36,7 +36,9 @@ class SequenceLoss(base.Balance):
     probs_GTE = base.affinities(r, 'sequence_loss')
     if r.choices is None:
       raise ValueError('sequence_loss needs a router with K choices a token')
-    _, best_GTK = jax.lax.top_k(jax.lax.stop_gradient(probs_GTE), r.choices)
+    # Logarithms tell apart what is 0 as a probability.
+    level_GTE = probs_GTE if r.log_probs_TE is None else r.log_probs_TE
+    _, best_GTK = jax.lax.top_k(jax.lax.stop_gradient(level_GTE), r.choices)
     best_GTK = jnp.where(sums.mask_GT[..., None], best_GTK, r.num_experts)
     G, T, K = best_GTK.shape
     unbiased = r.replace(
