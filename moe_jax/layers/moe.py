@@ -370,7 +370,6 @@ class MoE(nn.Module):
       raise ValueError(
         f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
       )
-    D = x_BLD.shape[-1]
     y_BLD = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')(
       x_BLD, train=train
     )
@@ -379,8 +378,12 @@ class MoE(nn.Module):
         nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal'),
         (None, None),
       )
-      w_D1 = self.param('dense_gate', init, (D, 1), jnp.float32)
-      logit = routers.linear_logits({'kernel': w_D1}, x_BLD.reshape(-1, D))
-      gate = jax.nn.sigmoid(logit.reshape(*x_BLD.shape[:2], 1))
-      y_BLD *= gate.astype(self.dtype)
+      w_D1 = self.param('dense_gate', init, (x_BLD.shape[-1], 1), jnp.float32)
+      logit_BL1 = jnp.einsum(
+        'bld,de->ble',
+        x_BLD.astype(jnp.float32),
+        w_D1,
+        precision=jax.lax.Precision.HIGHEST,
+      )
+      y_BLD *= jax.nn.sigmoid(logit_BL1).astype(self.dtype)
     return y_BLD
