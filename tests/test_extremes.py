@@ -23,7 +23,7 @@ LOGITS = np.concatenate(
       [150, 0, -1, -2],
       [0, -1, 50, -3],
       [-50, -51, -53, -52],
-      [-200, -170, -160, -150],
+      [-200, -170, -160, -20],
       [200, -200, 199, -199],
       [200, 199.9, 199.8, 199.7],
       [0.01, 0.02, 0.03, 0.04],
@@ -36,15 +36,17 @@ X = np.pad(LOGITS, ((0, 0), (0, D - E)))
 
 
 def drawn(row):
-  """A router with such a matrix, or drawn ones that saturate some gates."""
+  """A router with such matrices; others drawn, to saturate some gates."""
   router = registry.build('routers', row.spec)
   shapes = jax.eval_shape(lambda: router.init(jax.random.key(0), E, D))
   rng = np.random.default_rng(1)
 
   def draw(path, v):
     name = path[-1].key
-    if name == 'kernel' and v.shape == (D, E):
-      return np.eye(D, E, dtype=np.float32)
+    if name in ('kernel', 'experts'):
+      return np.eye(*v.shape, dtype=np.float32)
+    if name == 'sharpness':
+      return np.full(v.shape, 100, np.float32)
     small = name in ('splits', 'split_bias', 'bits')
     scale = 0.005 if small else 0.0 if name == 'bias' else 1.0
     return np.asarray(scale * rng.normal(size=v.shape), np.float32)
