@@ -109,10 +109,16 @@ class Routing:
       None where E is too large for [T, E] arrays.
     probs_TE: f32 affinities, the differentiable ones that weights and losses
       use.
+    log_probs_TE: f32, their logarithms, in which quotients of them are made;
+      None for affinities with true zeros, or without logarithms at hand.
     terms: per-token values that only the router can compute ([T, ...]);
       'clean_logits' where the router adds noise.
     carry: what the next MoE layer's router gets (leaves [T, ...]).
     solved_E: f32, the selection bias to keep, from `Context.solve`.
+    chosen_N: int32, the experts before a policy left choices unused, which
+      losses count; None where they are `expert_N`.
+    log_weight_N: f32, logarithms of the weights that `renormalize_kept` is to
+      divide, -inf for a weight of 0; None divides the weights themselves.
     num_experts: E.
     num_local: of these the last, which compute nothing that is sent.
     choices: K where the edges are K blocks of T in token order, so that edge
@@ -131,9 +137,12 @@ class Routing:
   priority_N: jax.Array | None = None
   logits_TE: jax.Array | None = None
   probs_TE: jax.Array | None = None
+  log_probs_TE: jax.Array | None = None
   terms: dict[str, jax.Array] = struct.field(default_factory=dict)
   carry: Any = ()
   solved_E: jax.Array | None = None
+  chosen_N: jax.Array | None = None
+  log_weight_N: jax.Array | None = None
   num_experts: int = struct.field(pytree_node=False, default=0)
   num_local: int = struct.field(pytree_node=False, default=0)
   choices: int | None = struct.field(pytree_node=False, default=None)

@@ -306,6 +306,56 @@ def test_rules_say_what_they_need(spec, message):
     base.evaluate([rule], r, jnp.asarray(mask_GT), B, (), {})
 
 
+# Of probabilities .5 .3 .15 .05 and two choices, before the policy:
+# E (.5 x .5 + .5 x .3), and 2 + 0.5 x E x .3 / .5 with the second choices.
+BEFORE_POLICY = {
+  "switch_loss(count='all')": 1.6,
+  "switch_loss(count='union')": 3.2,
+  'switch_loss(second_weight=0.5)': 3.2,
+  'device_loss(devices=4)': 1.6,
+  'heterogeneous_loss()': 1.6,
+  'null_loss()': 1.6,
+}
+
+
+@pytest.mark.parametrize(
+  ('policy', 'sent'),
+  [
+    ("'threshold', threshold=0.38", [8, 0, 0, 0]),
+    ("'random', threshold=1.0", None),
+    ("'gshard'", [8, 8, 0, 0]),  # the seat stays taken
+  ],
+)
+def test_losses_count_what_a_second_policy_leaves_unused(policy, sent):
+  """As Mesh-TensorFlow's, whose policy comes after its losses."""
+  router = registry.build('routers', f'top_k(k=2, second_policy={policy})')
+  ctx = types.Context(
+    jax.random.key(0), jnp.ones(8, bool), jnp.zeros(4), train=True
+  )
+  params = {'kernel': jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))}
+
+  @jax.jit
+  def run(params):
+    r = router(params, jnp.ones((8, 1)), ctx)
+    r, mask = jax.tree.map(lambda v: v[None], r), jnp.ones((1, 8), bool)
+    evaluate = lambda spec: base.evaluate(
+      [registry.build('balancing', spec)], r, mask, 1, (), {}
+    )
+    losses = {k: evaluate(k)[1] for k in BEFORE_POLICY}
+    stats = evaluate('loss_free_bias()')[2]
+    return losses, stats, base.Sums(r, mask, 1).load()[0]
+
+  losses, stats, load_E = run(params)
+  for spec, want in BEFORE_POLICY.items():
+    (got,) = losses[spec].values()
+    np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=spec)
+  np.testing.assert_array_equal(stats['loss_free_bias']['load'], load_E)
+  if sent:
+    assert list(load_E) == sent
+  else:
+    assert load_E[0] == 8 and 0 < load_E[1] < 8
+
+
 def test_an_empty_segment_is_balanced():
   zeros = jnp.zeros((2, E)).at[1].set(jnp.arange(E))
   value, gradient = jax.value_and_grad(lambda v: base.squared_cv(v).sum())(

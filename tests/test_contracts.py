@@ -64,7 +64,7 @@ ALLOWED = {
     'seating',
   },
   'models': CORE | {'balancing', 'experts', 'layers', 'seating'},
-  'seating': {'types', 'registry'},
+  'seating': {'types', 'registry', 'kernels.gates'},
   'planning': set(),
   'data': {'registry', 'manifest'},
   'plots': set(),

@@ -87,6 +87,7 @@ class Case:
       choices=self.K,
       experts=self.E,
       capacity=min(C, self.T),
+      most=self.T,
       width=self.D,
       hidden=self.F // sizes['model'],
       matrices=3 if gated else 2,

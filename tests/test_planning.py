@@ -269,7 +269,7 @@ def planned(mesh, **fields):
   sizes = {'data': 3, 'fsdp': 2, 'expert': 4, 'model': 5} | mesh
   found = planned_layers.Layer(
     **dict(layers=3, micro_batches=1, groups=2, tokens=10, edges=10),
-    **dict(choices=1.0, experts=4, capacity=5, width=6, hidden=8),
+    **dict(choices=1.0, experts=4, capacity=5, most=10, width=6, hidden=8),
     **dict(matrices=2, kept=2, itemsize=2, mesh=sizes),
   )
   return dataclasses.replace(found, **fields)

@@ -338,6 +338,16 @@ def test_wasted_seats_by_hand():
   assert trail.dropped(cause_QC) == 0.2
 
 
+def test_seats_beside_a_model_axis():
+  """Groups of the 32 tokens of each of four pairs of devices; all seated."""
+  fields = {'moe.group_size': 32, 'moe.router': 'switch()'}
+  session = plans.make(tiny.config(**fields), 'exact(expert=4,model=2)')
+  for split in ('train', 'eval'):
+    factor = 2 if split == 'eval' else 1
+    held = trail.seats(session, split)
+    assert held == {'decoder': factor * 8 * 16}
+
+
 def test_stacks_are_told_apart():
   """The encoder's layers come first; shares are of their own seats."""
   study = load('configs/ablations/capacity_factor.py', 'paper')

@@ -7,7 +7,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
-from moe_jax.routers import base as routers
+from moe_jax.kernels import gates
 
 
 def route(spec, logits_TE):
@@ -145,7 +145,7 @@ X = np.random.default_rng(3).normal(size=(40, 6))
 
 
 def test_smooth_step():
-  step = lambda x: routers.smooth_step(jnp.float32(x), 1.0)
+  step = lambda x: gates.smooth_step(jnp.float32(x), 1.0)
   for x, want in (
     (-9, 0),
     (-0.5, 0),
@@ -155,7 +155,7 @@ def test_smooth_step():
   ):
     assert step(x) == want
   assert jax.grad(step)(0.0) == 1.5
-  assert jax.grad(lambda x: routers.smooth_step(x, 0.5))(0.0) == 3
+  assert jax.grad(lambda x: gates.smooth_step(x, 0.5))(0.0) == 3
 
 
 @pytest.mark.parametrize('spec', ['dselect_k(k=2)', 'comet(k=2)'])

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.kernels import gates
 from moe_jax.parallel import collectives
 
 SCOPES = ('global', 'group', 'sequence')
@@ -66,16 +67,20 @@ class Sums:
     flat = values_GT.reshape(-1, *rest)
     return zero.at[self.segment_GT.reshape(-1)].add(flat)
 
-  def load(self, choice: int | None = None) -> jax.Array:
+  def load(self, choice: int | None = None, chosen: bool = False) -> jax.Array:
     """int32 [S, E], assignments to each expert before drops.
 
     Args:
       choice: count that choice of each token only, 0 for the first. All of
         them otherwise, but of a `first_fit` routing the first, since the others
         are alternatives.
+      chosen: count choices that a second policy leaves unused, too, as losses
+        on what the router wants do.
     """
     r, (G, T) = self.routing, self.mask_GT.shape
     token_GN, expert_GN = r.token_N, r.expert_N
+    if chosen and r.chosen_N is not None:
+      expert_GN = r.chosen_N
     choice = 0 if choice is None and r.first_fit else choice
     if choice is not None:
       if r.choices is None:
@@ -189,6 +194,7 @@ def squared_cv(v_SE: jax.Array) -> jax.Array:
 
   0 for an empty segment. Without a root, whose gradient at 0 is not finite.
   """
+  v_SE = gates.scaled(v_SE)
   mean_S = v_SE.mean(-1)
   return v_SE.var(-1) / jnp.where(mean_S > 0, mean_S, 1.0) ** 2
 

@@ -32,7 +32,7 @@ class DeviceLoss(base.Balance):
     r = sums.routing
     base.check_devices('device_loss', self.devices, r.num_experts)
     return {
-      'load': sums.load(),
+      'load': sums.load(chosen=True),
       'prob': sums.tokens(base.affinities(r, 'device_loss')),
       'tokens': sums.count(),
     }

@@ -29,13 +29,13 @@ class HeterogeneousLoss(base.Balance):
       raise ValueError(f'heterogeneous_loss: tau={self.tau} must be positive')
 
   def stats(self, sums):
-    r = sums.routing
+    r, load_SE = sums.routing, sums.load(chosen=True)
     local_E = jnp.arange(r.num_experts) >= r.num_experts - r.num_local
     eta_E = jnp.where(local_E, self.tau, 1.0)
     return {
       # The weight is on the loads: stats are all that a loss sees.
-      'load': sums.load() * (eta_E * (1 / eta_E).sum()),
-      'edges': sums.load().sum(-1).astype(jnp.float32),
+      'load': load_SE * (eta_E * (1 / eta_E).sum()),
+      'edges': load_SE.sum(-1).astype(jnp.float32),
       'prob': sums.tokens(r.probs_TE),
       'tokens': sums.count(),
     }

@@ -24,7 +24,7 @@ class NullLoss(base.Balance):
 
   def stats(self, sums):
     r = sums.routing
-    Z, load_SE = r.num_local, sums.load().astype(jnp.float32)
+    Z, load_SE = r.num_local, sums.load(chosen=True).astype(jnp.float32)
     if Z:
       mean_S1 = load_SE[:, -Z:].mean(-1, keepdims=True)
       load_SE = load_SE.at[:, -Z:].set(mean_S1)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.kernels import gates
 
 
 @registry.register
@@ -32,8 +33,9 @@ class SequenceLoss(base.Balance):
     probs_GTE = base.affinities(r, 'sequence_loss')
     if r.choices is None:
       raise ValueError('sequence_loss needs a router with K choices a token')
-    total_GT1 = probs_GTE.sum(-1, keepdims=True)
-    _, best_GTK = jax.lax.top_k(jax.lax.stop_gradient(probs_GTE), r.choices)
+    # Logarithms tell apart what is 0 as a probability.
+    level_GTE = probs_GTE if r.log_probs_TE is None else r.log_probs_TE
+    _, best_GTK = jax.lax.top_k(jax.lax.stop_gradient(level_GTE), r.choices)
     best_GTK = jnp.where(sums.mask_GT[..., None], best_GTK, r.num_experts)
     G, T, K = best_GTK.shape
     unbiased = r.replace(
@@ -43,7 +45,7 @@ class SequenceLoss(base.Balance):
     )
     return {
       'load': dataclasses.replace(sums, routing=unbiased).load(),
-      'prob': sums.tokens(probs_GTE / jnp.maximum(total_GT1, 1e-20)),
+      'prob': sums.tokens(gates.shares(probs_GTE)),
       'tokens': sums.count(),
     }
 

@@ -6,7 +6,9 @@ ST-MoE (Zoph et al. 2022, arXiv:2202.08906, equations 7 to 9).
 
 f_i is the share of assignments to expert i before drops, P_i the mean router
 probability. 1 for balanced routing, which is no lower bound: f and P may
-anti-correlate. f carries no gradient.
+anti-correlate. f carries no gradient. Choices that a second policy leaves
+unused (`top_k`) count in f, of 'all' and of second choices, as in
+Mesh-TensorFlow, which takes its losses before the policy.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.kernels import gates
 
 COUNTS = ('first', 'all', 'union')
 
@@ -52,17 +55,21 @@ class SwitchLoss(base.Balance):
     r = sums.routing
     probs_GTE = base.affinities(r, 'switch_loss')
     f32 = lambda v: v.astype(jnp.float32)
+    first = 0 if self.count == 'first' else None
     stats = {
-      'load': f32(sums.load(choice=0 if self.count == 'first' else None)),
+      'load': f32(sums.load(first, chosen=True)),
       'prob': sums.tokens(probs_GTE),
       'tokens': sums.count(),
       'length': sums.length(),
     }
     if self.second_weight:
-      first_GT = r.expert_N[:, : sums.mask_GT.shape[1], None]
-      rest = jnp.where(first_GT == jnp.arange(r.num_experts), 0.0, probs_GTE)
-      rest /= jnp.maximum(rest.sum(-1, keepdims=True), 1e-30)
-      stats['second_load'] = f32(sums.load(choice=1))
+      first_GT1 = r.expert_N[:, : sums.mask_GT.shape[1], None]
+      other_GTE = first_GT1 != jnp.arange(r.num_experts)
+      if r.log_probs_TE is None:
+        rest = gates.shares(jnp.where(other_GTE, probs_GTE, 0.0))
+      else:
+        rest = gates.shares_of_logs(r.log_probs_TE, other_GTE)
+      stats['second_load'] = f32(sums.load(1, chosen=True))
       stats['second_prob'] = sums.tokens(rest)
     return stats
 

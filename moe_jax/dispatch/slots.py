@@ -3,8 +3,9 @@
 Puigcerver et al., 2023, arXiv:2308.00951, section 2.1; recalled, not read.
 
 Two plain products per group, [T, E S] weights each, and the two all-to-alls of
-`scatter`, on E x S rows a group. A capacity below S rows an expert would drop
-slots; it is an error.
+`scatter`, on E x S rows a group. The products round the weights where a
+platform rounds float32 products (TPU). A capacity below S rows an expert would
+drop slots; it is an error.
 """
 
 import dataclasses

@@ -42,3 +42,23 @@ def largest(
   found_E = jax.lax.fori_loop(0, 8, step, found_E)
   bits_E = jnp.where(found_E >= top, found_E ^ top, ~found_E)
   return jax.lax.bitcast_convert_type(bits_E, jnp.float32)
+
+
+def limited(
+  scores_TE: jax.Array, groups: int, kept: int, per_group: int
+) -> jax.Array:
+  """Scores, -inf outside of each token's best groups of experts.
+
+  Args:
+    scores_TE: f32.
+    groups: equal blocks of experts; divides E.
+    kept: groups of a token.
+    per_group: a group's score is the sum of that many of its best experts.
+  """
+  T, E = scores_TE.shape
+  inside = scores_TE.reshape(T, groups, -1)
+  group_T = jax.lax.top_k(inside, per_group)[0].sum(-1)
+  _, kept_T = jax.lax.top_k(group_T, kept)
+  open_T = jnp.zeros(group_T.shape, bool)
+  open_T = open_T.at[jnp.arange(T)[:, None], kept_T].set(True)
+  return jnp.where(open_T[..., None], inside, -jnp.inf).reshape(T, E)

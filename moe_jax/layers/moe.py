@@ -26,7 +26,7 @@ from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import context, health, methods, mlp, weights
+from moe_jax.layers import context, groups, health, methods, mlp, weights
 from moe_jax.local_experts import base as local
 from moe_jax.parallel import (
   axes as axes_lib,
@@ -48,7 +48,8 @@ class MoE(nn.Module):
     num_experts: E.
     router, experts, dispatch: the methods.
     balance: balancing rules, all different.
-    group_size: T, tokens of a group; divides the tokens of a device.
+    group_size: T, tokens of a group; divides the tokens of a device, or is
+      made to where groups mean nothing (`groups.size`).
     capacity_factor: what `capacity_rule` makes the rows of an expert from, by
       default units of the mean load; None is dropless.
     eval_capacity_factor: the same when `train` is False.
@@ -120,6 +121,8 @@ class MoE(nn.Module):
     tokens = tokens or types.Tokens()
     if tokens.mask is None or self.route_padding:
       tokens = tokens.replace(mask=jnp.ones((B, L), bool))
+    # Padding may hold anything, and 0 times NaN is NaN.
+    x_BLD = jnp.where(tokens.mask[..., None], x_BLD, 0)
     factor = self.capacity_factor if train else self.eval_capacity_factor
     axes = axes_lib.make(mesh.shape)
     devices = axes.size(axes.batch)
@@ -128,7 +131,7 @@ class MoE(nn.Module):
         f'batch {B} is not divisible by the {devices} devices of the batch '
         f'axes {axes.batch}'
       )
-    T = group_size(self.group_size, B * L // devices, factor)
+    T = self.tokens_of_group(B * L // devices, train)
 
     w_router = self.param('router', self._init_router, D)
     w_experts = pool or self.param('experts', self.init_experts, D)
@@ -189,6 +192,11 @@ class MoE(nn.Module):
     """Zero-computation experts."""
     return sum(kind.count for kind in self.local_experts)
 
+  def tokens_of_group(self, tokens: int, train: bool) -> int:
+    """T, of so many tokens of a device; a ValueError where none fits."""
+    factor = self.capacity_factor if train else self.eval_capacity_factor
+    return groups.size(self.group_size, tokens, self.router, factor, train)
+
   def rows(self, T: int, factor: float | None) -> int:
     """C, rows of an expert in a group of T tokens."""
     return self.capacities(T, factor)[0][0]
@@ -197,7 +205,8 @@ class MoE(nn.Module):
     """((rows, experts), ...): of those that are sent, and of the local ones."""
     E, Z = self.num_experts, self.num_local
     K = self.router.experts_per_token(E + Z)
-    C, C_local = capacity.rows(self.capacity_rule, factor, T, K, E, Z)
+    most = self.router.most_edges(T)
+    C, C_local = capacity.rows(self.capacity_rule, factor, T, K, E, Z, most)
     return ((C, E), (C_local, Z)) if Z else ((C, E),)
 
   def leak(self) -> str:
@@ -206,7 +215,7 @@ class MoE(nn.Module):
     if not self.router.causal:
       return f'the router {type(self.router).__name__} sees the whole group'
     factors = (self.capacity_factor, self.eval_capacity_factor)
-    if all(self.rows(T, f) >= T for f in factors):
+    if all(self.rows(T, f) >= self.router.most_edges(T) for f in factors):
       return ''
     choices = self.router.experts_per_token(E + self.num_local)
     if self.router.first_fit:
@@ -366,28 +375,12 @@ class MoE(nn.Module):
       init = nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
       init = nn.with_logical_partitioning(init, (None, None))
       w_D1 = self.param('dense_gate', init, (x_BLD.shape[-1], 1), jnp.float32)
-      gate = jax.nn.sigmoid(x_BLD.astype(jnp.float32) @ w_D1)
+      logit_BL1 = jnp.einsum(
+        'bld,de->ble',
+        x_BLD.astype(jnp.float32),
+        w_D1,
+        precision=jax.lax.Precision.HIGHEST,
+      )
       # In float32: the gradient of the gate is a sum over the width.
-      y_BLD = (y_BLD * gate).astype(self.dtype)
+      y_BLD = (y_BLD * jax.nn.sigmoid(logit_BL1)).astype(self.dtype)
     return y_BLD
-
-
-def group_size(size: int, tokens: int, factor: float | None) -> int:
-  """The group size to use for this many tokens of a device.
-
-  Dropless routing has no groups to speak of, and takes any divisor; with a
-  capacity the size is part of the method and must fit.
-
-  Raises:
-    ValueError: names the sizes that fit.
-  """
-  if tokens % size == 0:
-    return size
-  sizes = [n for n in range(1, tokens + 1) if tokens % n == 0]
-  if factor is None:
-    return max(n for n in sizes if n <= size)
-  near = sorted(sizes, key=lambda n: abs(n - size))[:6]
-  raise ValueError(
-    f'moe.group_size={size} does not divide the {tokens} tokens of a device; '
-    f'sizes that do, nearest first: {", ".join(map(str, near))}'
-  )

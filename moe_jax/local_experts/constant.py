@@ -42,4 +42,9 @@ class Constant(base.LocalExperts):
     )
     share_TJ2 = weight_TJ[..., None] * jax.nn.softmax(logits_TJ2)
     y_TD = share_TJ2[..., 0].sum(-1, keepdims=True) * x_TD
-    return y_TD + share_TJ2[..., 1] @ params['vector']
+    return y_TD + jnp.einsum(
+      'tj,jd->td',
+      share_TJ2[..., 1],
+      params['vector'],
+      precision=jax.lax.Precision.HIGHEST,
+    )

@@ -21,7 +21,8 @@ class Layer:
     edges: N of a group, used or not.
     choices: K, the mean of a token.
     experts: E, of all devices.
-    capacity: C, rows of an expert in a group; T is dropless.
+    capacity: C, rows of an expert in a group.
+    most: the most that an expert can be asked for, which is dropless.
     width: D.
     hidden: F over the size of the `model` axis.
     matrices: D x F matrices of an expert: 2, or 3 where it is gated.
@@ -38,6 +39,7 @@ class Layer:
   choices: float
   experts: int
   capacity: int
+  most: int
   width: int
   hidden: int
   matrices: int
@@ -66,11 +68,11 @@ class Layer:
   def balanced(self) -> 'Layer':
     """With the capacity that equal loads fill."""
     C = math.ceil(self.tokens * self.choices / self.experts)
-    return dataclasses.replace(self, capacity=min(C, self.tokens))
+    return dataclasses.replace(self, capacity=min(C, self.most))
 
   def dropless(self) -> 'Layer':
     """With the capacity that no load exceeds."""
-    return dataclasses.replace(self, capacity=self.tokens)
+    return dataclasses.replace(self, capacity=self.most)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.kernels import gates
 from moe_jax.routers import base
 
 
@@ -39,19 +40,17 @@ class Adamoe(base.Linear):
     base.check_k('adamoe', self.k, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     E = probs_TE.shape[-1]
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
-    weight_TK = jnp.where(expert_TK < E - ctx.num_local, weight_TK, 0.0)
-    total_T1 = weight_TK.sum(-1, keepdims=True)
-    weight_TK /= jnp.where(total_T1 > 0, total_T1, 1.0)
+    log_TK = jnp.take_along_axis(rest['log_probs_TE'], expert_TK, -1)
+    weight_TK = gates.shares_of_logs(log_TK, expert_TK < E - ctx.num_local)
     return base.from_choices(
       *(expert_TK, weight_TK, ctx, E),
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
     )
 

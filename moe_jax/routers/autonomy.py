@@ -54,7 +54,7 @@ class Autonomy(base.Router):
       ctx,
       norm_TE.shape[-1],
       logits_TE=norm_TE,
-      probs_TE=jax.nn.softmax(norm_TE),
+      **base.normalized(norm_TE),
       solved_E=solved_E,
     )
 

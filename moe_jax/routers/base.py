@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.kernels import gates
 
 Params = Any
 
@@ -25,11 +26,14 @@ class Router(abc.ABC):
       whatever the capacity.
     first_fit: as in types.Routing.
     reads_experts: whether it needs `Context.features`.
+    compares: when the tokens of a group are compared with one another, so that
+      another group size is another method: 'never', in 'train', or 'always'.
   """
 
   causal = True
   first_fit = False
   reads_experts = False
+  compares = 'never'
 
   @abc.abstractmethod
   def init(self, key: jax.Array, E: int, D: int) -> Params:
@@ -44,6 +48,10 @@ class Router(abc.ABC):
   @abc.abstractmethod
   def experts_per_token(self, E: int) -> float:
     """Mean experts a token is sent to: the active share of the parameters."""
+
+  def most_edges(self, T: int) -> int:
+    """The most edges that one expert can get from T tokens."""
+    return T
 
   def check(self, E: int) -> None:
     """Raises ValueError where E experts do not fit this router."""
@@ -129,7 +137,10 @@ class Linear(Router):
     return init_linear(key, E, D, self.init_std)
 
   def affinities(self, params, x_TD, ctx):
-    """f32 logits and probabilities [T, E], and terms: the clean logits."""
+    """f32 logits and probabilities [T, E], and further fields of Routing.
+
+    These are the probabilities' logarithms and, as terms, the clean logits.
+    """
     logits_TE, terms = self.logits(params, x_TD), {}
     if ctx.train and (self.jitter or self.input_dropout):
       terms['clean_logits'] = logits_TE
@@ -152,12 +163,13 @@ class Linear(Router):
         logits_TE *= 1 + jitter(logits_TE)
       elif self.jitter and self.jitter_on == 'logits_added':
         logits_TE += 1 + jitter(logits_TE)
-    return logits_TE, self.softmax(logits_TE, x_TD), terms
+    probs_TE, log_probs_TE = self.softmax(logits_TE, x_TD)
+    return logits_TE, probs_TE, {'log_probs_TE': log_probs_TE, 'terms': terms}
 
   def softmax(self, logits_TE, x_TD):
-    """f32 probabilities, computed in the router's precision."""
-    probs_TE = jax.nn.softmax(logits_TE.astype(self._dtype(x_TD)))
-    return probs_TE.astype(jnp.float32)
+    """f32 probabilities, logarithms too, in the router's precision."""
+    found = normalized(logits_TE.astype(self._dtype(x_TD)))
+    return [found[k].astype(jnp.float32) for k in ('probs_TE', 'log_probs_TE')]
 
   def scores(self, logits_TE, probs_TE, ctx, k):
     """What selects k, f32 [T, E], without a gradient; and solved_E."""
@@ -196,18 +208,15 @@ def biased(
   return scores_TE + ctx.selection_bias_E + bias_E, solved_E
 
 
-def shares(v_TN: jax.Array) -> jax.Array:
-  """Non-negative values over their sum along the last axis; 0 where it is 0."""
-  return v_TN / jnp.maximum(v_TN.sum(-1, keepdims=True), 1e-20)
+def normalized(log_v_TE: jax.Array) -> dict[str, jax.Array]:
+  """Affinities over their sum, from their logarithms: two of Routing's fields.
 
-
-def smooth_step(x: jax.Array, width: float) -> jax.Array:
-  """A cubic, 0 up to -width / 2, 1 from width / 2 (arXiv:2002.07772, eq. 5).
-
-  That of -x is 1 less that of x, to more digits than the difference has.
+  A softmax, in short; for affinities that are none (sigmoids), the quotients.
   """
-  u = jnp.clip(x / width + 0.5, 0, 1)
-  return u * u * (3 - 2 * u)
+  return {
+    'probs_TE': jax.nn.softmax(log_v_TE),
+    'log_probs_TE': jax.nn.log_softmax(log_v_TE),
+  }
 
 
 def mixture(
@@ -218,7 +227,7 @@ def mixture(
   T x E edges, unused ones included; the selection bias moves the order alone.
   `logits_TE` is the log of the gates' shares, of at least 1e-6.
   """
-  E, probs_TE = gates_TE.shape[-1], shares(gates_TE)
+  E, probs_TE = gates_TE.shape[-1], gates.shares(gates_TE)
   score_TE = jax.lax.stop_gradient(gates_TE) + ctx.selection_bias_E
   score_TE = jnp.where(gates_TE > 0, score_TE, -jnp.inf)
   score_TK, expert_TK = jax.lax.top_k(score_TE, E)
@@ -232,26 +241,6 @@ def mixture(
     probs_TE=probs_TE,
     **rest,
   )
-
-
-def limited(
-  scores_TE: jax.Array, groups: int, kept: int, per_group: int
-) -> jax.Array:
-  """Scores, -inf outside of each token's best groups of experts.
-
-  Args:
-    scores_TE: f32.
-    groups: equal blocks of experts; divides E.
-    kept: groups of a token.
-    per_group: a group's score is the sum of that many of its best experts.
-  """
-  T, E = scores_TE.shape
-  inside = scores_TE.reshape(T, groups, -1)
-  group_T = jax.lax.top_k(inside, per_group)[0].sum(-1)
-  _, kept_T = jax.lax.top_k(group_T, kept)
-  open_T = jnp.zeros(group_T.shape, bool)
-  open_T = open_T.at[jnp.arange(T)[:, None], kept_T].set(True)
-  return jnp.where(open_T[..., None], inside, -jnp.inf).reshape(T, E)
 
 
 _NOISES = 'jitter input_dropout sample second_policy gaussian heun'.split()
@@ -273,6 +262,8 @@ def from_choices(
   weight_TK: jax.Array,
   ctx: types.Context,
   E: int,
+  log_weight_TK: jax.Array | None = None,
+  chosen_TK: jax.Array | None = None,
   **rest: Any,
 ) -> types.Routing:
   """Token choice: K experts a token, rank-major storage.
@@ -285,16 +276,22 @@ def from_choices(
     weight_TK: f32 [T, K] combine weights.
     ctx: for its mask.
     E: number of experts.
+    log_weight_TK, chosen_TK: `Routing.log_weight_N`, `Routing.chosen_N`.
     **rest: further fields of Routing.
   """
   T, K = expert_TK.shape
-  mask_T1 = ctx.mask_T[:, None]
-  expert_TK = jnp.where(mask_T1, expert_TK, E).astype(jnp.int32)
-  weight_TK = jnp.where(mask_T1, weight_TK, 0.0)
+
+  def edges(v_TK, of_padding):
+    if v_TK is None:
+      return None
+    return jnp.where(ctx.mask_T[:, None], v_TK, of_padding).T.reshape(-1)
+
   return types.Routing(
     token_N=jnp.tile(jnp.arange(T, dtype=jnp.int32), K),
-    expert_N=expert_TK.T.reshape(-1),
-    weight_N=weight_TK.T.reshape(-1),
+    expert_N=edges(expert_TK, E).astype(jnp.int32),
+    weight_N=edges(weight_TK, 0.0),
+    log_weight_N=edges(log_weight_TK, -jnp.inf),
+    chosen_N=edges(chosen_TK, E),
     num_experts=E,
     choices=K,
     **rest,

@@ -30,7 +30,7 @@ class BaseLayer(base.Router):
   tolerance: float = 1e-3
   iterations: int = 1000
   init_std: float | None = None
-  causal = False
+  causal, compares = False, 'train'
 
   def __post_init__(self):
     for name in ('tolerance', 'iterations'):
@@ -58,7 +58,7 @@ class BaseLayer(base.Router):
     return base.from_choices(
       *(expert_T1, jax.nn.sigmoid(logit_T1), ctx, E),
       logits_TE=logits_TE,
-      probs_TE=jax.nn.softmax(logits_TE),
+      **base.normalized(logits_TE),
       solved_E=solved_E,
     )
 

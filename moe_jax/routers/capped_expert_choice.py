@@ -39,7 +39,7 @@ class CappedExpertChoice(base.Router):
   entropy: float = 0.001
   iterations: int = 100
   init_std: float | None = None
-  causal = False
+  causal, compares = False, 'always'
 
   def __post_init__(self):
     base.check_choices('capped_expert_choice', self.choices)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.kernels import gates
 from moe_jax.routers import base
 
 
@@ -56,22 +57,26 @@ class Comet(base.Router):
     T, E = len(x_TD), len(ctx.selection_bias_E)
     z = base.linear_logits({'kernel': params['splits']}, x_TD)
     z_TKN = (z + params['split_bias']).reshape(T, self.k, E - 1)
-    left_TKN = base.smooth_step(z_TKN, self.width)
-    right_TKN = base.smooth_step(-z_TKN, self.width)
+    left_TKN = gates.smooth_step(z_TKN, self.width)
+    right_TKN = gates.smooth_step(-z_TKN, self.width)
     reach = [jnp.ones((T, self.k))]
     for i in range(E - 1):
       reach += [reach[i] * left_TKN[..., i], reach[i] * right_TKN[..., i]]
     reach_TKE = jnp.stack(reach[E - 1 :], -1)
     score = base.linear_logits({'kernel': params['leaves']}, x_TD)
     score_TKE = score.reshape(T, self.k, E)
-    # exp(score + log reach), without the log, whose gradient at 0 is infinite.
-    score_TKE = jnp.where(reach_TKE > 0, score_TKE, -jnp.inf)
-    top = jax.lax.stop_gradient(score_TKE.max((1, 2), keepdims=True))
-    mass_TKE = reach_TKE * jnp.exp(score_TKE - top)
+    # exp(score + log reach), without the log, whose gradient at 0 is infinite;
+    # over the largest, which has it, but no gradient.
+    reached_TKE = reach_TKE >= gates.LEAST
+    log_TKE = score_TKE + jnp.log(jnp.maximum(reach_TKE, gates.LEAST))
+    top = jnp.where(reached_TKE, jax.lax.stop_gradient(log_TKE), -jnp.inf)
+    top = top.max((1, 2), keepdims=True)
+    score_TKE = jnp.where(reached_TKE, score_TKE - top, -jnp.inf)
+    mass_TKE = reach_TKE * jnp.exp(score_TKE)
     mass_TE = mass_TKE.sum(1)
     entropy_TKE = -reach_TKE * jnp.log(reach_TKE + 1e-6)
     return base.mixture(
-      base.shares(mass_TE),
+      mass_TE / mass_TE.sum(-1, keepdims=True),
       ctx,
       terms={'selector_entropy': entropy_TKE.sum((1, 2))},
     )

@@ -67,17 +67,19 @@ class Cosine(base.Router):
       {'kernel': unit(params['experts']).T}, low_TL
     )
     logits_TE = cosine_TE * jnp.minimum(params['sharpness'], 1 / self.floor)
-    probs_TE = jax.nn.softmax(logits_TE)
+    found = base.normalized(logits_TE)
+    probs_TE = found['probs_TE']
     scores_TE, solved_E = base.biased(probs_TE, self.k, ctx)
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
+    of_chosen = logits_TE if self.k > 1 else probs_TE
+    weight_TK = jnp.take_along_axis(of_chosen, expert_TK, -1)
     return base.from_choices(
       expert_TK,
-      base.shares(weight_TK) if self.k > 1 else weight_TK,
+      jax.nn.softmax(weight_TK) if self.k > 1 else weight_TK,
       ctx,
       probs_TE.shape[-1],
       logits_TE=logits_TE,
-      probs_TE=probs_TE,
+      **found,
       solved_E=solved_E,
     )
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.kernels import gates
 from moe_jax.routers import base
 
 
@@ -58,12 +59,12 @@ class DselectK(base.Router):
     numbers_E1 = jnp.arange(E)[:, None]
     is_one_EB = (numbers_E1 >> jnp.arange(z_TK1B.shape[-1])) & 1
     sign_EB = 2.0 * is_one_EB - 1
-    bit_TKEB = base.smooth_step(sign_EB * z_TK1B, self.width)
+    bit_TKEB = gates.smooth_step(sign_EB * z_TK1B, self.width)
     select_TKE = bit_TKEB.prod(-1)
     mix_TK = jax.nn.softmax(base.linear_logits({'kernel': params['mix']}, x_TD))
     entropy_TKE = -select_TKE * jnp.log(select_TKE + 1e-6)
     return base.mixture(
-      jnp.einsum('tk,tke->te', mix_TK, select_TKE),
+      (mix_TK[..., None] * select_TKE).sum(1),
       ctx,
       terms={
         'selector_entropy': entropy_TKE.sum((1, 2)),

@@ -8,8 +8,8 @@ Balanced by construction, so no balancing rule is needed and a selection bias
 has no effect. A token may be taken by many experts or by none. Differs from the
 paper: T c / E is rounded up; padding is taken last, and counts as nobody (codes
 that multiply its scores by 0 may prefer it to real scores that underflow).
-The whole group is seen: not causal, and a single token to decode is taken by
-every expert. The capped form is `capped_expert_choice`.
+The whole group is seen: not causal, and tokens that do not make whole groups
+(one to decode) are refused. The capped form is `capped_expert_choice`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class ExpertChoice(base.Router):
 
   choices: float = 2.0
   init_std: float | None = None
-  causal = False
+  causal, compares = False, 'always'
 
   def __post_init__(self):
     base.check_choices('expert_choice', self.choices)

@@ -45,7 +45,7 @@ class Llama4(base.Router):
       ctx,
       logits_TE.shape[-1],
       logits_TE=logits_TE,
-      probs_TE=base.shares(gates_TE),
+      **base.normalized(jax.nn.log_sigmoid(logits_TE)),
       solved_E=solved_E,
       weight_on='input',
     )

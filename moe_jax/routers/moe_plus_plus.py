@@ -51,7 +51,8 @@ class MoePlusPlus(base.Router):
     if self.residual:
       previous = {'kernel': params['residual']}
       logits_TE += base.linear_logits(previous, ctx.carry)
-    probs_TE = jax.nn.softmax(logits_TE)
+    found = base.normalized(logits_TE)
+    probs_TE = found['probs_TE']
     scores_TE, solved_E = base.biased(probs_TE, self.k, ctx)
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
     return base.from_choices(
@@ -60,7 +61,7 @@ class MoePlusPlus(base.Router):
       ctx,
       probs_TE.shape[-1],
       logits_TE=logits_TE,
-      probs_TE=probs_TE,
+      **found,
       carry=logits_TE if self.residual else (),
       solved_E=solved_E,
     )

@@ -59,7 +59,7 @@ class MoeX(base.Router):
       ctx,
       logits_TE.shape[-1],
       logits_TE=logits_TE,
-      probs_TE=jax.nn.softmax(logits_TE),
+      **base.normalized(logits_TE),
       solved_E=solved_E,
     )
 

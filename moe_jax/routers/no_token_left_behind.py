@@ -34,7 +34,7 @@ class NoTokenLeftBehind(base.Linear):
     base.check_k('no_token_left_behind', self.k, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, 1)
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
     return base.from_choices(
@@ -44,7 +44,7 @@ class NoTokenLeftBehind(base.Linear):
       probs_TE.shape[-1],
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
       first_fit=True,
     )

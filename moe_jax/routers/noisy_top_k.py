@@ -75,7 +75,7 @@ class NoisyTopK(base.Router):
     return base.from_choices(
       *(expert_TK, weight_TK, ctx, E),
       logits_TE=h_TE,
-      probs_TE=jax.nn.softmax(h_TE),
+      **base.normalized(h_TE),
       terms={
         'clean_logits': clean_TE,
         'gates': gates_TE,

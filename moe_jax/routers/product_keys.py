@@ -64,7 +64,12 @@ class ProductKeys(base.Router):
     if self.normalize:
       square = (query**2).mean((-2, -1), keepdims=True)
       query *= jax.lax.rsqrt(square + 1e-6)
-    half_THM = jnp.einsum('thsj,smj->sthm', query, params['keys'])
+    half_THM = jnp.einsum(
+      'thsj,smj->sthm',
+      query,
+      params['keys'],
+      precision=jax.lax.Precision.HIGHEST,
+    )
     best, place = jax.lax.top_k(half_THM, K)
     pair_THKK = best[0][..., :, None] + best[1][..., None, :]
     score_THK, at_THK = jax.lax.top_k(pair_THKK.reshape(T, H, K * K), K)
@@ -76,6 +81,9 @@ class ProductKeys(base.Router):
       ctx,
       M * M,
     )
+
+  def most_edges(self, T):
+    return self.heads * T  # heads may agree
 
   def experts_per_token(self, E):
     return float(self.heads * self.k)

@@ -85,7 +85,7 @@ class Prototype(base.Router):
     return base.from_choices(
       *(expert_TK, jax.nn.softmax(chosen_TK), ctx, E),
       logits_TE=logits_TE,
-      probs_TE=jax.nn.softmax(logits_TE),
+      **base.normalized(logits_TE),
       solved_E=solved_E,
     )
 

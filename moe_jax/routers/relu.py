@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.kernels import gates
 from moe_jax.routers import base
 
 
@@ -59,7 +60,7 @@ class Relu(base.Router):
       ctx,
       E,
       logits_TE=logits_TE,
-      probs_TE=base.shares(gates_TE),
+      probs_TE=gates.shares(gates_TE),
       terms={'gates': gates_TE},
       solved_E=solved_E,
     )

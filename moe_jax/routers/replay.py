@@ -13,6 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.kernels import gates
 from moe_jax.routers import base
 
 
@@ -38,22 +39,26 @@ class Replay(base.Linear):
         f'replay: k={self.k}, and {expert_TK.shape[-1]} experts of a token '
         'were given'
       )
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     E = probs_TE.shape[-1]
     sent_TK = (expert_TK >= 0) & (expert_TK < E)
     expert_TK = jnp.where(sent_TK, expert_TK, E)
     chosen_TK = jnp.minimum(expert_TK, E - 1)
-    weight_TK = jnp.take_along_axis(probs_TE, chosen_TK, -1)
-    weight_TK = jnp.where(sent_TK, weight_TK, 0.0)
     if self.renormalize:
-      total_T1 = weight_TK.sum(-1, keepdims=True)
-      weight_TK /= jnp.where(total_T1 > 0, total_T1, 1.0)
+      log_TK = jnp.take_along_axis(rest['log_probs_TE'], chosen_TK, -1)
+      weight_TK = gates.shares_of_logs(log_TK, sent_TK)
+    else:
+      weight_TK = jnp.take_along_axis(probs_TE, chosen_TK, -1)
+      weight_TK = jnp.where(sent_TK, weight_TK, 0.0)
     return base.from_choices(
       *(expert_TK, weight_TK, ctx, E),
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
     )
+
+  def most_edges(self, T):
+    return self.k * T  # the same expert may be given k times
 
   def experts_per_token(self, E):
     return float(self.k)

@@ -66,7 +66,7 @@ class Rexmoe(base.Linear):
     return N + (E - N) * past // length
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     E = probs_TE.shape[-1]
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
     if ctx.train:
@@ -80,7 +80,7 @@ class Rexmoe(base.Linear):
       *(expert_TK, jnp.take_along_axis(probs_TE, expert_TK, -1), ctx, E),
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
     )
 

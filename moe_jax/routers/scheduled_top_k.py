@@ -66,7 +66,7 @@ class ScheduledTopK(base.Linear):
     return jnp.where(step < self.until, k, self.k)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     E = probs_TE.shape[-1]
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.most)
     _, expert_TK = jax.lax.top_k(scores_TE, self.most)
@@ -78,7 +78,7 @@ class ScheduledTopK(base.Linear):
       *(ctx, E),
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
     )
 

@@ -50,19 +50,18 @@ class Segment(base.Router):
     # Padding is zeros, as a short last segment's.
     x_TD = jnp.where(ctx.mask_T[:, None], x_TD, 0)
     logits_SE = base.linear_logits(params, x_TD.reshape(T // s, -1))
-    probs_SE = jax.nn.softmax(logits_SE)
-    scores_TE, solved_E = base.biased(
-      jnp.repeat(probs_SE, s, axis=0), self.k, ctx
-    )
+    logits_TE = jnp.repeat(logits_SE, s, axis=0)
+    found = base.normalized(logits_TE)
+    scores_TE, solved_E = base.biased(found['probs_TE'], self.k, ctx)
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    probs_TE = jnp.repeat(probs_SE, s, axis=0)
-    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
-    if self.k > 1:
-      weight_TK /= weight_TK.sum(-1, keepdims=True)
+    of_chosen = logits_TE if self.k > 1 else found['probs_TE']
+    weight_TK = jnp.take_along_axis(of_chosen, expert_TK, -1)
     return base.from_choices(
-      *(expert_TK, weight_TK, ctx, probs_TE.shape[-1]),
-      logits_TE=jnp.repeat(logits_SE, s, axis=0),
-      probs_TE=probs_TE,
+      expert_TK,
+      jax.nn.softmax(weight_TK) if self.k > 1 else weight_TK,
+      *(ctx, logits_TE.shape[-1]),
+      logits_TE=logits_TE,
+      **found,
       solved_E=solved_E,
     )
 

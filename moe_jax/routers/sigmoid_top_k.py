@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.kernels import gates, order_statistics
 from moe_jax.routers import base
 
-SCORES = {
-  'sigmoid': jax.nn.sigmoid,
-  'softmax': jax.nn.softmax,
-  'sqrt_softplus': lambda z: jnp.sqrt(jax.nn.softplus(z) + 1e-20),
+LOG_SCORES = {
+  'sigmoid': jax.nn.log_sigmoid,
+  'softmax': jax.nn.log_softmax,
+  'sqrt_softplus': lambda z: gates.log_softplus(z) / 2,
 }
 IN_GROUP = {'top_2': 2, 'max': 1}
 
@@ -51,7 +52,7 @@ class SigmoidTopK(base.Router):
 
   def __post_init__(self):
     base.check_k('sigmoid_top_k', self.k)
-    for name, table in (('score', SCORES), ('group_score', IN_GROUP)):
+    for name, table in (('score', LOG_SCORES), ('group_score', IN_GROUP)):
       if getattr(self, name) not in table:
         raise ValueError(
           f'sigmoid_top_k: {name}={getattr(self, name)!r}; valid: '
@@ -79,20 +80,19 @@ class SigmoidTopK(base.Router):
 
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)
-    gates_TE = SCORES[self.score](logits_TE)
-    scores_TE, solved_E = base.biased(gates_TE, self.k, ctx)
+    log_TE = LOG_SCORES[self.score](logits_TE)
+    scores_TE, solved_E = base.biased(jnp.exp(log_TE), self.k, ctx)
     if self.kept_groups < self.groups:
-      scores_TE = base.limited(
+      scores_TE = order_statistics.limited(
         *(scores_TE, self.groups, self.kept_groups, IN_GROUP[self.group_score])
       )
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    weight_TK = jnp.take_along_axis(gates_TE, expert_TK, -1)
-    if self.renormalize:
-      weight_TK = base.shares(weight_TK)
+    log_TK = jnp.take_along_axis(log_TE, expert_TK, -1)
+    weight_TK = (jax.nn.softmax if self.renormalize else jnp.exp)(log_TK)
     return base.from_choices(
       *(expert_TK, self.scaling * weight_TK, ctx, logits_TE.shape[-1]),
       logits_TE=logits_TE,
-      probs_TE=base.shares(gates_TE),
+      **base.normalized(log_TE),
       solved_E=solved_E,
     )
 

@@ -40,7 +40,7 @@ class Sinkhorn(base.Router):
   iterations: int = 20
   score: str = 'softmax'
   init_std: float | None = None
-  causal = False
+  causal, compares = False, 'train'
 
   def __post_init__(self):
     base.check_k('sinkhorn', self.k)
@@ -70,7 +70,7 @@ class Sinkhorn(base.Router):
       *(expert_TK, jnp.take_along_axis(gates_TE, expert_TK, -1), ctx),
       logits_TE.shape[-1],
       logits_TE=logits_TE,
-      probs_TE=jax.nn.softmax(logits_TE),
+      **base.normalized(logits_TE),
       solved_E=solved_E,
     )
 

@@ -26,7 +26,7 @@ class Soft(base.Router):
   """slots: S of each expert. The paper has about T / E, the cost of top-1."""
 
   slots: int = 1
-  causal = False
+  causal, compares = False, 'always'
 
   def __post_init__(self):
     base.check_k('soft', self.slots)
@@ -59,6 +59,9 @@ class Soft(base.Router):
       dispatch_TN=jnp.where(real_T1, dispatch_TN, 0.0),
       combine_TN=jnp.where(real_T1, combine_TN, 0.0),
     )
+
+  def most_edges(self, T):
+    return self.slots
 
   def experts_per_token(self, E):
     # As in the paper, E S = T; the cost does not follow the tokens.

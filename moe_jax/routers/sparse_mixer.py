@@ -66,7 +66,7 @@ class SparseMixer(base.Router):
     return base.from_choices(
       *(expert_T1, weight_T1, ctx, logits_TE.shape[-1]),
       logits_TE=logits_TE,
-      probs_TE=jax.nn.softmax(logits_TE),
+      **base.normalized(logits_TE),
       solved_E=solved_E,
     )
 

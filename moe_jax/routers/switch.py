@@ -24,7 +24,7 @@ class Switch(base.Linear):
   """Options: those of `base.Linear`."""
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, 1)
     expert_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
     return base.from_choices(
@@ -34,7 +34,7 @@ class Switch(base.Linear):
       probs_TE.shape[-1],
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
     )
 

@@ -33,7 +33,7 @@ class TopK(base.Linear):
       probabilities: 'all'; 'threshold', s >= threshold; 'random', with
       probability min(1, s / threshold) (ST-MoE, MTF); 'gshard', min(1, 2 s),
       and the seat of one not used stays empty; 'sampled' draws the later
-      choices themselves (lingvo).
+      choices themselves (lingvo). Losses count those not used, too (MTF).
     threshold: ST-MoE's section 3.4, a fifth of the first probability, is 1/6.
     policy_in_eval: in evaluation too (MTF); else all are used there.
   """
@@ -68,28 +68,30 @@ class TopK(base.Linear):
     base.check_k('top_k', self.k, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     E = probs_TE.shape[-1]
-    active = ctx.train or self.policy_in_eval
-    policy = self.second_policy if active else 'all'
+    policy = self.second_policy if ctx.train or self.policy_in_eval else 'all'
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
     # Integers carry no gradient; the gathered probabilities do.
     _, expert_TK = jax.lax.top_k(scores_TE, self.k)
     if policy == 'sampled':
       expert_TK = base.draw_others(expert_TK[:, 0], logits_TE, self.k, ctx)
     weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
-    share_TK = weight_TK / weight_TK.sum(-1, keepdims=True)
+    log_TK = jnp.take_along_axis(rest['log_probs_TE'], expert_TK, -1)
+    share_TK = jax.nn.softmax(log_TK)
     if self.renormalize is True:
       weight_TK = share_TK
     used_TK = base.used_choices(policy, share_TK, self.threshold, ctx)
-    weight_TK = jnp.where(used_TK, weight_TK, 0.0)
-    if policy != 'gshard':
-      expert_TK = jnp.where(used_TK, expert_TK, E)
+    sent_TK = used_TK | (policy == 'gshard')
     return base.from_choices(
-      *(expert_TK, weight_TK, ctx, E),
+      jnp.where(sent_TK, expert_TK, E),
+      jnp.where(used_TK, weight_TK, 0.0),
+      *(ctx, E),
+      log_weight_TK=jnp.where(used_TK, log_TK, -jnp.inf),
+      chosen_TK=expert_TK,
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
       renormalize_kept=self.renormalize == 'kept',
     )

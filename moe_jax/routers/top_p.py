@@ -51,7 +51,7 @@ class TopP(base.Linear):
       base.check_k('top_p', self.max_choices, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
     E = probs_TE.shape[-1]
     k = self.max_choices or E
     scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, k)
@@ -67,7 +67,7 @@ class TopP(base.Linear):
       E,
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
     )
 

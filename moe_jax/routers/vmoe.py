@@ -42,14 +42,14 @@ class Vmoe(base.Linear):
     base.check_k('vmoe', self.k, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, terms = self.affinities(params, x_TD, ctx)
-    E, clean_TE = logits_TE.shape[-1], logits_TE
+    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
+    E, clean_TE, terms = logits_TE.shape[-1], logits_TE, rest['terms']
     if ctx.train:
-      terms = {'clean_logits': logits_TE} | terms
+      terms.setdefault('clean_logits', logits_TE)
       key = base.noise_key(ctx, 'gaussian')
       noise_TE = jax.random.normal(key, logits_TE.shape)
       logits_TE += self.noise_std / E * noise_TE
-      probs_TE = self.softmax(logits_TE, x_TD)
+      probs_TE, rest['log_probs_TE'] = self.softmax(logits_TE, x_TD)
     # The k-th largest noisy logit is the bar, for the chosen experts too.
     bar_T1 = jax.lax.top_k(logits_TE, self.k)[0][:, -1:]
     terms['smooth_load'] = jax.scipy.stats.norm.cdf(
@@ -64,7 +64,7 @@ class Vmoe(base.Linear):
       E,
       logits_TE=logits_TE,
       probs_TE=probs_TE,
-      terms=terms,
+      **rest,
       solved_E=solved_E,
     )
 

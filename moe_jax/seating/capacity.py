@@ -29,25 +29,34 @@ Rule = Callable[[float, int, float, int], int]
 
 
 def rows(
-  rule: Rule, factor: float | None, T: int, K: float, E: int, Z: int = 0
+  rule: Rule,
+  factor: float | None,
+  T: int,
+  K: float,
+  E: int,
+  Z: int = 0,
+  most: int | None = None,
 ) -> tuple[int, int]:
-  """Rows of an expert in a group, from 1 to T; and of a local expert.
+  """Rows of an expert in a group, from 1 to `most`; and of a local expert.
 
-  No expert sees a token twice, so that rows beyond T would stay empty whatever
-  the rule says. None is dropless: T rows. Zero-computation experts cost no rows
-  and have T, unless the rule is one by kind.
+  Rows beyond `most` would stay empty whatever the rule says. None is dropless:
+  `most` rows. Zero-computation experts cost no rows and have as many, unless
+  the rule is one by kind.
 
   Args:
     rule: from `build`.
     factor: what it makes rows from.
     T, K: tokens of the group, mean choices of a token.
     E, Z: experts, and zero-computation ones beside them.
+    most: edges that one expert can get from T tokens; None is T, where no
+      token chooses an expert twice.
 
   Raises:
     ValueError: a factor that is not positive.
   """
+  most = T if most is None else most
   if factor is None:
-    return T, T
+    return most, most
   if not factor > 0:
     raise ValueError(
       f'capacity_factor={factor} must be positive; None is dropless'
@@ -55,8 +64,8 @@ def rows(
   if rule.__name__ == 'by_kind':
     found = rule(factor, T, K, E, Z)
   else:
-    found = rule(factor, T, K, E + Z), T
-  limit = lambda C: max(1, min(C, T))
+    found = rule(factor, T, K, E + Z), most
+  limit = lambda C: max(1, min(C, most))
   return limit(found[0]), limit(found[1])
 
 

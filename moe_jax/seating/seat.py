@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.kernels import gates
 
 
 def seat(
@@ -129,9 +130,13 @@ def _first_fit(routing: types.Routing, capacity) -> types.Routing:
 def _renormalize(routing: types.Routing, kept_N: jax.Array) -> types.Routing:
   if routing.choices is None:
     raise ValueError('renormalize_kept needs edges stored as K blocks of T')
-  weight_KT = jnp.where(kept_N, routing.weight_N, 0.0)
-  weight_KT = weight_KT.reshape(routing.choices, -1)
-  total_T = weight_KT.sum(0)
-  # A token without a kept edge has no weights to divide.
-  weight_KT /= jnp.where(total_T > 0, total_T, 1.0)
+  by_choice = lambda v_N: v_N.reshape(routing.choices, -1)
+  # A token without a kept edge has no weights to divide: they are 0.
+  if routing.log_weight_N is None:
+    weight_N = jnp.where(kept_N, routing.weight_N, 0.0)
+    weight_KT = gates.shares(by_choice(weight_N), axis=0)
+  else:
+    log_N = routing.log_weight_N
+    used_KT = by_choice(kept_N & (log_N > -jnp.inf))
+    weight_KT = gates.shares_of_logs(by_choice(log_N), used_KT, axis=0)
   return routing.replace(weight_N=weight_KT.reshape(-1))

@@ -9,7 +9,6 @@ from jax.sharding import NamedSharding
 
 from moe_jax import registry
 from moe_jax.data import tokenizers
-from moe_jax.layers import moe
 from moe_jax.models import factory
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import (
@@ -75,7 +74,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
     made = stack.moe(parent=None)
     tokens = rows * session_lib.lengths(c)[name]
     E, Z, D = made.num_experts, made.num_local, stack.d_model
-    T = moe.group_size(made.group_size, tokens, made.capacity_factor)
+    T = made.tokens_of_group(tokens, train=True)
     matrices, hidden = _sizes(made.experts, D)
     found[name] = planned.Layer(
       layers=sum(stack.sparse),
@@ -86,6 +85,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
       choices=made.router.experts_per_token(E + Z) * E / (E + Z),
       experts=E,
       capacity=made.rows(T, made.capacity_factor),
+      most=made.router.most_edges(T),
       width=D,
       hidden=hidden // sizes['model'],
       matrices=matrices,

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from moe_jax import registry
 from moe_jax.data import objectives, pipeline, tasks, tokenizers
-from moe_jax.layers import moe
+from moe_jax.layers import groups
 from moe_jax.models import factory, pattern
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import counts
@@ -215,7 +215,8 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
   factor = 'capacity_factor' if training else 'eval_capacity_factor'
   for name, fields in sparse_stacks(config).items():
     tokens = size // parts * lengths(config)[name]
-    moe.group_size(fields['group_size'], tokens, fields[factor] or None)
+    router, limit = registry.build('routers', fields['router']), fields[factor]
+    groups.size(fields['group_size'], tokens, router, limit or None, training)
 
 
 def plan(

@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_jax import types
 from moe_jax.analysis import health
-from moe_jax.layers import moe
+from moe_jax.parallel import axes as axes_lib
 from moe_jax.training import session as session_lib
 
 WINDOWS = 40  # of the curve
@@ -148,12 +148,13 @@ def seats(session: session_lib.Session, split: str) -> dict[str, int]:
   """
   c, found = session.config, {}
   training = split == 'train'
-  parts = session.mesh.size * (c.train.accumulate if training else 1)
-  for name, fields in session_lib.sparse_stacks(c).items():
+  axes = axes_lib.make(session.mesh.shape)
+  parts = axes.size(axes.batch) * (c.train.accumulate if training else 1)
+  for name in session_lib.sparse_stacks(c):
     made = session.model.stacks[name].moe(parent=None)
     tokens = c[split].batch_size * session_lib.lengths(c)[name]
     factor = made.capacity_factor if training else made.eval_capacity_factor
-    T = moe.group_size(fields['group_size'], tokens // parts, factor)
+    T = made.tokens_of_group(tokens // parts, training)
     rows = made.rows(T, factor) * made.num_experts
     found[name] = tokens // T * rows
   return found
