@@ -145,6 +145,23 @@ def state(session, workdir):
     return jax.device_get(saved.restore(session.abstract_state)[0])
 
 
+def test_another_seed_draws_otherwise(session, whole):
+  """From the same state, on the same batch: noise alone is another."""
+  first = state(session, whole)
+  batch = session.data.batch(seed=0, batch_size=8, step=0)
+  where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
+
+  def outcome(seed):
+    fresh = jax.device_put(first, where)  # the step takes its buffers
+    key = jax.random.key(seed)
+    _, metrics = session.programs['train'](fresh, session.put(batch), key)
+    return float(metrics['loss']), metrics['cause'].tolist()
+
+  (loss, cause), other = outcome(0), outcome(1)
+  assert outcome(0) == (loss, cause)
+  assert other[0] != loss and other[1] != cause
+
+
 def test_stopped_at_every_moment(session, whole, tmp_path):
   """Field by field, row by row and, noise and all, bit by bit."""
   # In the first tenth; between rows, within a window of the curve.
@@ -169,23 +186,6 @@ def test_stopped_at_every_moment(session, whole, tmp_path):
   # Time goes on, too.
   seconds = [r['seconds'] for r in rows if 'seconds' in r]
   assert seconds == sorted(seconds) and summary['seconds'] > seconds[-1]
-
-
-def test_another_seed_draws_otherwise(session, whole):
-  """From the same state, on the same batch: noise alone is another."""
-  first = state(session, whole)
-  batch = session.data.batch(seed=0, batch_size=8, step=0)
-  where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
-
-  def outcome(seed):
-    fresh = jax.device_put(first, where)  # the step takes its buffers
-    key = jax.random.key(seed)
-    _, metrics = session.programs['train'](fresh, session.put(batch), key)
-    return float(metrics['loss']), metrics['cause'].tolist()
-
-  (loss, cause), other = outcome(0), outcome(1)
-  assert outcome(0) == (loss, cause)
-  assert other[0] != loss and other[1] != cause
 
 
 def step_of(loss):
