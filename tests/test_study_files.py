@@ -352,6 +352,8 @@ def test_stacks_are_told_apart():
   """The encoder's layers come first; shares are of their own seats."""
   study = load('configs/ablations/capacity_factor.py', 'paper')
   config = study.config_of(study.arm('top1_1.25'), 0)
+  with config.unlocked():
+    config.train.steps = 1
   session = plans.make(config, 'exact()')
   held = trail.seats(session, 'train')
   # Factor 1.25 of 2^20 encoder tokens and of 2,048 x 114 target tokens; rows
@@ -379,7 +381,6 @@ def test_stacks_are_told_apart():
   assert found['train/encoder/wasted'] == 0.5
   assert found['train/decoder/wasted'] == 0.0
   assert found['train/load_max'] == 1.0 and found['train/loss'] == 2.0
-  assert 'step_seconds' not in found
   assert found['train/experts_used'] == 1.5
   assert found['train/max_violation'] == found['train/dead'] == 0.0
 
@@ -413,9 +414,6 @@ def test_health_of_the_first_and_the_last_tenth():
   assert found['train/load_cv'] == 0.25 / 2  # 5 and 3 are 1 from the mean
   assert found['train/experts_used'] == (2 * 2 / 4 + 2 * 4 / 4) / 2
   assert found['train/local'] == 0.5 / 2 and found['train/dead'] == 0
-  resumed = trail.Trail(session)
-  resumed.add(3, follow._last[0])
-  assert 'train/early_max_violation' not in resumed.summary()
 
 
 def _causes(**counts):

@@ -120,6 +120,7 @@ class Steps:
 
   Attributes:
     before, after: parameters by name.
+    states: of the balancing rules, before and after, by name.
     gradient: of the first step, by the name of the trained leaves.
     held: numbers in the optimizer's state.
     trained: parameters, by `tuning.size`.
@@ -128,6 +129,7 @@ class Steps:
 
   before: dict
   after: dict
+  states: tuple[dict, dict]
   gradient: dict
   held: int
   trained: int
@@ -144,6 +146,7 @@ def steps(fields, kind, choice, clip=0.0, accumulate=1):
     'train.accumulate': accumulate,
     'train.trainable': choice,
     'moe.extra_ffn': 'before',
+    'moe.balance': BALANCE,
     'moe.dense_branch': 'gated',
     'moe.dense_branch_d_ff': 16,
     **dict(fields),
@@ -177,6 +180,7 @@ def steps(fields, kind, choice, clip=0.0, accumulate=1):
   return Steps(
     named(first.params),
     named(state.params),
+    (named(first.balance), named(state.balance)),
     moments,
     held,
     tuning.size(first.params, mask),
@@ -216,6 +220,27 @@ def test_frozen_leaves_stay_to_the_bit(fields, kind, choice):
   assert 0 < run.trained == wanted
   # Two moments of each trained number, and a count or two.
   assert 2 * wanted <= run.held <= 2 * wanted + 4
+
+
+@pytest.mark.parametrize('choice', tuning.CHOICES)
+def test_balancing_goes_with_the_router(fields, choice):
+  """Two steps with a rate of 0.001: its bias is off by up to 0.002, or 0."""
+  before, after = steps(fields, 'decoder', choice).states
+  assert before.keys() == after.keys() and len(before) == 1
+  (moved,) = (np.abs(after[k] - v).max() for k, v in before.items())
+  want = 0.002 if choice in ('all', 'moe') else 0.0
+  assert moved == pytest.approx(want, rel=1e-5)
+
+
+def test_a_router_without_parameters_goes_with_its_layer():
+  """In a block whose attention is trained or not."""
+  for experts in (True, False):
+    block = {'attention': {'query': not experts}, 'moe': {'experts': experts}}
+    for router in ({}, {'router': {}}):
+      moe = block['moe'] | router
+      assert tuning.router_moves(block | {'moe': moe}) is experts
+  frozen = {'router': {'kernel': False}, 'experts': True}
+  assert not tuning.router_moves({'moe': frozen}) and tuning.router_moves(None)
 
 
 @pytest.mark.parametrize('choice', tuning.CHOICES[1:])

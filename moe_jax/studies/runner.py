@@ -234,6 +234,8 @@ def _one(study, run, found, lacking, session, allow_download):
         allow_download=allow_download,
         session=session,
       )
+    if 'not_known' in summary:
+      raise ValueError(f'to be trained anew: {summary["not_known"]}')
     row['data'] = session.data.fingerprint[:16]
     row['metrics'] = results.metrics(summary)
     if 'curve' in summary:

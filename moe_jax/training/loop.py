@@ -1,23 +1,20 @@
 """The training run, from config to report; it reads from top to bottom."""
 
 import contextlib
-import math
 import pathlib
-import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from moe_jax.analysis import health
 from moe_jax.models import factory
-from moe_jax.parallel import mesh as mesh_lib, replicas
-from moe_jax.planning import counts
+from moe_jax.parallel import replicas
 from moe_jax.training import (
   checkpoint,
+  clock as clock_lib,
   configs,
   evaluation,
+  facts,
   fresh_rules,
   probes,
   progress,
@@ -31,7 +28,6 @@ from moe_jax.training import (
   stops,
   teacher as teacher_lib,
   trail as trail_lib,
-  tuning,
   workdir as workdir_lib,
   writers,
 )
@@ -154,7 +150,7 @@ def _train(
       print(f'resumes {workdir} at step {start}')
   else:
     state, start = new(), 0
-    rows = 0  # trained on before this start
+    rows, kept = 0, {}  # rows trained on before this start
     state = begin(state) if begin else state
 
   c = config.train
@@ -197,7 +193,8 @@ def _train(
     'rate',
     lambda: rates.matmul_flops_per_second(factory.DTYPES[config.model.dtype]),
   )
-  clock, trail = _Clock(), trail_lib.Trail(session)
+  clock, trail = clock_lib.Clock(kept.get('clock')), trail_lib.Trail(session)
+  trail.restore(start, kept.get('trail'))
   pending = None  # metrics of the step before: fetched while this one runs
   last_row: dict[str, Any] = {}
 
@@ -209,7 +206,8 @@ def _train(
     trail.add(step, metrics)
     if step > 1 and step % c.log_every and step < c.steps:
       return {}
-    row = _row(metrics, session, last_row.get('moe/load')) | clock.rates()
+    row = facts.row(metrics, session, last_row.get('moe/load'))
+    row |= clock.rates()
     row['learning_rate'] = float(session.schedule(step - 1))
     last_row.update(row)
     return row
@@ -218,9 +216,8 @@ def _train(
     writers.Writer(workdir, start_step=start, active=lead) as writer,
     contextlib.closing(progress.Progress(c.steps, start, active=lead)) as bar,
   ):
-    load = writers.last(workdir, 'moe/load') if start else None
-    if load:  # that the first row is compared with
-      last_row['moe/load'] = load
+    if start:
+      last_row.update(writers.last(workdir, 'loss'))
 
     def report(step, row):
       bar.update(step, row)
@@ -259,118 +256,18 @@ def _train(
               'rows': rows + (step - start) * c.batch_size,
               'fingerprint': session.data.fingerprint,
               'config': config_dict,
+              'trail': trail.state(),
+              'clock': clock.state(),
             },
           )
   if start >= c.steps:  # killed after the last checkpoint, or judged anew
     scores = stops.judge(start, evaluate, state, checkpoints)
-  facts = _facts(session, rate, clock) | _last(last_row) | trail.summary()
+  summary = scores | evaluate.floor() | facts.of_run(session, rate, clock)
+  summary |= facts.of_last(last_row) | trail.summary()
+  if lead and 'not_known' in summary:
+    print(f'not known: {summary["not_known"]}', flush=True)
   # From the file, which a resumed run goes on with.
   best = writers.largest(workdir, 'eval/accuracy')
   if best is not None:
-    facts['best/accuracy'] = best
-  measured = probes.measure(session, state.params, state.balance)
-  return scores | evaluate.floor() | facts | measured
-
-
-class _Clock:
-  """Tokens per second of the steps after the first, without evaluations."""
-
-  def __init__(self):
-    self._began = time.monotonic()
-    self._since, self._tokens = None, 0.0
-    self._recent: tuple[float, float] = (0.0, 0.0)
-    self.tokens_per_second = 0.0
-
-  def tick(self, tokens: float) -> None:
-    now = time.monotonic()
-    if self._since is None:  # the first step compiled
-      self._since = now
-      self._recent = now, 0.0
-      return
-    self._tokens += tokens
-    self.tokens_per_second = self._tokens / max(now - self._since, 1e-9)
-
-  def rates(self) -> dict[str, float]:
-    """Tokens per second since the last call, and seconds since the start."""
-    now = time.monotonic()
-    out = {'seconds': now - self._began}
-    if self._since is not None and self._tokens > self._recent[1]:
-      elapsed = max(now - self._recent[0], 1e-9)
-      out['tokens_per_second'] = (self._tokens - self._recent[1]) / elapsed
-      self._recent = now, self._tokens
-    return out
-
-  @contextlib.contextmanager
-  def paused(self):
-    """The time inside counts as no step's."""
-    began = time.monotonic()
-    yield
-    spent = time.monotonic() - began
-    if self._since is not None:
-      self._since += spent
-      self._recent = self._recent[0] + spent, self._recent[1]
-
-  @property
-  def seconds(self) -> float:
-    return time.monotonic() - self._began
-
-
-def _row(metrics, session, last_load) -> dict[str, Any]:
-  """A step's arrays as the names and numbers that are logged."""
-  row = {
-    'loss': float(metrics['loss']),
-    'total_loss': float(metrics['total_loss']),
-    'bits_per_token': float(metrics['loss']) / math.log(2),
-    'grad_norm': float(metrics['grad_norm']),
-  }
-  if 'distill_loss' in metrics:
-    row['distill_loss'] = float(metrics['distill_loss'])
-  if 'load' not in metrics:
-    return row
-  load_NE = metrics['load'].astype(np.float64)
-  share_NE = load_NE / np.maximum(load_NE.sum(-1, keepdims=True), 1)
-  row |= {
-    'moe/dropped': trail_lib.dropped(metrics['cause']),
-    'moe/load_max': float((share_NE.max(-1) * share_NE.shape[-1]).mean()),
-    'moe/load': share_NE.tolist(),
-    'moe/layers': session_lib.layer_numbers(session.model),
-    'router/entropy': float(metrics['entropy'].mean()),
-  }
-  for name, value in health.rates(metrics, last_load).items():
-    row[f'health/{name}'] = value
-  for name, value in metrics['balance'].items():
-    row[f'balance/{name}'] = float(value.mean())
-  return row
-
-
-def _facts(session, rate: float, clock: _Clock) -> dict[str, Any]:
-  leaves = session.leaves()
-  flops = session.flops_per_token()
-  return {
-    'parameters': counts.parameters(leaves),
-    'trained_parameters': tuning.size(session.layout.params, session.trained),
-    'active_parameters': round(
-      counts.active_parameters(leaves, session.expert_share())
-    ),
-    'flops_per_token': flops,
-    'tokens_per_second': clock.tokens_per_second,
-    'matmul_flops_per_second': rate,
-    'mfu': clock.tokens_per_second * flops / rate,
-    'seconds': clock.seconds,
-    'steps': session.config.train.steps,
-    'jax': jax.__version__,
-    'platform': jax.devices()[0].platform,
-    'devices': jax.device_count(),
-    'mesh': mesh_lib.describe(dict(session.mesh.shape)),
-  }
-
-
-def _last(row: dict[str, Any]) -> dict[str, Any]:
-  """What the summary takes from the last step's metrics."""
-  keys = ('loss', 'distill_loss', 'moe/dropped', 'moe/load_max')
-  out = {k: row[k] for k in keys if k in row}
-  # A dense run that was resumed has a load of None.
-  load = row.get('moe/load') or ()
-  for layer, share in zip(row.get('moe/layers', ()), load):
-    out[f'moe/layer_{layer}/load_max'] = max(share) * len(share)
-  return out
+    summary['best/accuracy'] = best
+  return summary | probes.measure(session, state.params, state.balance)

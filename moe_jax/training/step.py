@@ -136,7 +136,7 @@ def make_train_step(
     updates, opt_state = tx.update(grads, state.opt_state, own)
     own = optax.apply_updates(own, updates)
     params = tuning.merge(own, state.params, trained)
-    balance = _update_balance(model, state.balance, aux)
+    balance = _update_balance(model, state.balance, aux, trained)
     metrics = {
       'loss': nll / tokens,
       'total_loss': total(sums, tokens),
@@ -169,17 +169,21 @@ def _mesh(model):
   return next(iter(model.stacks.values())).mesh
 
 
-def _update_balance(model, balance, aux):
-  """New state of every MoE layer, wherever its module put it."""
+def _update_balance(model, balance, aux, trained):
+  """New state of every MoE layer that moves, wherever its module put it."""
 
-  def walk(rules, state, aux):
+  def walk(rules, state, aux, trained):
     if isinstance(aux, types.MoEAux):
+      if not tuning.router_moves(trained):
+        return state
       state = balancing.update_states(rules, state['moe']['state'], aux.stats)
       return {'moe': {'state': state}}
-    return {k: walk(rules, v, aux[k]) for k, v in state.items()}
+    within = lambda k: None if trained is None else trained[k]
+    return {k: walk(rules, v, aux[k], within(k)) for k, v in state.items()}
 
   rules = accumulation.rules(model)
-  return {k: walk(rules[k], v, aux[k]) for k, v in balance.items()}
+  of = lambda k: None if trained is None else trained[k]
+  return {k: walk(rules[k], v, aux[k], of(k)) for k, v in balance.items()}
 
 
 def make_eval_step(model, num_documents: int) -> Callable:

@@ -1,12 +1,14 @@
 """What the last steps of a run looked like, on average, and its loss curve.
 
 A single step's loss is noise; two runs are compared by the mean over the last
-tenth of their steps, and by curves of window means.
+tenth of their steps, and by curves of window means. Which steps these are is
+known from the start, so that running sums are enough; they go into checkpoints,
+and a resumed run's means are those of an undisturbed one.
 """
 
-import collections
+import dataclasses
 import math
-import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,77 +23,137 @@ WINDOWS = 40  # of the curve
 HEALTH = ('max_violation', 'load_cv', 'dead', 'experts_used', 'local')
 
 
+@dataclasses.dataclass
+class _Window:
+  """Sums over the steps `first` to `last`, so far over `count` of them.
+
+  Attributes:
+    sums: floats by name; 'cause' is a list of ints, those of all layers.
+  """
+
+  first: int
+  last: int
+  count: int = 0
+  sums: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def add(self, step: int, found) -> None:
+    """Adds `found()`, numbers by name, of a step of the window."""
+    if not self.first <= step <= self.last:
+      return
+    for name, value in found().items():
+      value = value + np.asarray(self.sums.get(name, 0))
+      self.sums[name] = value.tolist()
+    self.count += 1
+
+  @property
+  def whole(self) -> bool:
+    return self.count == self.last - self.first + 1
+
+  def mean(self, name: str) -> float:
+    return self.sums[name] / self.count
+
+  def goes_on_from(self, other: '_Window', step: int) -> bool:
+    """Whether the other, kept at a step, has what this one would have then."""
+    return self.first == other.first and min(self.last, step) == min(
+      other.last, step
+    )
+
+
 class Trail:
-  """Collects every step's metrics; a resumed run's begin where it resumed."""
+  """Sums up every step's metrics."""
 
   def __init__(self, session: session_lib.Session):
-    self._steps = session.config.train.steps
+    S = session.config.train.steps
+    tenth = max(1, math.ceil(S / 10))
+    parts = np.array_split(np.arange(1, S + 1), min(WINDOWS, S))
+    self._windows = {
+      f'curve_{i}': _Window(int(p[0]), int(p[-1])) for i, p in enumerate(parts)
+    }
+    self._curve = list(self._windows.values())
+    self._early = self._windows['early'] = _Window(1, tenth)
+    self._tail = self._windows['tail'] = _Window(S - tenth + 1, S)
     self._seats = seats(session, 'train')
     self._layers = {
       name: sum(stack.sparse)
       for name, stack in session.model.stacks.items()
       if any(stack.sparse)
     }
-    self._losses: dict[int, float] = {}
-    self._early: list[float] = []
-    self._last = collections.deque(maxlen=max(1, math.ceil(self._steps / 10)))
-    self._times: list[float] = []
 
   def add(self, step: int, metrics: dict[str, Any]) -> None:
-    """Takes a step's arrays, fetched; called as soon as they are there."""
-    self._times.append(time.monotonic())
-    self._losses[step] = float(metrics['loss'])
-    self._last.append(metrics)
-    if self._layers and step <= self._last.maxlen:
-      found = health.rates(metrics)['max_violation']
-      self._early.append(float(np.mean(found)))
+    """Takes a step's arrays, fetched; the steps in order."""
+    for window in self._curve:
+      window.add(step, lambda: {'loss': float(metrics['loss'])})
+    self._tail.add(step, lambda: _numbers(metrics))
+    if self._layers:
+      violation = lambda: np.mean(health.rates(metrics)['max_violation'])
+      self._early.add(step, lambda: {'max_violation': violation()})
+
+  def state(self) -> dict[str, Any]:
+    """JSON, for a checkpoint of the step added last."""
+    plain = lambda v: v if isinstance(v, list) or math.isfinite(v) else None
+    return {
+      name: dataclasses.asdict(window)
+      | {'sums': {k: plain(v) for k, v in window.sums.items()}}
+      for name, window in self._windows.items()
+      if window.count
+    }
+
+  def restore(self, step: int, kept: Mapping[str, Any] | None) -> None:
+    """Takes up the sums of a checkpoint.
+
+    What cannot be known any more is left out of the summary, which says so: of
+    a checkpoint without sums, or of a run whose number of steps was changed
+    when it had begun with the steps in question.
+
+    Args:
+      step: of the checkpoint.
+      kept: its `state`; None where it has none.
+    """
+    for name, window in self._windows.items():
+      old = _Window(**kept[name]) if kept and name in kept else None
+      if old and window.goes_on_from(old, step):
+        # JSON has no nan.
+        back = lambda v: math.nan if v is None else v
+        window.sums = {k: back(v) for k, v in old.sums.items()}
+        window.count = old.count
 
   def summary(self) -> dict[str, Any]:
     """Means of the last tenth of the steps, by name.
 
     Returns:
       'train/loss', and 'train/averaged_steps' that it is the mean of;
-      'step_seconds', the median of all; 'curve', window means of the loss by
-      the last step of the window; 'train/distill_loss' of a run with a teacher;
-      of an MoE model 'train/dropped' and
-      'train/wasted' (with two stacks also 'train/<stack>/...'), as shares of
-      the assignments and of the seats; 'train/balance/<rule>',
-      'train/entropy', 'train/load_max' and 'train/logsumexp'; 'train/<name>'
-      of HEALTH, and 'train/early_max_violation' of the first tenth, where the
-      run has all of it. {} without a step.
+      'curve', window means of the loss by the last step of the window;
+      'train/distill_loss' of a run with a teacher; of an MoE model
+      'train/dropped' and 'train/wasted' (with two stacks also
+      'train/<stack>/...'), as shares of the assignments and of the seats;
+      'train/balance/<rule>', 'train/entropy', 'train/load_max' and
+      'train/logsumexp'; 'train/<name>' of HEALTH, and
+      'train/early_max_violation' of the first tenth. What is left out, as
+      `restore` says, is named in 'not_known'.
     """
-    if not self._last:
-      return {}
-    mean = lambda f: float(np.mean([f(m) for m in self._last]))
-    out = {
-      'train/loss': mean(lambda m: m['loss']),
-      'train/averaged_steps': len(self._last),
-      'curve': self._curve(),
-    }
-    if 'distill_loss' in self._last[0]:
-      out['train/distill_loss'] = mean(lambda m: m['distill_loss'])
-    if len(self._times) > 1:
-      out['step_seconds'] = float(np.median(np.diff(self._times)))
-    if self._layers:
-      out |= self._routing()
-      for rule in self._last[0]['balance']:
-        out[f'train/balance/{rule}'] = mean(lambda m, r=rule: m['balance'][r])
-      out['train/entropy'] = mean(lambda m: m['entropy'])
-      out['train/load_max'] = mean(_load_max)
-      rates = [health.rates(m) for m in self._last]
-      for name in HEALTH:
-        found = [np.mean(r[name]) for r in rates]
-        out[f'train/{name}'] = float(np.mean(found))
-      if len(self._early) == self._last.maxlen:
-        out['train/early_max_violation'] = float(np.mean(self._early))
-      if 'logsumexp' in self._last[0]['health']:
-        out['train/logsumexp'] = mean(
-          lambda m: m['health']['logsumexp'] / m['health']['tokens']
-        )
+    out, lost = self._means_of_windows(), []
+    if self._tail.whole:
+      sums = self._tail.sums
+      names = [k for k in sums if k != 'cause']
+      out |= {f'train/{k}': self._tail.mean(k) for k in names}
+      out['train/averaged_steps'] = self._tail.count
+      if 'cause' in sums:
+        out |= self._seating(np.array(sums['cause']))
+    else:
+      lost.append(f'train/... (of steps {self._tail.first} on)')
+    if self._layers and self._early.whole:
+      out['train/early_max_violation'] = self._early.mean('max_violation')
+    elif self._layers:
+      lost.append('train/early_max_violation')
+    missing = [w for w in self._curve if not w.whole]
+    if missing:
+      steps = f'{missing[0].first} to {missing[-1].last}'
+      lost.append(f'curve (of steps {steps})')
+    if lost:
+      out['not_known'] = f'{", ".join(lost)}: resumed without sums of them'
     return out
 
-  def _routing(self) -> dict[str, float]:
-    cause_QC = sum(np.asarray(m['cause'], np.int64) for m in self._last)
+  def _seating(self, cause_QC: np.ndarray) -> dict[str, float]:
     names = {'': slice(None)}
     if len(self._layers) > 1:
       first = 0
@@ -101,19 +163,35 @@ class Trail:
     held_Q = np.repeat(list(self._seats.values()), list(self._layers.values()))
     out = {}
     for name, mine in names.items():
-      seats_held = int(held_Q[mine].sum()) * len(self._last)
+      seats_held = int(held_Q[mine].sum()) * self._tail.count
       out[f'train/{name}dropped'] = dropped(cause_QC[mine])
       out[f'train/{name}wasted'] = wasted(cause_QC[mine], seats_held)
     return out
 
-  def _curve(self) -> dict[str, list]:
-    steps = np.array(sorted(self._losses))
-    parts = np.array_split(steps, min(WINDOWS, len(steps)))
-    means = [np.mean([self._losses[s] for s in p]) for p in parts]
-    return {
-      'step': [int(p[-1]) for p in parts],
-      'loss': [float(m) for m in means],
-    }
+  def _means_of_windows(self) -> dict[str, list]:
+    whole = [w for w in self._curve if w.whole]
+    losses = [w.mean('loss') for w in whole]
+    steps = [w.last for w in whole]
+    return {'curve': {'step': steps, 'loss': losses}} if whole else {}
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+  """A step's numbers that are averaged, means over layers; 'cause' summed."""
+  out = {'loss': float(metrics['loss'])}
+  if 'distill_loss' in metrics:
+    out['distill_loss'] = float(metrics['distill_loss'])
+  if 'load' not in metrics:
+    return out
+  out['cause'] = np.asarray(metrics['cause'], np.int64)
+  for rule, value in metrics['balance'].items():
+    out[f'balance/{rule}'] = np.mean(value, dtype=np.float64)
+  out['entropy'] = np.mean(metrics['entropy'], dtype=np.float64)
+  out['load_max'] = _load_max(metrics)
+  rates = health.rates(metrics)
+  for name in (*HEALTH, 'logsumexp'):
+    if name in rates:
+      out[name] = np.mean(rates[name])
+  return out
 
 
 def _load_max(metrics) -> float:

@@ -3,6 +3,11 @@
 ST-MoE (Zoph et al. 2022, arXiv:2202.08906, section 4.2, figure 5) fine-tunes
 parts of a model alone. Frozen leaves get no gradient, no optimizer state and no
 weight decay, and stand in no norm that gradients are clipped by.
+
+The state of a layer's balancing rules belongs to its router: a selection bias
+is of the scores that it is added to. It moves only where the router is trained,
+or a frozen layer would route otherwise after every step. (`bip` still solves
+for the bias of each training batch; what evaluation uses stays.)
 """
 
 import math
@@ -61,6 +66,21 @@ def _chosen(names: list[str], choice: str) -> bool:
     return False
   own = {'attention': ('attention', 'cross'), 'ffn': ('ffn', 'extra')}
   return any(n in names for n in own.get(choice, ()))
+
+
+def router_moves(block: Any) -> bool:
+  """Whether the router of an MoE layer is trained, and with it the state.
+
+  A router without parameters goes with the rest of its layer.
+
+  Args:
+    block: whether each leaf of the layer's block is trained; None is all.
+  """
+  if block is None:
+    return True
+  layer = block['moe']
+  own = jax.tree.leaves(layer.get('router', {}))
+  return any(own or jax.tree.leaves(layer))
 
 
 def select(tree: Any, mask: Any) -> Any:

@@ -96,12 +96,13 @@ class Writer:
     self.close()
 
 
-def last(workdir: str | os.PathLike, name: str) -> Any:
-  """The value of a metric in the last line that has it; None without one."""
-  path, found = pathlib.Path(workdir) / METRICS, None
+def last(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
+  """The last line that has a metric; {} without one."""
+  path, found = pathlib.Path(workdir) / METRICS, {}
   if path.exists():
     for line in path.read_text().splitlines():
-      found = json.loads(line).get(name, found)
+      row = json.loads(line)
+      found = row if name in row else found
   return found
 
 
