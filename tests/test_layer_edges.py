@@ -58,7 +58,8 @@ def test_heads_that_agree_have_a_seat_each():
   x = jnp.ones((1, 1, D))
   w = {'wi': jnp.ones((1, D, F)) / F, 'wo': jnp.ones((1, F, D))}
   spec = 'product_keys(heads=2, k=1, d_key=2)'
-  layers = [layer(spec, 1, dispatch) for dispatch in DISPATCH]
+  some = ('scatter()', 'gather_reduce()', 'lookup()')
+  layers = [layer(spec, 1, dispatch) for dispatch in some]
   params = drawn(layers[0], x) | {'experts': w}
 
   @jax.jit
@@ -66,7 +67,7 @@ def test_heads_that_agree_have_a_seat_each():
     apply = lambda m: m.apply({'params': params}, x, train=False)[::2]
     return [apply(m) for m in layers]
 
-  for spec, (y, aux) in zip(DISPATCH, run(params)):
+  for spec, (y, aux) in zip(some, run(params)):
     np.testing.assert_allclose(y, 4 * np.ones((1, 1, D)), err_msg=spec)
     assert list(aux.cause) == [2, 0, 0, 0, 0, 0]
 
@@ -104,7 +105,14 @@ def test_a_repeated_expert_in_batches_of_any_size():
   assert [seats(n) for n in (3, 8, 9)] == [3, 8, 8]
 
 
-PADDED = [*((d, 'top_k()', 'none') for d in DISPATCH)]
+# The rows are zeroed before any dispatch; einsum's products spread a NaN most.
+PADDED = [
+  pytest.param(
+    *(d, 'top_k()', 'none'),
+    marks=[] if d == 'einsum()' else pytest.mark.slow,
+  )
+  for d in DISPATCH
+]
 PADDED += [
   ('slots()', 'soft(slots=2)', 'none'),
   ('scatter()', 'relu()', 'gated'),
@@ -143,11 +151,17 @@ def test_padding_may_hold_anything(dispatch, router, branch):
   assert np.abs(found[0][1][0]['router']['kernel']).max() > 1e-3
 
 
-NONCAUSAL = [r for r in (*rows.ROUTERS, *rows.SLOT_ROUTERS) if not r.causal]
+NONCAUSAL = [
+  pytest.param(
+    r, marks=pytest.mark.slow if 'capped' in r.spec else [], id=r.spec
+  )
+  for r in (*rows.ROUTERS, *rows.SLOT_ROUTERS)
+  if not r.causal
+]
 
 
 @pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('row', NONCAUSAL, ids=lambda r: r.spec)
+@pytest.mark.parametrize('row', NONCAUSAL)
 def test_routers_that_compare_a_group_say_so(row, train):
   """Half a group alone goes where it went, or the group is the method.
 
