@@ -263,6 +263,24 @@ def test_what_is_not_known_is_left_out_and_said(session):
   assert np.isnan(follow(session, 40, 40, 40, kept)._tail.sums['loss'])
 
 
+def test_another_rule_within_the_last_tenth(session):
+  """It has no mean of both steps, nor has the one that it takes the place of.
+
+  The loss of the rule is gone in step 20, and another's is new.
+  """
+  follow_ = follow(session, 20, 20, 19, follow(session, 20, 1, 19).state())
+  metrics = step_of(20)
+  metrics['balance']['other'] = metrics['balance'].pop('switch_loss')
+  follow_.add(20, metrics)
+  found = follow_.summary()
+  assert found['train/loss'] == 19.5
+  assert not [k for k in found if 'switch_loss' in k or 'other' in k]
+  assert found['not_known'] == (
+    'train/balance/other, train/balance/switch_loss: resumed without sums of '
+    'them'
+  )
+
+
 def test_an_old_checkpoint_after_the_last_step(session, whole, tmp_path):
   """It has no sums: a run says what it lacks, and a study does not take it."""
   work = tmp_path / 'w'

@@ -29,20 +29,28 @@ class _Window:
 
   Attributes:
     sums: floats by name; 'cause' is a list of ints, those of all layers.
+    partial: names that not all of these steps had, as a run may go on with
+      other balancing rules; these have no sum.
   """
 
   first: int
   last: int
   count: int = 0
   sums: dict[str, Any] = dataclasses.field(default_factory=dict)
+  partial: list[str] = dataclasses.field(default_factory=list)
 
   def add(self, step: int, found) -> None:
     """Adds `found()`, numbers by name, of a step of the window."""
     if not self.first <= step <= self.last:
       return
-    for name, value in found().items():
-      value = value + np.asarray(self.sums.get(name, 0))
-      self.sums[name] = value.tolist()
+    values, sums = found(), self.sums
+    if self.count:
+      self.partial = sorted({*self.partial, *(values.keys() ^ sums.keys())})
+    self.sums = {
+      name: (value + np.asarray(sums.get(name, 0))).tolist()
+      for name, value in values.items()
+      if name not in self.partial
+    }
     self.count += 1
 
   @property
@@ -102,8 +110,9 @@ class Trail:
     """Takes up the sums of a checkpoint.
 
     What cannot be known any more is left out of the summary, which says so: of
-    a checkpoint without sums, or of a run whose number of steps was changed
-    when it had begun with the steps in question.
+    a checkpoint without sums, of a run whose number of steps was changed when
+    it had begun with the steps in question, or of rules that came or went
+    among them.
 
     Args:
       step: of the checkpoint.
@@ -115,7 +124,7 @@ class Trail:
         # JSON has no nan.
         back = lambda v: math.nan if v is None else v
         window.sums = {k: back(v) for k, v in old.sums.items()}
-        window.count = old.count
+        window.count, window.partial = old.count, old.partial
 
   def summary(self) -> dict[str, Any]:
     """Means of the last tenth of the steps, by name.
@@ -137,6 +146,7 @@ class Trail:
       names = [k for k in sums if k != 'cause']
       out |= {f'train/{k}': self._tail.mean(k) for k in names}
       out['train/averaged_steps'] = self._tail.count
+      lost += [f'train/{k}' for k in self._tail.partial]
       if 'cause' in sums:
         out |= self._seating(np.array(sums['cause']))
     else:
