@@ -43,10 +43,8 @@ def compare(T: int, E: int, *, spread: float = 1.0, seed: int = 0):
   logits_TE = liked_E + spread * rng.standard_normal((T, E))
   mask_T = np.arange(T) < T - T // 8
   rows, top_2 = [], None
-  cases = [
-    ('moe_jax, top-1', {}),
-    ('moe_jax, top-2', {'moe.router': 'top_k()'}),
-  ]
+  top2 = {'moe.router': 'top_k()'}
+  cases = [('moe_jax, top-1', {}), ('moe_jax, top-2', top2)]
   cases += [(f'Switch, {c}', presets.switch(c)) for c in presets.CONVENTIONS]
   cases += [(f'ST-MoE, {c}', presets.st_moe(c)) for c in ('paper', 't5x')]
   cases += [('V-MoE', presets.vmoe())]
@@ -93,9 +91,7 @@ def main(_: list[str]) -> None:
     "layer's losses as a 12-layer model adds them up\n"
   )
   print(show(HEAD, rows))
-  print(
-    '\nThe balance loss of the top-2 choices elsewhere, and the rule here:\n'
-  )
+  print('\nBalance losses elsewhere of the top-2 choices, and rules here:\n')
   print(show(LOSS_HEAD, losses))
 
 
