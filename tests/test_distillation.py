@@ -30,7 +30,12 @@ SPARSE = {
   'model.dropout': 0.2,
   'moe.balance': ('switch_loss()', 'loss_free_bias()'),
 }
-DENSE = {'moe.layers': 'none', 'mesh': 'auto(expert=2)', 'train.z_loss': 0.0}
+DENSE = {
+  'model.num_layers': 1,
+  'moe.layers': 'none',
+  'mesh': 'auto(expert=2)',
+  'train.z_loss': 0.0,
+}
 
 
 @pytest.fixture(scope='session')
@@ -71,12 +76,17 @@ class Run:
   gradient: dict
 
 
-def one_step(config, workdir, *, taught=True, same=False):
-  """On eight devices, from the initialisation or, `same`, from the teacher."""
+def one_step(config, workdir, *, taught=True, same=False, state=None):
+  """On eight devices, from `state`, the initialisation or, `same`, the teacher.
+
+  Returns:
+    A Run, and the session, state and batch of it.
+  """
   session = session_lib.make(config, workdir, mesh_spec='exact(data=8)')
-  where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
-  dummy = session_lib.dummy(config, session.mesh)
-  state = state_lib.init(session.model, session.tx, dummy, 0, where)
+  if state is None:
+    where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
+    dummy = session_lib.dummy(config, session.mesh)
+    state = state_lib.init(session.model, session.tx, dummy, 0, where)
   if same:
     state = start.load(session, str(workdir))(state)
   found = teacher_lib.load(session) if taught else None
@@ -101,13 +111,37 @@ def one_step(config, workdir, *, taught=True, same=False):
 RATE = {'train.schedule': 'constant(value=1.0)', 'train.clip': 0.0}
 
 
+def test_a_student_that_is_its_teacher_learns_nothing(
+  corpus,
+  teacher,
+  tmp_path,
+):
+  """The gradient of CE(p, p) is p - p; its value the entropy."""
+  fields = SPARSE | {
+    'model.dropout': 0.0,
+    'moe.balance': ('loss_free_bias()',),
+    'moe.capacity_factor': 2.0,  # that of evaluation
+    'train.z_loss': 0.0,
+    'train.distill': 1.0,
+    'train.teacher': str(teacher),
+    'train.init_from': str(teacher),
+    'train.accumulate': 1,
+  }
+  config = tiny.config(**corpus, **RATE, **fields)
+  run, *_ = one_step(config, tmp_path, same=True)
+  for name, value in run.gradient.items():
+    np.testing.assert_allclose(value, 0, atol=1e-6, err_msg=name)
+  assert 0 < run.metrics['distill_loss'] < np.log(384)
+  assert run.metrics['loss'] > run.metrics['distill_loss'] * 0.5
+
+
 def test_the_loss_is_of_labels_and_teacher(corpus, teacher, tmp_path):
   """Metrics and the update, against both losses taken apart."""
-  runs = {}
+  runs, state = {}, None
   for w in (0.0, 0.25):
     fields = {'train.teacher': str(teacher), 'train.distill': w}
     config = tiny.config(**corpus, **DENSE, **RATE, **fields)
-    runs[w], session, state, batch = one_step(config, tmp_path)
+    runs[w], session, state, batch = one_step(config, tmp_path, state=state)
   # The teacher as a run of its own would evaluate it, on another mesh.
   theirs = tiny.config(**corpus, **SPARSE)
   alone = factory.make(theirs, 384)
@@ -137,7 +171,7 @@ def test_the_loss_is_of_labels_and_teacher(corpus, teacher, tmp_path):
     total = (1 - w) * labels + w * soft
     assert run.metrics['total_loss'] == pytest.approx(total, rel=1e-5)
   # A weight of 0 is no teacher.
-  plain = one_step(session.config, tmp_path, taught=False)[0]
+  plain, *_ = one_step(session.config, tmp_path, taught=False, state=state)
   for name, value in plain.gradient.items():
     np.testing.assert_allclose(runs[0.0].gradient[name], value, atol=1e-6)
   assert 'distill_loss' not in plain.metrics
@@ -145,30 +179,6 @@ def test_the_loss_is_of_labels_and_teacher(corpus, teacher, tmp_path):
     np.abs(runs[0.25].gradient[k] - v).max() for k, v in plain.gradient.items()
   )
   assert moved > 1e-4
-
-
-def test_a_student_that_is_its_teacher_learns_nothing(
-  corpus,
-  teacher,
-  tmp_path,
-):
-  """The gradient of CE(p, p) is p - p; its value the entropy."""
-  fields = SPARSE | {
-    'model.dropout': 0.0,
-    'moe.balance': ('loss_free_bias()',),
-    'moe.capacity_factor': 2.0,  # that of evaluation
-    'train.z_loss': 0.0,
-    'train.distill': 1.0,
-    'train.teacher': str(teacher),
-    'train.init_from': str(teacher),
-    'train.accumulate': 1,
-  }
-  config = tiny.config(**corpus, **RATE, **fields)
-  run, *_ = one_step(config, tmp_path, same=True)
-  for name, value in run.gradient.items():
-    np.testing.assert_allclose(value, 0, atol=1e-6, err_msg=name)
-  assert 0 < run.metrics['distill_loss'] < np.log(384)
-  assert run.metrics['loss'] > run.metrics['distill_loss'] * 0.5
 
 
 @pytest.fixture(scope='module')

@@ -85,13 +85,16 @@ def copied(p):
   return p
 
 
-def test_equals_copies_and_gradients_are_their_sum():
-  p, (_, model) = params(), build()
-  period = p['decoder']['period']
+def test_a_group_has_one_pool():
+  period = params()['decoder']['period']
   for block in ('block_0', 'block_1'):
     assert set(period[block]['moe']) == {'router'}
     assert period[block]['moe']['router']['kernel'].shape == (2, D, E)
   assert period['pool_0']['experts']['wi'].shape == (2, E, D, F)
+
+
+def test_equals_copies_and_gradients_are_their_sum():
+  p, (_, model) = params(), build()
   logits, gradients, aux = shared()
   layers = stack.aux_by_layer(aux['decoder'], model.stacks['decoder'].places)
   assert [i for i, _ in layers] == [0, 1, 2, 3]

@@ -1,5 +1,6 @@
 """The studies' files: arms that can run, claims that runs can answer."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
@@ -14,6 +15,7 @@ from moe_jax import registry, types
 from moe_jax.models import factory
 from moe_jax.studies import results, study as study_lib, verdicts
 from moe_jax.training import (
+  checkpoint,
   configs,
   loop,
   plans,
@@ -206,13 +208,32 @@ PROBES = (
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """The summary of a tiny run with all probes."""
+def trained(tmp_path_factory):
+  """Session, workdir and summary of a tiny run with one probe."""
   text = tiny.corpus(tmp_path_factory.mktemp('text'))
   own = {'train.checkpoint_every': 20, 'mesh': 'exact(data=8)'}
-  own |= {'eval.probes': PROBES, 'train.steps': 20}
-  config = tiny.config(**text, **own)
-  return loop.train(config, str(tmp_path_factory.mktemp('run')))
+  own |= {'eval.probes': PROBES[-1:], 'train.steps': 20}
+  own |= {'model.num_layers': 1, 'moe.layers': 'all'}
+  workdir = tmp_path_factory.mktemp('run')
+  session = session_lib.make(tiny.config(**text, **own), workdir)
+  summary = loop.train(session.config, str(workdir), session=session)
+  return session, workdir, summary
+
+
+@pytest.fixture(scope='module')
+def run(trained):
+  """The summary, had it all probes."""
+  session, workdir, summary = trained
+  config = session.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.eval.probes = PROBES
+  session = dataclasses.replace(session, config=config)
+  with checkpoint.Checkpointer(workdir / 'checkpoints', 1) as saved:
+    state, _ = saved.restore(session.abstract_state)
+  measured = probes.measure(session, state.params, state.balance)
+  # What the loop found, with the one that it had.
+  assert all(measured[k] == summary[k] for k in summary if 'probe/' in k)
+  return summary | measured
 
 
 @pytest.mark.slow
@@ -231,8 +252,8 @@ def test_seeds_share_programs_and_nothing_else(tmp_path):
   assert second['eval/loss'] == alone['eval/loss']
 
 
-def test_tail_is_of_the_last_tenth(run):
-  first = run
+def test_tail_is_of_the_last_tenth(trained):
+  first = trained[-1]
   assert first['train/averaged_steps'] == 2
   assert first['train/loss'] == pytest.approx(
     np.mean(first['curve']['loss'][-2:]), rel=1e-6
@@ -241,6 +262,8 @@ def test_tail_is_of_the_last_tenth(run):
   # Groups of 16 tokens, 4 experts, factor 1: 16 seats for 16 assignments.
   assert first['train/wasted'] == pytest.approx(first['train/dropped'])
   assert 0 < first['step_seconds'] < 10
+  probed = {k.split('/')[1] for k in first if k.startswith('probe/')}
+  assert probed == {'logits'}
 
 
 def test_probes_agree_with_the_evaluation(run):

@@ -1,5 +1,6 @@
 """Fine-tuning from config to report, and scores against NumPy."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -21,7 +22,12 @@ from moe_jax.training import (
 from tests import tiny
 
 KINDS = {
-  'decoder': {'model.kind': 'decoder', 'data.seq_len': 48},
+  'decoder': {
+    'model.kind': 'decoder',
+    'model.num_layers': 1,
+    'moe.layers': 'all',
+    'data.seq_len': 48,
+  },
   'encoder_decoder': {
     'model.kind': 'encoder_decoder',
     'model.positions': 'relative',
@@ -68,8 +74,9 @@ def read(workdir):
 def run(request, path, tmp_path_factory):
   """A run of four steps without interruption."""
   workdir = tmp_path_factory.mktemp(request.param)
-  made = config(path, request.param)
-  return made, workdir, loop.train(made, str(workdir))
+  session = session_lib.make(config(path, request.param), workdir)
+  summary = loop.train(session.config, str(workdir), session=session)
+  return session, workdir, summary
 
 
 def test_records_of_a_run(run, path):
@@ -86,7 +93,10 @@ def test_records_of_a_run(run, path):
   with open(path.replace('_train', '_validation')) as f:
     labels = [json.loads(line)['label'] for line in f]
   assert summary['eval/majority'] == labels.count('no') / 11
-  # What is shown of it.
+
+
+def test_what_is_shown_of_a_run(run):
+  _, workdir, summary = run
   shown = tables.end_of_run(summary, {})
   accuracy = f'{100 * summary["eval/accuracy"]:.2f} %'
   assert f'accuracy                     {accuracy}' in shown
@@ -97,18 +107,18 @@ def test_records_of_a_run(run, path):
   report.compare([str(workdir)] * 2, str(workdir))
 
 
-def restored(made, workdir, **kw):
-  session = session_lib.make(made, workdir, **kw)
+def restored(session, workdir):
   with checkpoint.Checkpointer(workdir / 'checkpoints', 2) as saved:
-    return session, saved.restore(session.abstract_state)[0]
+    return saved.restore(session.abstract_state)[0]
 
 
 def test_scores_against_a_loop(run):
   """Log-probabilities of the whole batch, summed in NumPy, on another mesh."""
   made, workdir, summary = run
-  session, state = restored(
-    made, workdir, mesh_spec='exact(data=8)', splits=('eval',)
+  session = session_lib.make(
+    made.config, workdir, mesh_spec='exact(data=8)', splits=('eval',)
   )
+  state = restored(session, workdir)
   variables = {'params': state.params} | (
     {'balance': state.balance} if state.balance else {}
   )
@@ -132,7 +142,7 @@ def test_scores_against_a_loop(run):
       assert [found[p] for p in at] == target
       scores[i * 8 + row] = sum(logp[row, p, t] for p, t in zip(at, target))
   assert sorted(scores) == list(range(22))
-  with open(made.data.task_file.replace('_train', '_validation')) as f:
+  with open(made.config.data.task_file.replace('_train', '_validation')) as f:
     for n, line in enumerate(f):
       label = LABELS.index(json.loads(line)['label'])
       both = [scores[2 * n], scores[2 * n + 1]]
@@ -149,19 +159,22 @@ def test_scores_against_a_loop(run):
 def test_resume_is_bitwise(run, tmp_path):
   """Stopped after two steps; the best evaluation is one of the first part."""
   made, whole, summary = run
-  first = made.copy_and_resolve_references()
+  first = made.config.copy_and_resolve_references()
   first.unlock()
   first.train.steps = 2
-  loop.train(first, str(tmp_path))
+  begun = dataclasses.replace(made, config=first)
+  loop.train(first, str(tmp_path), session=begun)
   # As though it had been perfect then.
   lines = (tmp_path / 'metrics.jsonl').read_text()
   was = json.dumps(read(tmp_path)[-1]['eval/accuracy'])
   lines = lines.replace(f'"eval/accuracy": {was}', '"eval/accuracy": 1.5')
   (tmp_path / 'metrics.jsonl').write_text(lines)
-  again = loop.train(made, str(tmp_path), allow=('train.steps',))
+  again = loop.train(
+    made.config, str(tmp_path), allow=('train.steps',), session=made
+  )
   assert again['best/accuracy'] == 1.5
   assert again['eval/accuracy'] == summary['eval/accuracy']
-  states = [restored(made, w)[1] for w in (tmp_path, whole)]
+  states = [restored(made, w) for w in (tmp_path, whole)]
   jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
 
 

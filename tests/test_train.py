@@ -1,5 +1,6 @@
 """The run from config to report, on 8 devices, at toy sizes."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -15,12 +16,14 @@ from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.training import (
   checkpoint,
+  configs,
   evaluation,
   generation,
   loop,
   session as session_lib,
   state as state_lib,
   step as step_lib,
+  workdir as workdir_lib,
 )
 from tests import tiny
 
@@ -57,8 +60,11 @@ SGD = {
 }
 
 
-def three_steps(corpus, sizes, **overrides):
-  """Losses, drops and parameters of three SGD steps, on the host."""
+def three_steps(corpus, sizes, first=None, **overrides):
+  """Metrics, parameters, biases, first state of three SGD steps, on the host.
+
+  They start at `first`, or at what the mesh initialises.
+  """
   config = tiny.config(**(SGD | corpus | overrides))
   sizes = mesh_lib.exact(**sizes)
   devices = jax.devices()[: math.prod(sizes.values())]
@@ -67,7 +73,10 @@ def three_steps(corpus, sizes, **overrides):
   lay = state_lib.layout(model, session_lib.dummy(config, mesh))
   tx = optax.sgd(0.3)
   where = jax.tree.map(lambda v: v.sharding, state_lib.abstract(tx, lay, mesh))
-  state = state_lib.init(model, tx, session_lib.dummy(config, mesh), 0, where)
+  if first is None:
+    dummy = session_lib.dummy(config, mesh)
+    first = jax.device_get(state_lib.init(model, tx, dummy, 0, where))
+  state = jax.device_put(first, where)
   step = jax.jit(
     step_lib.make_train_step(
       model, tx, seed=0, accumulate=config.train.accumulate
@@ -81,12 +90,22 @@ def three_steps(corpus, sizes, **overrides):
     state, metrics = step(state, batch)
     out.append(jax.device_get(metrics))
   assert step._cache_size() == 1  # step two compiles nothing
-  return out, jax.device_get(state.params), jax.device_get(state.balance)
+  params, balance = jax.device_get((state.params, state.balance))
+  return out, params, balance, first
 
 
 @pytest.fixture(scope='session')
 def one_device(corpus):
   return three_steps(corpus, MESHES[0])
+
+
+def test_a_step_drops_and_balances(one_device):
+  """What other meshes are compared with has all that can differ."""
+  metrics, _, balance, _ = one_device
+  for got in metrics:
+    assert got['cause'][..., 1].sum() > 0  # some are dropped
+  moved = jax.tree.leaves(balance)
+  assert any(np.abs(v).max() > 0.005 for v in moved)
 
 
 @pytest.mark.parametrize(
@@ -96,18 +115,15 @@ def one_device(corpus):
 )
 def test_mesh_changes_nothing(corpus, one_device, sizes):
   """Losses, drops, gradients and parameters of three steps, to 1e-5."""
-  metrics, params, balance = three_steps(corpus, sizes)
+  metrics, params, balance, _ = three_steps(corpus, sizes)
   for got, want in zip(metrics, one_device[0]):
     np.testing.assert_array_equal(got['load'], want['load'])
     np.testing.assert_array_equal(got['cause'], want['cause'])
-    assert want['cause'][..., 1].sum() > 0  # some are dropped
     for name in ('loss', 'total_loss', 'grad_norm', 'entropy'):
       np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
   compare = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
   jax.tree.map(compare, params, one_device[1])
   jax.tree.map(np.testing.assert_array_equal, balance, one_device[2])
-  moved = jax.tree.leaves(one_device[2])
-  assert any(np.abs(v).max() > 0.005 for v in moved)
 
 
 def test_accumulation_is_the_whole_batch(corpus, one_device):
@@ -116,7 +132,9 @@ def test_accumulation_is_the_whole_batch(corpus, one_device):
   Losses by group and of the whole batch's sums, under noise.
   """
   overrides = {'train.accumulate': 4}
-  metrics, params, balance = three_steps(corpus, dict(data=2), **overrides)
+  metrics, params, balance, _ = three_steps(
+    corpus, dict(data=2), one_device[3], **overrides
+  )
   for got, want in zip(metrics, one_device[0]):
     np.testing.assert_array_equal(got['load'], want['load'])
     np.testing.assert_array_equal(got['cause'], want['cause'])
@@ -160,9 +178,8 @@ CLOCK = ('seconds', 'tokens_per_second', 'eval/seconds')
 
 
 @pytest.fixture(scope='session')
-def straight(corpus, tmp_path_factory):
-  """A run of four steps without interruption."""
-  workdir = tmp_path_factory.mktemp('straight')
+def made(corpus, tmp_path_factory):
+  """The session of the runs below, whose programs they share."""
   config = tiny.config(
     **corpus,
     **{
@@ -171,7 +188,39 @@ def straight(corpus, tmp_path_factory):
       'train.eval_every': 2,
     },
   )
-  return config, workdir, loop.train(config, str(workdir))
+  return session_lib.make(config, tmp_path_factory.mktemp('made'))
+
+
+def altered(made, **fields):
+  """The same with other fields of `train`."""
+  config = made.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.train.update(fields)
+  return dataclasses.replace(made, config=config)
+
+
+def test_non_finite_loss_stops_and_names_the_checkpoint(made, tmp_path):
+  # Fine for one step, then far off.
+  fields = {'schedule': 'constant(value=1e30)', 'eval_every': 0}
+  run = altered(made, steps=30, checkpoint_every=1, **fields)
+  tx, schedule = session_lib.make_optimizer(
+    run.config, made.layout.batch_dims()
+  )
+  programs = {}
+  run = dataclasses.replace(run, tx=tx, schedule=schedule, programs=programs)
+  with pytest.raises(FloatingPointError, match=r'at step \d+; last good') as e:
+    loop.train(run.config, str(tmp_path), session=run)
+  assert f'in {tmp_path}/checkpoints' in str(e.value)
+  assert not (tmp_path / 'summary.json').exists()
+  # A learning rate changes nothing at the start.
+  made.programs['init'] = programs['init']
+
+
+@pytest.fixture(scope='session')
+def straight(made, tmp_path_factory):
+  """A run of four steps without interruption."""
+  workdir = tmp_path_factory.mktemp('straight')
+  return made, workdir, loop.train(made.config, str(workdir), session=made)
 
 
 def test_run_leaves_its_records(straight):
@@ -207,13 +256,14 @@ def test_run_leaves_its_records(straight):
   assert bits * math.log(2) == pytest.approx(nats, rel=1e-5)
 
 
-def test_resume_is_bitwise(corpus, straight, tmp_path):
-  """Stopped after two steps and started again: the same bits and lines."""
-  config, whole, summary = straight
-  first = config.copy_and_resolve_references()
-  first.unlock()
-  first.train.steps = 2
-  loop.train(first, str(tmp_path))
+def test_resume_is_bitwise(straight, tmp_path):
+  """Stopped after two steps and started again: the same bits and lines.
+
+  The second start has a session of its own, as in a new process.
+  """
+  session, whole, summary = straight
+  config, first = session.config, altered(session, steps=2)
+  loop.train(first.config, str(tmp_path), session=first)
   with pytest.raises(ValueError, match=r'train\.steps is 2 there, 4 here'):
     loop.train(config, str(tmp_path))
   again = loop.train(config, str(tmp_path), allow=('train.steps',))
@@ -224,7 +274,6 @@ def test_resume_is_bitwise(corpus, straight, tmp_path):
   assert again['eval/bits_per_byte'] == summary['eval/bits_per_byte']
   states = []
   for workdir in (tmp_path, whole):
-    session = session_lib.make(config, workdir)
     with checkpoint.Checkpointer(workdir / 'checkpoints', 2) as saved:
       states.append(jax.device_get(saved.restore(session.abstract_state)[0]))
   jax.tree.map(np.testing.assert_array_equal, *states)
@@ -235,9 +284,9 @@ def test_resume_is_bitwise(corpus, straight, tmp_path):
 
 
 def test_evaluation_on_another_mesh(straight):
-  config, workdir, summary = straight
+  made, workdir, summary = straight
   session = session_lib.make(
-    config, workdir, mesh_spec='exact(data=8)', splits=('eval',)
+    made.config, workdir, mesh_spec='exact(data=8)', splits=('eval',)
   )
   with checkpoint.Checkpointer(workdir / 'checkpoints', 2) as saved:
     state, _ = saved.restore(session.abstract_state)
@@ -284,43 +333,53 @@ def test_generation(straight):
     made(b'', length=0)
 
 
-def test_non_finite_loss_stops_and_names_the_checkpoint(corpus, tmp_path):
+@pytest.fixture(scope='session')
+def encoder_decoder(corpus, tmp_path_factory):
+  """A run of a layer in each stack, both with experts, of noise at step 1."""
+  workdir = tmp_path_factory.mktemp('encoder_decoder')
   config = tiny.config(
     **corpus,
     **{
-      'train.steps': 30,
-      'train.clip': 0.0,
-      'train.checkpoint_every': 1,
-      # Fine for one step, then far off.
-      'train.schedule': 'constant(value=1e18)',
-    },
-  )
-  with pytest.raises(FloatingPointError, match=r'at step \d+; last good') as e:
-    loop.train(config, str(tmp_path))
-  assert f'in {tmp_path}/checkpoints' in str(e.value)
-  assert not (tmp_path / 'summary.json').exists()
-
-
-def test_encoder_decoder_trains(corpus, tmp_path):
-  config = tiny.config(
-    **corpus,
-    **{
+      'model.num_layers': 1,
+      'moe.layers': 'all',
       'model.kind': 'encoder_decoder',
       'model.positions': 'relative',
       'data.objective': 'span_corruption()',
       'data.seq_len': 32,
       'moe.group_size': 1,
-      'train.steps': 2,
+      'train.steps': 3,
     },
   )
-  summary = loop.train(config, str(tmp_path))
+  session = session_lib.make(config, workdir)
+  rng = np.random.default_rng(0)
+  state = jax.tree.map(
+    lambda v: jax.device_put(
+      (0.1 * rng.normal(size=v.shape)).astype(v.dtype), v.sharding
+    ),
+    session.abstract_state,
+  )
+  fields = configs.to_dict(config)
+  workdir_lib.prepare(workdir, fields, restart=False, allow=())
+  workdir_lib.release(workdir)
+  kept = {'rows': 8, 'fingerprint': session.data.fingerprint, 'config': fields}
+  with checkpoint.Checkpointer(workdir / 'checkpoints', 2) as saved:
+    saved.save(1, state.replace(step=state.step + 1), kept)
+  return session, workdir
+
+
+def test_encoder_decoder_generates(encoder_decoder):
+  workdir = str(encoder_decoder[1])
+  made = generation.Generator(workdir, mesh_spec='exact(data=8)')
+  assert len(made(b'the router', length=3, samples=8)) == 8
+
+
+def test_encoder_decoder_trains(encoder_decoder):
+  session, workdir = encoder_decoder
+  summary = loop.train(session.config, str(workdir), session=session)
   assert 0 < summary['eval/loss'] < 10
   assert 'eval/bits_per_byte' not in summary
-  assert len(read(tmp_path)[-1]['moe/load']) == 2  # encoder's and decoder's
-  text = generation.Generator(str(tmp_path), mesh_spec='exact(data=8)')(
-    b'the router', length=3, samples=8
-  )
-  assert len(text) == 8
+  assert [r['step'] for r in read(workdir)] == [2, 3]
+  assert len(read(workdir)[-1]['moe/load']) == 2  # encoder's and decoder's
 
 
 def test_bad_data_leaves_no_run(corpus, tmp_path):
