@@ -19,9 +19,10 @@ from tests import bill
 jax.config.update('jax_num_cpu_devices', 8)
 if os.environ.get('MOE_JAX_OPTIMIZED') != '1':
   jax.config.update('jax_disable_most_optimizations', True)
-  os.environ['XLA_FLAGS'] = ' '.join(
-    (os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false')
-  )
+  if bill.OLD_FUSIONS:
+    given = os.environ.get('XLA_FLAGS', '')
+    old = '--xla_cpu_use_fusion_emitters=false'
+    os.environ['XLA_FLAGS'] = f'{given} {old}'
 
 
 def pytest_configure(config):

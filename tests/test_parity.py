@@ -94,7 +94,9 @@ def test_cells_agree(cell):
   arrays = {'x', 'router', 'wi', 'bi', 'wo', 'bo'}
   aux = {'loss', 'load_E', 'cause', 'entropy', 'losses/switch_loss'}
   aux |= {'losses/z_loss', 'stats/loss_free_bias/load'}
-  health = ('tokens', 'used', 'bias', 'square', 'logsumexp')
+  sums = ('switch_loss', 'z_loss')
+  aux |= {f'stats/{k}/{v}' for k in sums for v in ('loss', 'weight')}
+  health = ('tokens', 'used', 'bias', 'entropy', 'square', 'logsumexp')
   aux |= {f'health/{k}' for k in health}
   values = {'y', 'kept', *(f'aux/{k}' for k in aux)}
   assert set(result.errors) == {

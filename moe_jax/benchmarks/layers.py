@@ -217,7 +217,9 @@ def own_matmuls(o: Options, E: int, K: int, F: int) -> cases.Candidate:
     kind = registry.build('experts', o.experts, d_ff=F)
     layer = mlp.FFN(kind, dtype=o.dtype)
     keys = jax.random.split(jax.random.key(3), E)
-    normal = lambda i: jax.random.normal(jax.random.key(i), (C, o.D), o.dtype)
+    normal = lambda i: jax.random.normal(
+      jax.random.key(i), (1, C, o.D), o.dtype
+    )
     x_E, dy_E = ([normal(i + E * j) for i in range(E)] for j in range(2))
     init = jax.jit(lambda k: nn.unbox(layer.init(k, x_E[0], train=False)))
     params_E = [init(k) for k in keys]

@@ -107,7 +107,11 @@ def layer(
     'aux': {
       'loss': 0.01 * losses['switch_loss'] + 0.001 * losses['z_loss'],
       'losses': losses,
-      'stats': {'loss_free_bias': {'load': load_E}},
+      'stats': {
+        'switch_loss': {'loss': balance, 'weight': mask_GT.sum()},
+        'z_loss': {'loss': np.sum(np.square(sums)), 'weight': mask_GT.sum()},
+        'loss_free_bias': {'load': load_E},
+      },
       'load_E': load_E,
       'cause': causes,
       'entropy': np.mean(entropies),
@@ -115,6 +119,7 @@ def layer(
         'tokens': mask_GT.sum(),
         'used': used,
         'bias': mask_GT.sum() * np.sqrt(np.mean(arrays['bias'] ** 2)),
+        'entropy': np.sum(entropies),
         'square': np.sum(norms),
         'logsumexp': np.sum(sums),
       },

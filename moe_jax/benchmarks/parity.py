@@ -233,7 +233,8 @@ def _evaluate(cell: grid.Cell) -> dict[str, np.ndarray]:
 
   def loss(arrays):
     y, _, aux = apply(layer, arrays)
-    return _objective(y, aux.loss, out_BLD), {'y': y, 'aux': aux}
+    leaves = {'y': y, 'aux': aux, 'aux/entropy': aux.entropy}
+    return _objective(y, aux.loss, out_BLD), leaves
 
   def everything(arrays):
     gradients, values = jax.grad(loss, has_aux=True)(arrays)
