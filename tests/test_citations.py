@@ -1,13 +1,11 @@
 """Papers of methods, BibTeX of a config, the table of methods."""
 
 import json
-import subprocess
-import sys
 
 import moe_jax
 from configs import quickstart
 from moe_jax import citations, registry
-from tests import rows
+from tests import mains, rows
 
 
 def test_every_paper_that_a_method_names_has_an_entry():
@@ -54,8 +52,7 @@ def test_methods_agree_with_the_rows():
 
 
 def test_describe_methods():
-  call = [sys.executable, '-m', 'experiments.describe', '--methods', '--json']
-  found = json.loads(subprocess.run(call, check=True, stdout=-1).stdout)
+  found = json.loads(mains.call('describe', '--methods', '--json')[1])
   assert found == citations.methods()
   (switch,) = (m for m in found if m['name'] == 'switch')
   assert switch['arxiv'] == '2101.03961' and switch['causal']

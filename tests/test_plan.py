@@ -21,7 +21,7 @@ from moe_jax.layers import moe
 from moe_jax.parallel import hlo, mesh as mesh_lib, rules
 from moe_jax.planning import advice, comparison, layers, loads, memory, traffic
 from moe_jax.training import plans, seats, writers
-from tests import test_planning, tiny
+from tests import mains, test_planning, tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 P = jax.sharding.PartitionSpec
@@ -475,19 +475,15 @@ def test_text_is_aligned():
   assert '\nbuffers of einsum' not in comparison.text(made, buffers=False)
 
 
-def run(*flags):
-  command = [sys.executable, '-m', 'experiments.plan', *flags]
-  return subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, timeout=120
-  )
-
-
 def test_program():
-  done = run(
-    *('--config=configs/st_moe_32b.py', '--mesh=data=8,expert=16', '--json')
+  flags = (
+    '--config=configs/st_moe_32b.py',
+    '--mesh=data=8,expert=16',
+    '--json',
   )
-  assert done.returncode == 0, done.stderr
-  made = json.loads(done.stdout)
+  result, out = mains.call('plan', *flags)
+  assert not result
+  made = json.loads(out)
   assert made['devices'] == 128 and set(made['stacks']) == {
     'encoder',
     'decoder',
@@ -499,7 +495,14 @@ def test_program():
 
 
 def test_program_fails_in_one_line():
-  done = run('--config=configs/quickstart.py', '--mesh=rows=2')
+  flags = ('--config=configs/quickstart.py', '--mesh=rows=2')
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.plan', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert done.returncode == 1 and not done.stdout
   assert done.stderr.startswith(
     "error: unknown argument of mesh 'exact' 'rows'"

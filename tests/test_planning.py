@@ -22,7 +22,7 @@ from moe_jax.planning import (
   traffic,
 )
 from moe_jax.training import plans, state as state_lib
-from tests import tiny
+from tests import mains, tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENCODER_DECODER = {
@@ -395,21 +395,14 @@ def test_units(value, si, binary):
   assert (report.si(value), report.binary(value)) == (si, binary)
 
 
-def run(*flags):
-  command = [sys.executable, '-m', 'experiments.describe', *flags]
-  return subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, timeout=120
-  )
-
-
 def test_program():
   """One JSON object on stdout; on a mesh of 512 devices that are not there."""
-  done = run(
-    *('--config=configs/st_moe_32b.py', '--json'),
+  result, out = mains.call(
+    *('describe', '--config=configs/st_moe_32b.py', '--json'),
     '--mesh=exact(data=8, expert=16, model=4)',
   )
-  assert done.returncode == 0, done.stderr
-  plan = json.loads(done.stdout)
+  assert not result
+  plan = json.loads(out)
   assert plan['params_total'] == 269_104_613_376
   assert plan['mesh'] == {'data': 8, 'fsdp': 1, 'expert': 16, 'model': 4}
   wi = [p for p in plan['parameters'] if p['path'].endswith('experts/wi_up')]
@@ -424,7 +417,14 @@ def test_program():
 
 
 def test_program_fails_in_one_line():
-  done = run('--config=configs/quickstart.py', '--mesh=exact(data=3)')
+  flags = ('--config=configs/quickstart.py', '--mesh=exact(data=3)')
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.describe', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert done.returncode == 1 and not done.stdout
   assert re.fullmatch(r'error: train\.batch_size=8 is not .*\n', done.stderr)
 

@@ -52,14 +52,14 @@ def corpus(tmp_path_factory):
   }
 
 
-def random_state(session, seed):
-  """A state of noise on the session's mesh: nothing is compiled."""
+def noise(abstract, seed, size=0.1):
+  """Noise of these shapes in these places: nothing is compiled."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda v: jax.device_put(
-      (0.1 * rng.normal(size=v.shape)).astype(v.dtype), v.sharding
+      (size * rng.normal(size=v.shape)).astype(v.dtype), v.sharding
     ),
-    session.abstract_state,
+    abstract,
   )
 
 
@@ -68,7 +68,7 @@ def write_run(config, workdir):
   workdir_lib.prepare(workdir, configs.to_dict(config), restart=False, allow=())
   session = session_lib.make(config, workdir)
   with checkpoint.Checkpointer(workdir / 'checkpoints', 1) as c:
-    c.save(1, random_state(session, 5), {})
+    c.save(1, noise(session.abstract_state, 5), {})
   return workdir
 
 
@@ -157,8 +157,9 @@ def steps(fields, kind, choice, clip=0.0, accumulate=1):
   dummy = session_lib.dummy(config, mesh)
   lay = state_lib.layout(model, dummy)
   tx, _ = session_lib.make_optimizer(config, lay.batch_dims())
-  where = jax.tree.map(lambda v: v.sharding, state_lib.abstract(tx, lay, mesh))
-  first = state_lib.init(model, tx, dummy, 0, where)
+  # Parameters of noise, the rest of a start: nothing is compiled for them.
+  first = jax.tree.map(jnp.zeros_like, state_lib.abstract(tx, lay, mesh))
+  first = first.replace(params=noise(first.params, 0, 0.5))
   mask = tuning.trained(lay.params, choice)
   step = step_lib.make_train_step(
     model, tx, seed=0, accumulate=accumulate, trained=mask
@@ -320,7 +321,7 @@ FINETUNE = {'moe.balance': BALANCE, 'data.seq_len': 32}
 def started(config, workdir):
   """(fresh state, the state that a run starts from), both on its mesh."""
   session = session_lib.make(config, workdir)
-  fresh = random_state(session, 6)
+  fresh = noise(session.abstract_state, 6)
   state = start.load(session, str(workdir))(fresh)
   where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
   assert jax.tree.map(lambda v: v.sharding, state) == where
@@ -356,17 +357,19 @@ def test_a_resumed_run_does_not_read_it(corpus, source, tmp_path):
   copy.mkdir()
   for name in ('config.json', 'checkpoints'):
     (copy / name).symlink_to(source / name)
-  fields = FINETUNE | {'train.init_from': str(copy), 'train.steps': 1}
-  config = tiny.config(**corpus, **fields)
-  loop.train(config, str(tmp_path / 'w'))
+  fields = FINETUNE | {'train.init_from': str(copy), 'train.steps': 2}
+  config, work = tiny.config(**corpus, **fields), str(tmp_path / 'w')
+  session = session_lib.make(config, work)
+  first = config.copy_and_resolve_references()
+  with first.unlocked():
+    first.train.steps = 1
+  loop.train(first, work, session=dataclasses.replace(session, config=first))
   for path in copy.iterdir():
     path.unlink()
-  with config.unlocked():
-    config.train.steps = 2
-  work = str(tmp_path / 'w')
-  summary = loop.train(config, work, allow=('train.steps',))
+  again = {'allow': ('train.steps',), 'session': session}
+  summary = loop.train(config, work, **again)
   with pytest.raises(ValueError, match=r'copy: .* holds no run'):
-    loop.train(config, str(tmp_path / 'w'), restart=True)
+    loop.train(config, work, restart=True)
   assert summary['trained_parameters'] == summary['parameters']
   assert (tmp_path / 'w' / 'summary.json').exists()
 
