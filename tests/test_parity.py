@@ -15,6 +15,7 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.benchmarks import covering, grid, loops, parity, parity_report
 from moe_jax.dispatch import base, scatter
+from tests import mains
 
 ROOT = pathlib.Path(__file__).parent.parent
 FACTORS = ('dispatch', 'matmul', 'mesh', 'router', 'capacity')
@@ -371,16 +372,16 @@ def test_program_fails_with_a_bug(tmp_path):
   spec = BROKEN.format('scaled')
   # Of the selection's cells the first on this mesh.
   flags = ('--only=/fsdp=2,expert=4/', '--cells=1', f'--workdir={tmp_path}')
-  done = run_program(f'--dispatch={spec}', *flags)
-  assert done.returncode == 1, done.stderr
+  code, out = mains.call('parity', f'--dispatch={spec}', *flags)
+  assert code == 1
   record = json.loads((tmp_path / 'parity.json').read_text())
   assert record['failed'] == record['cells'] == 1
   (found,) = record['results']
   assert 'dense: y' in found['failed']
-  assert f'FAILED {found["name"]}\n' in done.stdout
+  assert f'FAILED {found["name"]}\n' in out
   # y is four times too large.
-  assert ': off by 3.0e+00 of its largest entry\n' in done.stdout
-  assert 'python -m experiments.parity --all --only=' in done.stdout
+  assert ': off by 3.0e+00 of its largest entry\n' in out
+  assert 'python -m experiments.parity --all --only=' in out
 
 
 def test_program_names_a_cell_when_none_match():
