@@ -259,6 +259,7 @@ ROUTERS = (
 ALWAYS = (
   'switch()',
   'top_k()',
+  'top_k(k=1, renormalize=False)',
   "top_k(k=2, renormalize='kept')",
   'no_token_left_behind(k=3)',
   'vmoe()',

@@ -260,3 +260,13 @@ def test_a_rule_that_solves_is_refused():
   config = tiny.config(**fields, **{'train.accumulate': 2})
   with pytest.raises(ValueError, match=r'accumulate: bip solves .* with it: 1'):
     session_lib.plan(config)
+
+
+def test_groups_that_micro_batches_would_cut_otherwise_are_refused():
+  """Of 64 tokens of a device 64, of the 32 of a micro-batch 32."""
+  fields = {'moe.capacity_factor': 0.0, 'moe.group_size': 100}
+  fields |= {'train.batch_size': 32, 'train.accumulate': 2}
+  with pytest.raises(ValueError, match='size that divides 32 is the same'):
+    session_lib.plan(tiny.config(**fields))
+  fits = tiny.config(**fields | {'moe.group_size': 32})
+  session_lib.plan(fits, splits=('train',))

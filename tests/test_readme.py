@@ -62,7 +62,9 @@ def test_example_is_used_by_its_dotted_name(example):
   (spec,) = re.findall(r"--config\.moe\.router='(my_lab\..*?)'", text)
   assert registry.build('routers', spec).bar == 0.2
   assert registry.parse(spec)[0] == registry.parse(example.spec)[0]
-  config = tiny.config(**{'moe.router': spec})
+  assert "--config.moe.seating='token_major()'" in text
+  seating = {'moe.seating': 'token_major()'}
+  config = tiny.config(**seating, **{'moe.router': spec})
   session = plans.make(config, 'exact()')
   batch = jax.eval_shape(
     lambda: factory.dummy_batch(config, config.train.batch_size, 16)

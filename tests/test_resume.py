@@ -352,3 +352,36 @@ def test_each_leaf_and_place_is_looked_at():
   assert finite.fault(put(good | bad)) == (
     'params/w is not finite, nor are 2 more'
   )
+
+
+def test_another_config_before_the_first_checkpoint_is_the_runs(runs):
+  """A run that died early begins anew, with the config that is allowed."""
+
+  def die(state, step):
+    raise KeyError(step)
+
+  runs.hurt = die
+  with pytest.raises(KeyError):
+    runs()
+  runs.hurt = lambda state, step: state
+  runs(('train.z_loss',), train__z_loss=0.5)
+  read = lambda name: json.loads((runs.workdir / name).read_text())
+  assert read('config.json')['train']['z_loss'] == 0.5
+  assert read('config_1.json')['train']['z_loss'] == 1e-4
+  with pytest.raises(ValueError, match=r'z_loss is 0\.5 there, 0\.0001 here'):
+    runs()
+
+
+def test_a_death_while_a_run_is_judged_again_leaves_no_old_scores(runs):
+  runs()
+
+  def die(*state):
+    raise KeyError
+
+  runs.scores = die
+  with pytest.raises(KeyError):
+    runs(('eval',), eval__max_bytes=600)
+  runs.scores = {'eval/loss': 3.0}
+  again = runs(('eval',), eval__max_bytes=600)
+  assert again['eval/loss'] == 3.0
+  assert again['train/loss'] == 1.0

@@ -36,7 +36,7 @@ class HeterogeneousLoss(base.Balance):
       # The weight is on the loads: stats are all that a loss sees.
       'load': load_SE * (eta_E * (1 / eta_E).sum()),
       'edges': load_SE.sum(-1).astype(jnp.float32),
-      'prob': sums.tokens(r.probs_TE),
+      'prob': sums.tokens(base.affinities(r, 'heterogeneous_loss')),
       'tokens': sums.count(),
     }
 

@@ -29,7 +29,8 @@ class NullLoss(base.Balance):
       mean_S1 = load_SE[:, -Z:].mean(-1, keepdims=True)
       load_SE = load_SE.at[:, -Z:].set(mean_S1)
     tokens = sums.count()
-    return {'load': load_SE, 'prob': sums.tokens(r.probs_TE), 'tokens': tokens}
+    prob = sums.tokens(base.affinities(r, 'null_loss'))
+    return {'load': load_SE, 'prob': prob, 'tokens': tokens}
 
   def loss(self, stats, state):
     del state

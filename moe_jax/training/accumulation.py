@@ -156,7 +156,7 @@ def total_weights(model, batch: Tree) -> dict[str, dict[str, jax.Array]]:
   for name, found in rules(model).items():
     prefix = 'encoder_' if name == 'encoder' else ''
     mask_BL = batch[prefix + 'segments'] > 0
-    if model.stacks[name].moe.keywords['route_padding']:
+    if model.stacks[name].moe(parent=None).route_padding:
       mask_BL = jnp.ones_like(mask_BL)
     out[name] = balancing.total_weights(found, mask_BL)
   return out

@@ -146,12 +146,13 @@ def _train(
       )
     start, rows = int(state.step), resume.row(kept)
     if lead:
-      workdir_lib.adopt(workdir, config_dict)
       print(f'resumes {workdir} at step {start}')
   else:
     state, start = new(), 0
     rows, kept = 0, {}  # rows trained on before this start
     state = begin(state) if begin else state
+  if lead:  # of a run that died before its first checkpoint, too
+    workdir_lib.adopt(workdir, config_dict)
 
   c = config.train
   taught = (teacher.variables,) if teacher else ()

@@ -1,6 +1,7 @@
 """Config -> data, mesh, model, optimizer: what train and evaluate share."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -216,7 +217,21 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
   for name, fields in sparse_stacks(config).items():
     tokens = size // parts * lengths(config)[name]
     router, limit = registry.build('routers', fields['router']), fields[factor]
-    groups.size(fields['group_size'], tokens, router, limit or None, training)
+    size_of = functools.partial(
+      groups.size,
+      fields['group_size'],
+      router=router,
+      factor=limit or None,
+      train=training,
+    )
+    part, whole = size_of(tokens), size_of(micro * tokens)
+    if part != whole:
+      # Dropless groups are cut to what divides a device's tokens.
+      raise ValueError(
+        f'moe.group_size={fields["group_size"]} makes groups of {whole} tokens '
+        f'of the {micro * tokens} of a device, and of {part} of a micro-batch; '
+        f'a size that divides {tokens} is the same in both'
+      )
 
 
 def plan(

@@ -2,6 +2,7 @@
 
 WORKDIR/config.json    the config of the run, for evaluate and generate
 WORKDIR/config_<n>.json   what it was before fields were allowed to change
+WORKDIR/summary_<n>.json  what the run had come to by then, if it was over
 WORKDIR/lock           host and process id of the run that writes here
 WORKDIR/previous_<n>/  an older run, moved aside by a restart
 WORKDIR/data/          built data; survives a restart
@@ -25,6 +26,7 @@ from absl import logging
 from moe_jax.training import config_history, configs, writers
 
 _CONFIG, _LOCK, _DATA = 'config.json', 'lock', 'data'
+_SUMMARY = 'summary.json'
 # Any of these says that a run has been here.
 _RUN_FILES = (_CONFIG, writers.METRICS, 'checkpoints')
 
@@ -84,8 +86,11 @@ def adopt(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
   found = changes(path, config)
   if found:
     logging.info('%s goes on with %s', path, '; '.join(found.values()))
-    before = path / f'config_{_next(path, "config")}.json'
-    shutil.copy2(path / _CONFIG, before)
+    n = _next(path, 'config')
+    # First: it must never stand beside a config that it is not of.
+    if (path / _SUMMARY).exists():
+      os.rename(path / _SUMMARY, path / f'summary_{n}.json')
+    shutil.copy2(path / _CONFIG, path / f'config_{n}.json')
     writers.write_json(path / _CONFIG, config)
 
 
