@@ -139,7 +139,7 @@ def made(corpus, tmp_path_factory):
       config.train.teacher = str(teacher)
     session = session_lib.make(config, root)
     session.programs['rate'] = RATE
-    init = jax.device_get(test_tuning.random_state(session, 6))
+    init = jax.device_get(test_tuning.noise(session.abstract_state, 6))
     where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
     session.programs['init'] = lambda key: jax.device_put(init, where)
     model = factory.make(theirs, SIZES['vocab'])

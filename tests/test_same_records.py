@@ -81,7 +81,8 @@ def session(corpus, tmp_path_factory):
     patch.setattr(mesh_lib, 'shape', lambda *args: mesh_lib.exact())
     patch.setattr(trail, 'WINDOWS', 4)
     made = session_lib.make(config, tmp_path_factory.mktemp('session'))
-    made.programs['init'] = lambda key: test_tuning.random_state(made, 5)
+    start = made.abstract_state
+    made.programs['init'] = lambda key: test_tuning.noise(start, 5)
     made.programs['evaluate'] = Evaluate()
     made.programs['rate'] = 1.0  # a second of this machine's time
     yield made
