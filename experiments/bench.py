@@ -17,6 +17,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
+from moe_jax.errors import UserError
 
 _SUITE = flags.DEFINE_string('suite', 'layer', 'What is measured.')
 _BASELINE = flags.DEFINE_list('baseline', ['dense'], 'What it is beside.')
@@ -48,7 +49,6 @@ def main(_: list[str]) -> int:
     costs,
     layers,
     machine,
-    round_trip,
     scopes,
     suites,
   )
@@ -56,7 +56,7 @@ def main(_: list[str]) -> int:
   from moe_jax.plots import scaling, style, tables
 
   if _PROFILE.value and not _WORKDIR.value:
-    raise ValueError('--profile writes to a workdir: give --workdir')
+    raise UserError('--profile writes to a workdir: give --workdir')
   if _SUITE.value == 'parallel':
     distributed.simulate(costs.DEVICES)
   else:
@@ -83,7 +83,6 @@ def main(_: list[str]) -> int:
   for i, case in enumerate(chosen):
     trace = str(workdir / f'profile/{i}') if _PROFILE.value else ''
     rows.append(cases.run(case, _REPEATS.value, trace=trace))
-    rows[-1]['round_trip_ns'] = round_trip.nanoseconds()
     table = tables.text(*bench_report.table(rows[-1]))
     print(table, *bench_report.parts(rows[-1]), '', sep='\n', flush=True)
     record = bench_report.record(rows, _REPEATS.value, load)

@@ -6,7 +6,6 @@ defect of the program, or of a library under it.
 """
 
 import ctypes
-import dis
 import re
 import sys
 import traceback
@@ -14,7 +13,8 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-_OURS = ('__main__', 'configs', 'experiments', 'moe_jax')
+from moe_jax.errors import UserError
+
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
@@ -22,8 +22,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
   """`app.run(main)` for a program that takes flags and no other arguments.
 
   `--help` prints the main module's docstring and flags, and exits with 0. The
-  user's mistakes are paths that are missing or forbidden, and ValueErrors that
-  this repository's code raised on purpose.
+  user's mistakes are UserErrors, and paths that are missing or forbidden.
   """
 
   def guarded(argv):
@@ -34,16 +33,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
     try:
       return main(argv)
-    except FloatingPointError as e:
-      if not _raised_by_us(e):
-        raise
+    except UserError as e:
       _fail(str(e))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
       _fail(_last_line(e))
-    except ValueError as e:
-      if not _raised_by_us(e):
-        raise
-      _fail(str(e))
     except OSError as e:
       # ml_collections keeps a config file's failure until the config is used.
       if 'Failed loading config file' not in str(e):
@@ -136,17 +129,6 @@ def _inside_a_value(error: Exception, argv: list[str]) -> str:
           f'{arg}: {path} is {at!r}, one value without fields; set it whole'
         )
   return ''
-
-
-def _raised_by_us(error: Exception) -> bool:
-  # The frame must also stand at a `raise`: JAX cuts its own frames out, so that
-  # its errors seem to come from the line that called it.
-  at = error.__traceback__
-  while at.tb_next:
-    at = at.tb_next
-  opcode = at.tb_frame.f_code.co_code[at.tb_lasti]
-  raises = opcode == dis.opmap['RAISE_VARARGS']
-  return raises and _modules(error)[-1].split('.')[0] in _OURS
 
 
 def _modules(error: Exception) -> list[str]:

@@ -12,6 +12,7 @@ configs/presets.py. Then the balance losses of other codebases alone.
 from absl import flags
 
 from experiments import cli
+from moe_jax.errors import UserError
 
 _TOKENS = flags.DEFINE_integer('tokens', 100, 'T, tokens of the group.')
 _EXPERTS = flags.DEFINE_integer('experts', 8, 'E.')
@@ -34,7 +35,7 @@ def compare(T: int, E: int, *, spread: float = 1.0, seed: int = 0):
   from moe_jax.models import factory
 
   if T < 8 or E < 2:
-    raise ValueError(
+    raise UserError(
       f'--tokens={T} must be at least 8, --experts={E} at least 2'
     )
   rng = np.random.default_rng(seed)

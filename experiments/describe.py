@@ -27,6 +27,7 @@ from ml_collections import config_flags
 
 from experiments import cli
 from moe_jax import citations
+from moe_jax.errors import UserError
 from moe_jax.planning import report
 from moe_jax.training import plans
 
@@ -54,7 +55,7 @@ def main(_: list[str]) -> None:
     print(json.dumps(rows) if _JSON.value else form(rows))
     return
   if _CONFIG.value is None:
-    raise ValueError('give --config=FILE, or --methods')
+    raise UserError('give --config=FILE, or --methods')
   plan = plans.describe(_CONFIG.value, _MESH.value)
   print(json.dumps(plan) if _JSON.value else report.text(plan, _PARAMS.value))
 

@@ -14,6 +14,7 @@ import jax
 from absl import flags
 
 from experiments import cli, processes
+from moe_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
@@ -33,14 +34,8 @@ def main(_: list[str]) -> None:
   """Evaluates and shows the table."""
   processes.start(_CPU_DEVICES.value)
   from moe_jax.plots import tables
-  from moe_jax.training import (
-    checkpoint,
-    configs,
-    evaluation,
-    session as session_lib,
-    workdir as workdir_lib,
-    writers,
-  )
+  from moe_jax.runs import checkpoint, configs, workdir as workdir_lib, writers
+  from moe_jax.training import evaluation, session as session_lib
 
   config = configs.from_dict(workdir_lib.read_config(_WORKDIR.value))
   if _CAPACITY.value is not None:
@@ -52,7 +47,7 @@ def main(_: list[str]) -> None:
   with checkpoint.Checkpointer(path, config.train.keep) as checkpoints:
     state, data = checkpoints.restore(session.abstract_state, _STEP.value)
   if data['fingerprint'] != session.data.fingerprint:
-    raise ValueError(
+    raise UserError(
       f'{_WORKDIR.value} was trained on other data than is found now; its '
       'validation documents may have been trained on'
     )

@@ -6,7 +6,7 @@
 
 Dispatches, grouped matmuls, all meshes of at most 8 devices (simulated on the
 CPU), routers and capacities, each against loops in NumPy and against `dense` on
-one device, gradients too (moe_jax/benchmarks/parity.py). The default is a
+one device, gradients too (moe_jax/parity/check.py). The default is a
 selection in which every pair of factor values occurs, every dispatch on every
 mesh among them: some 8 minutes on 2 cores. --all runs the product, for some
 hours. The exit code is 1 where a cell fails. --workdir receives parity.json and
@@ -21,6 +21,7 @@ import traceback
 from absl import flags
 
 from experiments import cli
+from moe_jax.errors import UserError
 
 _ALL = flags.DEFINE_bool('all', False, 'The whole product of the factors.')
 _CELLS = flags.DEFINE_integer(
@@ -43,8 +44,8 @@ def main(_: list[str]) -> int:
   import jax
   import tqdm
 
-  from moe_jax.benchmarks import grid, parity, parity_report
   from moe_jax.parallel import distributed
+  from moe_jax.parity import check as parity, grid, report as parity_report
   from moe_jax.plots import tables
 
   jax.config.update('jax_platforms', 'cpu')
@@ -53,13 +54,13 @@ def main(_: list[str]) -> int:
   cells = product if _ALL.value else grid.select(product)
   chosen = [c for c in cells if _ONLY.value in c.name][: _CELLS.value]
   if not chosen:
-    raise ValueError(
+    raise UserError(
       f'--only={_ONLY.value!r} is in the name of none of {len(cells)} cells, '
       f'such as {cells[0].name!r}; --all chooses from {len(product)}'
     )
   workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
   if workdir and workdir.exists() and not workdir.is_dir():
-    raise ValueError(f'--workdir={workdir} is a file; a folder is wanted')
+    raise UserError(f'--workdir={workdir} is a file; a folder is wanted')
   if workdir:
     workdir.mkdir(parents=True, exist_ok=True)
 

@@ -12,6 +12,7 @@ its figures inside, that opens without a network.
 from absl import flags
 
 from experiments import cli
+from moe_jax.errors import UserError
 from moe_jax.plots import records, report, tables
 
 _WORKDIRS = flags.DEFINE_list(
@@ -32,9 +33,7 @@ def main(_: list[str]) -> None:
   """Prints the table and writes the page."""
   workdirs = [w for w in _WORKDIRS.value if w]
   if not workdirs:
-    raise ValueError(
-      "--workdirs is empty; expected 'runs/a' or 'runs/a,runs/b'"
-    )
+    raise UserError("--workdirs is empty; expected 'runs/a' or 'runs/a,runs/b'")
   out = _WORKDIR.value or workdirs[0]
   runs = records.read_all(workdirs)
   if len(runs) == 1:

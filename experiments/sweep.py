@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
+from moe_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Study file, with :size; fields by --config.a.b=value.'
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
     return 0
   if _JOBS.value > 1:
     if _TASK.value:
-      raise ValueError('--jobs and --array_task exclude each other')
+      raise UserError('--jobs and --array_task exclude each other')
     return _fan_out(study, _JOBS.value)
   failed = runner.sweep(
     study,

@@ -18,6 +18,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
+from moe_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Of the sweep, or of kept results.'
@@ -34,7 +35,7 @@ def main(_: list[str]) -> None:
   from moe_jax.studies import report, results, study as study_lib
 
   if not _WORKDIR.value:
-    raise ValueError('give --workdir, of a sweep or of kept results')
+    raise UserError('give --workdir, of a sweep or of kept results')
   rows = results.read(pathlib.Path(_WORKDIR.value) / results.FILE)
   spec, changed = report.source(rows, _WORKDIR.value)
   if _STUDY.value:

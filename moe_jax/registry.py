@@ -16,6 +16,8 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moe_jax.errors import UserError
+
 FAMILIES = ('routers', 'balancing', 'experts', 'local_experts', 'dispatch')
 
 
@@ -45,22 +47,22 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
   try:
     node = ast.parse(str(spec).strip(), mode='eval').body
   except SyntaxError:
-    raise ValueError(f'cannot read {spec!r}: expected {form}') from None
+    raise UserError(f'cannot read {spec!r}: expected {form}') from None
   keywords: dict[str, Any] = {}
   if isinstance(node, ast.Call):
     if node.args:
-      raise ValueError(f'{spec!r}: arguments go by keyword; expected {form}')
+      raise UserError(f'{spec!r}: arguments go by keyword; expected {form}')
     for k in node.keywords:
       try:
         keywords[k.arg] = ast.literal_eval(k.value)
       except ValueError:
-        raise ValueError(
+        raise UserError(
           f'{spec!r}: the value of {k.arg!r} is no literal; expected {form}'
         ) from None
       check_finite(keywords[k.arg], f'{spec!r}: {k.arg}')
     node = node.func
   if not isinstance(node, ast.Name | ast.Attribute):
-    raise ValueError(f'cannot read {spec!r}: expected {form}')
+    raise UserError(f'cannot read {spec!r}: expected {form}')
   return ast.unparse(node), keywords
 
 
@@ -68,17 +70,15 @@ def check_finite(value: Any, what: str) -> None:
   """Raises ValueError where a float (inside a tuple, too) is nan or inf."""
   for v in value if isinstance(value, tuple | list) else (value,):
     if isinstance(v, float) and not math.isfinite(v):
-      raise ValueError(f'{what} is {v}; a finite number is wanted')
+      raise UserError(f'{what} is {v}; a finite number is wanted')
 
 
-def unknown(what: str, given: str, valid) -> ValueError:
+def unknown(what: str, given: str, valid) -> UserError:
   """The one message for a name that is not among the valid ones."""
   valid = sorted(valid)
   near = difflib.get_close_matches(given, valid, n=1)
   hint = f'; did you mean {near[0]!r}?' if near else ''
-  return ValueError(
-    f'unknown {what} {given!r}; valid: {", ".join(valid)}{hint}'
-  )
+  return UserError(f'unknown {what} {given!r}; valid: {", ".join(valid)}{hint}')
 
 
 def call(spec: str, table: Mapping[str, Callable], what: str) -> Any:
@@ -110,7 +110,7 @@ def build(family: str, spec: str, **sizes: Any) -> Any:
     try:
       cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:
-      raise ValueError(f'{family}: cannot import {name!r}: {e}') from None
+      raise UserError(f'{family}: cannot import {name!r}: {e}') from None
   else:
     if name not in names(family):
       raise unknown(f'method of {family}', name, names(family))
@@ -129,7 +129,7 @@ def method_class(family: str, name: str) -> type:
     if isinstance(c, type) and vars(c).get('registered_in') == module.__name__
   ]
   if len(found) != 1:
-    raise ValueError(
+    raise UserError(
       f'{module.__name__} must register one class, found {len(found)}'
     )
   return found[0]
@@ -145,5 +145,7 @@ def _call(fn: Callable, keywords: dict[str, Any], what: str) -> Any:
       raise unknown(f'argument of {what}', k, valid)
   try:
     return fn(**keywords)
-  except TypeError as e:
-    raise ValueError(f'{what}: {e}') from None
+  except UserError:
+    raise
+  except (TypeError, ValueError) as e:  # of a class that is not ours, too
+    raise UserError(f'{what}: {e}') from None

@@ -3,13 +3,8 @@
 import jax
 import numpy as np
 
-from moe_jax.training import (
-  checkpoint,
-  configs,
-  session as session_lib,
-  state as state_lib,
-  workdir as workdir_lib,
-)
+from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
+from moe_jax.training import session as session_lib, state as state_lib
 
 WORDS = b'the router sends each token to one expert and the expert answers '
 

@@ -17,7 +17,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from moe_jax.training import checkpoint
+from moe_jax.runs import checkpoint
 
 Pair = collections.namedtuple('Pair', 'a b')
 
@@ -312,7 +312,7 @@ def test_refuses_bad_calls(tmp_path):
 FAILED_SAVE = """
 import resource, sys
 import jax, numpy as np
-from moe_jax.training import checkpoint
+from moe_jax.runs import checkpoint
 state = {'x': jax.random.normal(jax.random.key(0), (512, 512))}
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 with checkpoint.Checkpointer(sys.argv[1], keep=3) as c:
@@ -356,7 +356,7 @@ PROCESS = """
 import json, pathlib, sys, time
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from moe_jax.training import checkpoint
+from moe_jax.runs import checkpoint
 directory, port, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
 lines = []
 jax.config.update('jax_num_cpu_devices', 2)

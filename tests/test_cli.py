@@ -31,12 +31,13 @@ Costs 100% of a second.
 from absl import flags
 from ml_collections import config_flags
 from experiments import cli
+from moe_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The config file.')
 _DO = flags.DEFINE_string('do', None, 'What to do.', required=True)
 
 def fail():
-  raise ValueError('a bad value:\\n  3')
+  raise UserError('a bad value:\\n  3')
 
 def main(argv):
   print(_CONFIG.value.train.steps, argv[1:])

@@ -12,13 +12,8 @@ from configs import quickstart
 from moe_jax.data import objectives
 from moe_jax.models import factory
 from moe_jax.planning import counts
-from moe_jax.training import (
-  configs as configs_lib,
-  optimizers,
-  plans,
-  session as session_lib,
-  step,
-)
+from moe_jax.runs import configs as configs_lib
+from moe_jax.training import optimizers, plans, session as session_lib, step
 
 FOLDER = pathlib.Path(quickstart.__file__).parent
 # None is a config of a paper's model.

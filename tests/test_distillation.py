@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from moe_jax.models import factory
+from moe_jax.runs import checkpoint
 from moe_jax.training import (
-  checkpoint,
   loop,
   losses,
   session as session_lib,

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from moe_jax.training import checkpoint, fresh_rules
+from moe_jax.runs import checkpoint
+from moe_jax.training import fresh_rules
 from moe_jax.training.state import TrainState
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -8,7 +8,8 @@ import pytest
 from configs import lm, quickstart, routers
 from moe_jax import registry
 from moe_jax.models import factory
-from moe_jax.training import configs as configs_lib, plans, step as step_lib
+from moe_jax.runs import configs as configs_lib
+from moe_jax.training import plans, step as step_lib
 
 NAMES = sorted(routers.PRESETS)
 SPARSE = [n for n in NAMES if n != 'dense']

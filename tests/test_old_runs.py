@@ -7,6 +7,12 @@ import tarfile
 import pytest
 
 from configs import quickstart
+from moe_jax.runs import (
+  checkpoint,
+  config_history,
+  configs,
+  workdir as workdir_lib,
+)
 from moe_jax.studies import (
   index,
   origins,
@@ -15,14 +21,7 @@ from moe_jax.studies import (
   runner,
   study as study_lib,
 )
-from moe_jax.training import (
-  checkpoint,
-  config_history,
-  configs,
-  loop,
-  session as session_lib,
-  workdir as workdir_lib,
-)
+from moe_jax.training import loop, session as session_lib
 
 KEPT = pathlib.Path(__file__).parent / 'golden' / 'workdir_v1.tar.xz'
 STUDIES = {s['study']: s for s in index.read('experiments/results')}

@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.benchmarks import covering, grid, loops, parity, parity_report
 from moe_jax.dispatch import base, scatter
+from moe_jax.parity import (
+  check as parity,
+  covering,
+  grid,
+  loops,
+  report as parity_report,
+)
 from tests import mains
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -20,7 +20,8 @@ from moe_jax import registry
 from moe_jax.layers import moe
 from moe_jax.parallel import hlo, mesh as mesh_lib, rules
 from moe_jax.planning import advice, comparison, layers, loads, memory, traffic
-from moe_jax.training import plans, seats, writers
+from moe_jax.runs import writers
+from moe_jax.training import plans, seats
 from tests import mains, test_planning, tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from moe_jax.training import progress
+from moe_jax.runs import progress
 
 
 class Terminal(io.StringIO):

@@ -14,14 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from moe_jax.training import (
-  checkpoint,
-  evaluation,
-  finite,
-  loop,
-  resume,
-  session as session_lib,
-)
+from moe_jax.runs import checkpoint, finite, resume
+from moe_jax.training import evaluation, loop, session as session_lib
 from tests import tiny
 
 DENSE = {

@@ -14,14 +14,9 @@ import pytest
 
 from moe_jax import manifest
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.runs import checkpoint
 from moe_jax.studies import origins, results, runner, study as study_lib
-from moe_jax.training import (
-  checkpoint,
-  clock,
-  loop,
-  session as session_lib,
-  trail,
-)
+from moe_jax.training import clock, loop, session as session_lib, trail
 from tests import test_tuning, tiny
 
 corpus = test_tuning.corpus  # the fixture

@@ -396,7 +396,7 @@ def test_nothing_begins_with_what_failed(path, tmp_path, fake):
   failed = _sweep(study, work)
   assert {r['arm'] for r in failed} == {'a', 'c'}
   assert failed[0]['error'] == (
-    "ValueError: needs another run: 'other' is diverged"
+    "UserError: needs another run: 'other' is diverged"
   )
   assert {arm for arm, _ in fake.ran} == {'base', 'other', 'b'}
 

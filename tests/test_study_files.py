@@ -13,10 +13,9 @@ import pytest
 from configs import lm, routers
 from moe_jax import registry, types
 from moe_jax.models import factory
+from moe_jax.runs import checkpoint, configs
 from moe_jax.studies import results, study as study_lib, verdicts
 from moe_jax.training import (
-  checkpoint,
-  configs,
   loop,
   plans,
   probes,

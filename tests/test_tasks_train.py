@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from moe_jax.plots import records, report, tables
+from moe_jax.runs import checkpoint
 from moe_jax.training import (
-  checkpoint,
   evaluation,
   loop,
   losses,

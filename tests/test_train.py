@@ -14,16 +14,14 @@ import pytest
 from moe_jax.data import pipeline
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
 from moe_jax.training import (
-  checkpoint,
-  configs,
   evaluation,
   generation,
   loop,
   session as session_lib,
   state as state_lib,
   step as step_lib,
-  workdir as workdir_lib,
 )
 from tests import tiny
 

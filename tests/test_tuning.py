@@ -13,9 +13,8 @@ import pytest
 from moe_jax.data import pipeline
 from moe_jax.models import by_layer, factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
 from moe_jax.training import (
-  checkpoint,
-  configs,
   loop,
   optimizers,
   session as session_lib,
@@ -23,7 +22,6 @@ from moe_jax.training import (
   state as state_lib,
   step as step_lib,
   tuning,
-  workdir as workdir_lib,
 )
 from tests import tiny
 
@@ -278,7 +276,6 @@ def test_frozen_products_are_not_computed(fields):
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [
-    ({'train.trainable': 'router'}, 'one of all, non_moe, moe, attention, ffn'),
     ({'train.distill': 1.5}, 'a weight from 0 to 1 is wanted'),
     ({'train.distill': -0.1}, 'a weight from 0 to 1 is wanted'),
     ({'train.init_dense': True}, "train.init_from ''; a workdir is wanted"),
@@ -287,6 +284,11 @@ def test_frozen_products_are_not_computed(fields):
 def test_wrong_fields(overrides, message):
   with pytest.raises(ValueError, match=message):
     configs.validate(tiny.config(**overrides))
+
+
+def test_an_unknown_choice():
+  with pytest.raises(ValueError, match='valid: all, attention, ffn, moe'):
+    tuning.trained({}, 'router')
 
 
 def test_an_empty_choice(corpus, tmp_path):

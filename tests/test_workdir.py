@@ -11,7 +11,7 @@ import sys
 import pytest
 from ml_collections import config_dict
 
-from moe_jax.training import config_history, configs, workdir
+from moe_jax.runs import config_history, configs, workdir
 
 CONFIG = {
   'seed': 0,
@@ -186,7 +186,7 @@ def test_lock_names_its_owner_and_is_released(tmp_path):
 
 CHILD = """
 import os, sys
-from moe_jax.training import workdir
+from moe_jax.runs import workdir
 workdir.prepare(sys.argv[1], {'seed': 0}, restart=False, allow=())
 print('ready', flush=True)
 how = sys.stdin.readline().strip()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from moe_jax.training import writers
+from moe_jax.runs import writers
 
 
 def lines(workdir):

@@ -16,6 +16,7 @@ import numpy as np
 
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
+from moe_jax.errors import UserError
 from moe_jax.layers import moe as moe_layer
 from moe_jax.seating import seat as seating
 
@@ -159,7 +160,7 @@ def weight_here(source: str, weight: float, E: int, K: int, Z: int = 0):
     ValueError: an unknown source.
   """
   if source not in BALANCE_LOSSES:
-    raise ValueError(
+    raise UserError(
       f'no balancing loss of {source!r}; valid: '
       f'{", ".join(sorted(BALANCE_LOSSES))}'
     )

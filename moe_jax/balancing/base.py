@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 from moe_jax.parallel import collectives
 
@@ -84,12 +85,12 @@ class Sums:
     choice = 0 if choice is None and r.first_fit else choice
     if choice is not None:
       if r.choices is None:
-        raise ValueError(
+        raise UserError(
           'this router has no first choices to count; a rule that counts all '
           "assignments (switch_loss(count='all')) goes with it"
         )
       if choice >= r.choices:
-        raise ValueError(f'this router has {r.choices} choices of a token')
+        raise UserError(f'this router has {r.choices} choices of a token')
       of = slice(choice * T, (choice + 1) * T)
       token_GN, expert_GN = token_GN[:, of], expert_GN[:, of]
     segment_GN = jnp.arange(G)[:, None] * T + token_GN
@@ -123,11 +124,11 @@ class Balance(abc.ABC):
       value = getattr(self, field.name)
       # A negative weight would reward what the rule is there to prevent.
       if field.name.endswith('weight') and not value >= 0:
-        raise ValueError(
+        raise UserError(
           f'{name(self)}: {field.name}={value} must be 0 or above'
         )
     if self.scope not in SCOPES:
-      raise ValueError(
+      raise UserError(
         f'{name(self)}: scope={self.scope!r}; valid: {", ".join(SCOPES)}'
       )
     self.check()
@@ -207,7 +208,7 @@ def entropy(p: jax.Array) -> jax.Array:
 def affinities(routing: types.Routing, rule: str) -> jax.Array:
   """The routing's [G, T, E] affinities; a ValueError where it has none."""
   if routing.probs_TE is None:
-    raise ValueError(f'{rule} needs a router with [T, E] probabilities')
+    raise UserError(f'{rule} needs a router with [T, E] probabilities')
   return routing.probs_TE
 
 
@@ -215,7 +216,7 @@ def check_devices(rule: str, devices: int, E: int) -> None:
   """Raises ValueError where `devices` equal groups do not make E experts."""
   if devices < 1 or E % devices:
     valid = [d for d in range(1, E + 1) if E % d == 0]
-    raise ValueError(
+    raise UserError(
       f'{rule}: devices={devices} does not divide num_experts={E}; valid: '
       f'{", ".join(map(str, valid))}'
     )
@@ -355,7 +356,7 @@ def solver(
   """
   found = [r for r in rules if r.solves]
   if len(found) > 1:
-    raise ValueError(
+    raise UserError(
       f'{name(found[0])} and {name(found[1])} both solve for the selection '
       'bias; only one can'
     )

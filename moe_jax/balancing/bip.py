@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 from moe_jax.kernels import order_statistics
 
 
@@ -44,7 +45,7 @@ class Bip(base.Balance):
 
   def check(self):
     if not isinstance(self.iterations, int) or self.iterations < 1:
-      raise ValueError(
+      raise UserError(
         f'bip: iterations={self.iterations!r} must be a whole number from 1'
       )
 
@@ -64,9 +65,7 @@ class Bip(base.Balance):
   def solve(self, state, scores_TE, mask_T, K, total):
     E = scores_TE.shape[1]
     if K >= E:
-      raise ValueError(
-        f'bip: {K} choices of {E} experts leave nothing to solve'
-      )
+      raise UserError(f'bip: {K} choices of {E} experts leave nothing to solve')
     tokens = total(mask_T.sum(dtype=jnp.int32))
     rank, floor = K * tokens // E + 1, 0.0 if self.clip else -jnp.inf
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 
 @registry.register
@@ -39,7 +40,7 @@ class CommunicationLoss(base.Balance):
 
   def check(self):
     if not 1 <= self.limit <= self.devices:
-      raise ValueError(
+      raise UserError(
         f'communication_loss: limit={self.limit}; valid: 1 to '
         f'devices={self.devices}'
       )

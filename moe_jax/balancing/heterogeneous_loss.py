@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 
 @registry.register
@@ -26,7 +27,7 @@ class HeterogeneousLoss(base.Balance):
 
   def check(self):
     if not self.tau > 0:
-      raise ValueError(f'heterogeneous_loss: tau={self.tau} must be positive')
+      raise UserError(f'heterogeneous_loss: tau={self.tau} must be positive')
 
   def stats(self, sums):
     r, load_SE = sums.routing, sums.load(chosen=True)

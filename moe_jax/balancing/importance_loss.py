@@ -14,6 +14,7 @@ import jax
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 
 @registry.register
@@ -27,7 +28,7 @@ class ImportanceLoss(base.Balance):
   def stats(self, sums):
     r = sums.routing
     if r.probs_TE is None:
-      raise ValueError('importance_loss needs a router with probabilities')
+      raise UserError('importance_loss needs a router with probabilities')
     probs_GTE = r.probs_TE
     if 'gates' in r.terms:
       probs_GTE = r.terms['gates']

@@ -13,6 +13,7 @@ import dataclasses
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 
 @registry.register
@@ -26,7 +27,7 @@ class LoadLoss(base.Balance):
   def stats(self, sums):
     terms = sums.routing.terms
     if 'smooth_load' not in terms:
-      raise ValueError(
+      raise UserError(
         'load_loss needs a router that draws Gaussian noise, such as vmoe()'
       )
     return {'smooth_load': sums.tokens(terms['smooth_load'])}

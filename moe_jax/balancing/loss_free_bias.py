@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 UPDATES = ('sign', 'proportional')
 
@@ -44,9 +45,9 @@ class LossFreeBias(base.Balance):
 
   def check(self):
     if not self.rate >= 0:
-      raise ValueError(f'loss_free_bias: rate={self.rate} must be 0 or above')
+      raise UserError(f'loss_free_bias: rate={self.rate} must be 0 or above')
     if self.update_by not in UPDATES:
-      raise ValueError(
+      raise UserError(
         f'loss_free_bias: update_by={self.update_by!r}; valid: '
         f'{", ".join(UPDATES)}'
       )

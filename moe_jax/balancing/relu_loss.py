@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 RANGE = (1e-30, 1e30)  # of the factor
 
@@ -44,11 +45,11 @@ class ReluLoss(base.Balance):
   def check(self):
     for name, bar in (('k', 0), ('start', 0), ('growth', 1)):
       if not (value := getattr(self, name)) > bar:
-        raise ValueError(f'relu_loss: {name}={value} must be above {bar}')
+        raise UserError(f'relu_loss: {name}={value} must be above {bar}')
 
   def stats(self, sums):
     if 'gates' not in sums.routing.terms:
-      raise ValueError('relu_loss needs a router with gates: relu, noisy_top_k')
+      raise UserError('relu_loss needs a router with gates: relu, noisy_top_k')
     gates = sums.routing.terms['gates']
     return {
       'gates': sums.tokens(gates),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 
 @registry.register
@@ -29,7 +30,7 @@ class SelectorLoss(base.Balance):
 
   def check(self):
     if self.reach < 0:
-      raise ValueError(f'selector_loss: reach={self.reach} is negative')
+      raise UserError(f'selector_loss: reach={self.reach} is negative')
 
   def stats(self, sums):
     terms = sums.routing.terms
@@ -37,7 +38,7 @@ class SelectorLoss(base.Balance):
     for name in names:
       if name not in terms:
         valid = 'dselect_k' if self.reach else 'dselect_k, comet'
-        raise ValueError(f'selector_loss: no {name}; it goes with {valid}')
+        raise UserError(f'selector_loss: no {name}; it goes with {valid}')
     return {k: sums.tokens(terms[k]) for k in names} | {'tokens': sums.count()}
 
   def loss(self, stats, state):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 
 
@@ -32,7 +33,7 @@ class SequenceLoss(base.Balance):
     r = sums.routing
     probs_GTE = base.affinities(r, 'sequence_loss')
     if r.choices is None:
-      raise ValueError('sequence_loss needs a router with K choices a token')
+      raise UserError('sequence_loss needs a router with K choices a token')
     # Logarithms tell apart what is 0 as a probability.
     level_GTE = probs_GTE if r.log_probs_TE is None else r.log_probs_TE
     _, best_GTK = jax.lax.top_k(jax.lax.stop_gradient(level_GTE), r.choices)

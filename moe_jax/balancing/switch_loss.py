@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 
 COUNTS = ('first', 'all', 'union')
@@ -47,7 +48,7 @@ class SwitchLoss(base.Balance):
 
   def check(self):
     if self.count not in COUNTS:
-      raise ValueError(
+      raise UserError(
         f'switch_loss: count={self.count!r}; valid: {", ".join(COUNTS)}'
       )
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 
 @registry.register
@@ -30,14 +31,14 @@ class Top1Loss(base.Balance):
 
   def check(self):
     if not self.temperature > 0:
-      raise ValueError(
+      raise UserError(
         f'top1_loss: temperature={self.temperature} must be positive'
       )
 
   def stats(self, sums):
     logits_GTE = sums.routing.logits_TE
     if logits_GTE is None:
-      raise ValueError('top1_loss needs a router with [T, E] logits')
+      raise UserError('top1_loss needs a router with [T, E] logits')
     q = jax.nn.softmax(logits_GTE / self.temperature)
     return {
       'load': sums.tokens(q),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base
+from moe_jax.errors import UserError
 
 
 @registry.register
@@ -37,7 +38,7 @@ class ZLoss(base.Balance):
   def stats(self, sums):
     logits_GTE = sums.routing.logits_TE
     if logits_GTE is None:
-      raise ValueError('z_loss needs a router with [T, E] logits')
+      raise UserError('z_loss needs a router with [T, E] logits')
     if not self.noisy:
       logits_GTE = sums.routing.terms.get('clean_logits', logits_GTE)
     square_GT = jax.nn.logsumexp(logits_GTE, axis=-1) ** 2

@@ -1,1 +1,1 @@
-"""The layer's variants side by side: the same numbers, and how fast."""
+"""Layers, steps and products side by side: how fast, and how near the floor."""

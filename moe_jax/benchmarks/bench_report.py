@@ -66,11 +66,8 @@ def table(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def parts(row: dict[str, Any]) -> list[str]:
-  """A line for each candidate whose time is split by part, and on cores."""
+  """A line for each candidate whose time is split by part."""
   lines = []
-  if row.get('round_trip_ns'):
-    trip = f'{row["round_trip_ns"]:.0f} ns there and back between two cores'
-    lines.append(f'{trip}, just after')
   for name, c in row['candidates'].items():
     facts, over = c['facts'], c.get('over_floor')
     if over and {'parts_percent', 'no_parts'} & facts.keys():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moe_jax.benchmarks import cases, layers, steps
 from moe_jax.dispatch import base as dispatching
+from moe_jax.errors import UserError
 
 # Experts, all with as many parameters together: E x F is fixed, as are T, K.
 EXPERTS = (8, 32, 64, 256)
@@ -135,7 +136,7 @@ def check_arrays(text: str, T: int, E: int, C: int, needed: int = 0) -> None:
         left.remove(n)
     whole = len(dims) - len(left) == 3
     if whole or (math.prod(dims) >= size > needed):
-      raise ValueError(
+      raise UserError(
         f'an array {list(dims)} is as large as [T, E, C] = [{T}, {E}, {C}]'
       )
 
@@ -179,7 +180,7 @@ def _twice(size: steps.Size):
   with _Compilations() as count:
     jax.block_until_ready(step(state, batch))
   if count[0]:
-    raise ValueError(f'step two compiled {count[0]} programs again')
+    raise UserError(f'step two compiled {count[0]} programs again')
   return None, {'compiled_again': count[0]}
 
 
@@ -215,7 +216,7 @@ def parallel(size: steps.Size = PARALLEL) -> list[cases.Case]:
   The process must have started with 8 devices (`distributed.simulate`).
   """
   if jax.device_count() < DEVICES:
-    raise ValueError(
+    raise UserError(
       f'suite parallel: {jax.device_count()} devices; {DEVICES} are wanted'
     )
   found = []

@@ -18,6 +18,7 @@ import numpy as np
 
 from moe_jax import registry
 from moe_jax.benchmarks import cases, machine, scopes
+from moe_jax.errors import UserError
 from moe_jax.layers import mlp, moe
 from moe_jax.seating import capacity
 from moe_jax.types import CAUSES
@@ -69,11 +70,11 @@ class Options:
 
   def __post_init__(self):
     if self.tokens < SEQUENCES or self.tokens % SEQUENCES:
-      raise ValueError(
+      raise UserError(
         f'tokens={self.tokens} must be a multiple of {SEQUENCES}, the sequences'
       )
     if self.dtype not in ('float32', 'bfloat16'):
-      raise ValueError(f'dtype={self.dtype!r}; valid: float32, bfloat16')
+      raise UserError(f'dtype={self.dtype!r}; valid: float32, bfloat16')
 
 
 def case(
@@ -278,7 +279,7 @@ def skew(x_BLD, params: Any, E: int, s: float) -> jax.Array:
   (w_DE,) = jax.tree.leaves(params)
   D = x_BLD.shape[-1]
   if E > D:
-    raise ValueError(f'zipf: needs E <= D, got E={E}, D={D}')
+    raise UserError(f'zipf: needs E <= D, got E={E}, D={D}')
   logits_BLE = zipf_logits(x_BLD.shape[:2], E, s)
   x_BLD = x_BLD.astype(jnp.float32)
   change_BLE = logits_BLE - x_BLD @ w_DE

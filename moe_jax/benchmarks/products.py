@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.benchmarks import cases, machine
+from moe_jax.errors import UserError
 from moe_jax.kernels import grouped
 
 LOADS = ('uniform', 'zipf')
@@ -91,7 +92,7 @@ def sizes(shape: Shape, load: str) -> np.ndarray:
     ValueError: an unknown load.
   """
   if load not in LOADS:
-    raise ValueError(f'load={load!r}; valid: {", ".join(LOADS)}')
+    raise UserError(f'load={load!r}; valid: {", ".join(LOADS)}')
   share_E = np.ones(shape.E)
   if load == 'zipf':
     share_E = 1.0 / (1 + np.random.default_rng(0).permutation(shape.E))

@@ -21,6 +21,7 @@ import jax
 import optax
 
 from moe_jax.dispatch import base as dispatching
+from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 
 # Part, scopes; the first part that has one of an operation's scopes gets it.
@@ -116,7 +117,7 @@ def split(text: str, run: Callable[[], Any]) -> dict[str, float]:
     intervals = list(_intervals(str(path), frozenset(scope)))
   seconds = shares((i for i in intervals if i[2] not in containers), scope)
   if not seconds:
-    raise ValueError('the profiler recorded no operation of the program')
+    raise UserError('the profiler recorded no operation of the program')
   total = sum(seconds.values())
   percent = {k: round(100 * v / total, 1) for k, v in seconds.items()}
   return dict(sorted(percent.items(), key=lambda item: -item[1]))

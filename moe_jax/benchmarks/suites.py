@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from moe_jax import registry
 from moe_jax.benchmarks import cases, costs, layers, peers, products, steps
+from moe_jax.errors import UserError
 
 BASELINES = layers.BASELINES + tuple(peers.BASELINES)
 SUITES = {
@@ -45,7 +46,7 @@ def build(
   every = SUITES[name](options, baselines, naive)
   found = [c for c in every if not only or any(n in c.name for n in only)]
   if not found:
-    raise ValueError(
+    raise UserError(
       f'cases={",".join(only)} is in the name of none: '
       f'{"; ".join(c.name for c in every)}'
     )

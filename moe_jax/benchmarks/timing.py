@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -55,7 +57,7 @@ def alternate(
     have no seconds and are not run again.
   """
   if repeats < 1:
-    raise ValueError(f'repeats={repeats} must be at least 1')
+    raise UserError(f'repeats={repeats} must be at least 1')
   seconds: dict[str, list[float]] = {name: [] for name in candidates}
   failed: dict[str, Exception] = {}
   for i in range(-warmup, repeats):

@@ -22,6 +22,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 
 Path = str | os.PathLike
 DTYPES = {
@@ -69,7 +70,7 @@ def read_config(directory: Path) -> dict[str, Any]:
   """config.json of a checkpoint."""
   path = pathlib.Path(directory) / 'config.json'
   if not path.is_file():
-    raise ValueError(f'{directory} has no config.json')
+    raise UserError(f'{directory} has no config.json')
   return json.loads(path.read_text())
 
 
@@ -175,7 +176,7 @@ def save(
   if directory.exists() and (
     not directory.is_dir() or any(directory.iterdir())
   ):
-    raise ValueError(f'{directory} exists; a checkpoint needs a new directory')
+    raise UserError(f'{directory} exists; a checkpoint needs a new directory')
   directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
     new = pathlib.Path(scratch) / directory.name
@@ -201,13 +202,13 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
     refuse(f'{directory} lacks shards', lost)
     return [directory / n for n in names]
   if any(directory.glob('pytorch_model*.bin')):
-    raise ValueError(
+    raise UserError(
       f'{directory} holds pickled weights, and unpickling runs any code in '
       'them; where you trust them, convert with: python -c "import '
       'transformers as t; t.AutoModelForSeq2SeqLM.from_pretrained('
       f"{str(directory)!r}).save_pretrained('NEW_DIRECTORY')\""
     )
-  raise ValueError(f'{directory} has no {WEIGHTS}, whole or sharded')
+  raise UserError(f'{directory} has no {WEIGHTS}, whole or sharded')
 
 
 def _heads(directory: pathlib.Path) -> tuple[dict[str, tuple], list[str]]:
@@ -237,4 +238,4 @@ def refuse(what: str, wrong: list[str]) -> None:
   if wrong:
     more = len(wrong) - LISTED
     tail = f'; and {more} more' if more > 0 else ''
-    raise ValueError(f'{what}: {"; ".join(wrong[:LISTED])}{tail}')
+    raise UserError(f'{what}: {"; ".join(wrong[:LISTED])}{tail}')

@@ -9,6 +9,7 @@ from typing import Any
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
 from moe_jax.conversion import hugging_face
+from moe_jax.errors import UserError
 from moe_jax.experts import mlp
 from moe_jax.models import factory
 from moe_jax.routers import switch
@@ -71,7 +72,7 @@ def read_config(directory: hugging_face.Path) -> Config:
   hugging_face.refuse(f'{directory}: cannot represent', wrong)
   layers = config['num_layers']
   if config['num_decoder_layers'] not in (None, layers):
-    raise ValueError(
+    raise UserError(
       f'{directory}: num_layers={layers} but num_decoder_layers='
       f'{config["num_decoder_layers"]}; ours has as many of both'
     )
@@ -163,7 +164,7 @@ def config_from(config: Any, vocab_size: int) -> Config:
   """
   m = config.model
   if m.kind != 'encoder_decoder':
-    raise ValueError(
+    raise UserError(
       f'model.kind={m.kind!r}: Switch is an encoder_decoder in transformers'
     )
   stacks = factory.make(config, vocab_size).stacks

@@ -24,6 +24,7 @@ from typing import Any
 from flax import traverse_util
 
 from moe_jax.conversion import hugging_face, switch_config
+from moe_jax.errors import UserError
 from moe_jax.models import pattern
 
 
@@ -140,9 +141,7 @@ def save(
   leaves = traverse_util.flatten_dict(params)
   table_VD = leaves.get(('embedding', 'table'))
   if table_VD is None:
-    raise ValueError(
-      f'params has no embedding/table; keys: {", ".join(params)}'
-    )
+    raise UserError(f'params has no embedding/table; keys: {", ".join(params)}')
   theirs = switch_config.config_from(config, len(table_VD)) | {'dtype': dtype}
   tensors = hugging_face.export(params, table(theirs), dtype)
   if not theirs['tie_word_embeddings']:

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from moe_jax.errors import UserError
+
 
 def check_counters(**counters: int) -> None:
   """Raises ValueError, with its name, where one of them is below 0."""
   for what, value in counters.items():
     if value < 0:
-      raise ValueError(f'{what}={value}: expected 0 or more')
+      raise UserError(f'{what}={value}: expected 0 or more')
 
 
 def rows_of(batch_size: int, process_index: int, process_count: int) -> range:
@@ -19,11 +21,11 @@ def rows_of(batch_size: int, process_index: int, process_count: int) -> range:
     ValueError: processes that do not divide the batch, or no such process.
   """
   if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
+    raise UserError(
       f'batch_size={batch_size} is not divisible by {process_count} processes'
     )
   if not 0 <= process_index < process_count:
-    raise ValueError(
+    raise UserError(
       f'process_index={process_index}: expected 0 to {process_count - 1}'
     )
   rows = batch_size // process_count

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from absl import logging
 
 from moe_jax import manifest
+from moe_jax.errors import UserError
 
 
 def directory(path: str, make: Callable[[str], None]) -> None:
@@ -47,7 +48,7 @@ def directory(path: str, make: Callable[[str], None]) -> None:
   except OSError as e:
     if not there:
       raise
-    raise ValueError(f'{path} is damaged ({fault}), not replaced: {e}') from e
+    raise UserError(f'{path} is damaged ({fault}), not replaced: {e}') from e
 
 
 def _place(made: str, path: str, parent: str) -> None:

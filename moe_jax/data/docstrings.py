@@ -22,6 +22,7 @@ import numpy as np
 
 from moe_jax.data import splitting, stdlib
 from moe_jax.data.task_sources import Example, Task
+from moe_jax.errors import UserError
 
 MAX_CODE = 512  # bytes; a longer function says little more, and costs more
 MIN_LINE = 16  # bytes; shorter ones ('Constructor.') fit many functions
@@ -49,7 +50,7 @@ def docstring(examples: int = 1000) -> Task:
   """
   train, validation = _splits()
   if not (isinstance(examples, int) and 2 <= examples <= len(train)):
-    raise ValueError(
+    raise UserError(
       f'docstring: examples={examples!r}: expected 2 to {len(train)}, a whole '
       f'number'
     )

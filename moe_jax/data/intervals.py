@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from moe_jax.errors import UserError
+
 
 class Estimate(NamedTuple):
   """A value and its 95 % interval."""
@@ -39,12 +41,12 @@ def bits_per_byte(bits_N, bytes_N, domain_N=None) -> Estimate:
   bits_N = np.asarray(bits_N, np.float64)
   bytes_N = np.asarray(bytes_N, np.float64)
   if bits_N.ndim != 1 or bits_N.shape != bytes_N.shape or not bits_N.size:
-    raise ValueError(
+    raise UserError(
       f'expected bits and bytes of the same documents, one or more; got shapes '
       f'{bits_N.shape} and {bytes_N.shape}'
     )
   if not bytes_N.sum() > 0:
-    raise ValueError('the documents have no bytes')
+    raise UserError('the documents have no bytes')
   value = bits_N.sum() / bytes_N.sum()
   residual_N = (bits_N - value * bytes_N) / bytes_N.sum()
   parts = [residual_N]
@@ -77,7 +79,7 @@ def wilson(right: int, total: int) -> Estimate:
     ValueError: no examples, or more right ones than there are.
   """
   if not 0 <= right <= total or total < 1:
-    raise ValueError(f'expected 0 <= right={right} <= total={total}, above 0')
+    raise UserError(f'expected 0 <= right={right} <= total={total}, above 0')
   share, z2 = right / total, special.ndtri(0.975) ** 2
   middle = (share + z2 / (2 * total)) / (1 + z2 / total)
   spread = share * (1 - share) / total + z2 / (4 * total**2)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 
 
 class Window(NamedTuple):
@@ -69,11 +70,11 @@ class SpanCorruption:
 
   def __post_init__(self):
     if not 0 < self.noise_density < 1:
-      raise ValueError(
+      raise UserError(
         f'noise_density={self.noise_density}: expected between 0 and 1'
       )
     if self.mean_span < 1:
-      raise ValueError(f'mean_span={self.mean_span}: expected 1 or more')
+      raise UserError(f'mean_span={self.mean_span}: expected 1 or more')
 
   def window(self, seq_len: int) -> int:
     """Raw tokens whose corrupted form is `seq_len` long, EOS included."""
@@ -87,10 +88,10 @@ class SpanCorruption:
   def check(self, seq_len: int, sentinels: int) -> None:
     """Raises ValueError where spans outnumber the tokenizer's sentinels."""
     if seq_len < 3:
-      raise ValueError(f'seq_len={seq_len}: span corruption needs 3 or more')
+      raise UserError(f'seq_len={seq_len}: span corruption needs 3 or more')
     spans = self._counts(self.window(seq_len))[1]
     if spans > sentinels:
-      raise ValueError(
+      raise UserError(
         f'span_corruption makes {spans} spans of {seq_len} tokens, but the '
         f'tokenizer has {sentinels} sentinels: lower seq_len or noise_density, '
         f'or raise mean_span'

@@ -27,6 +27,7 @@ from moe_jax.data import (
   streams,
   tokenizers,
 )
+from moe_jax.errors import UserError
 
 DEFAULTS = {
   'name': 'python_stdlib',
@@ -83,9 +84,9 @@ def load(
   config = {**DEFAULTS, **given}
   seq_len = config['seq_len']
   if not isinstance(seq_len, int) or seq_len < 1:
-    raise ValueError(f'data.seq_len={seq_len!r}: expected an integer above 0')
+    raise UserError(f'data.seq_len={seq_len!r}: expected an integer above 0')
   if validation_max_bytes < 0:
-    raise ValueError(
+    raise UserError(
       f'validation_max_bytes={validation_max_bytes}: expected 0 or more'
     )
   tokenizer = tokenizers.build(config['tokenizer'])
@@ -161,7 +162,7 @@ class Data:
     ]
     for d, stream in zip(self.domains, self._streams):
       if not stream.windows:
-        raise ValueError(
+        raise UserError(
           f'domain {d!r} has {stream.tokens} training tokens, less than one '
           f'window of {length}: lower data.seq_len'
         )
@@ -300,7 +301,7 @@ class Data:
   def _members(self, documents):
     """The documents of each chosen domain; those without text are left out."""
     if documents.domains != self._train.domains:
-      raise ValueError(
+      raise UserError(
         f'domains differ: {self._train.domains} in training, '
         f'{documents.domains} in validation'
       )
@@ -310,7 +311,7 @@ class Data:
       found.append(np.flatnonzero(of_d & (documents.bytes_N > 0)))
       if not len(found[-1]):
         which = 'training' if documents is self._train else 'validation'
-        raise ValueError(f'domain {d!r} has no {which} documents')
+        raise UserError(f'domain {d!r} has no {which} documents')
     return found
 
 
@@ -324,23 +325,23 @@ def _check_domains(domains, valid):
     if d not in valid:
       raise registry.unknown('domain', d, valid)
   if len(set(domains)) < len(domains):
-    raise ValueError(f'data.domains={domains} names a domain twice')
+    raise UserError(f'data.domains={domains} names a domain twice')
   return domains or valid
 
 
 def _check_weights(weights, domains) -> list[float]:
   if weights and len(weights) != len(domains):
-    raise ValueError(
+    raise UserError(
       f'data.weights={weights} has {len(weights)} weights for '
       f'{len(domains)} domains: {", ".join(domains)}'
     )
   for w in weights:
     if not (isinstance(w, int | float) and math.isfinite(w) and w >= 0):
-      raise ValueError(
+      raise UserError(
         f'data.weights={weights}: {w!r} is not a finite number, 0 or more'
       )
   if weights and not sum(weights):
-    raise ValueError(f'data.weights={weights}: all are 0')
+    raise UserError(f'data.weights={weights}: all are 0')
   return list(weights)
 
 

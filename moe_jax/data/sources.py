@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 
 from moe_jax.data import builders
+from moe_jax.errors import UserError
 
 # name, optional config, optional version; it becomes a path, so no dots alone.
 _NAME = re.compile(r'(\w+)(?:/([\w+-][\w.+-]*))?(?::(\d+\.\d+\.\d+))?')
@@ -41,7 +42,7 @@ def locate(
     return builders.from_text_files(directory, cache_dir)
   match = _NAME.fullmatch(name)
   if not match:
-    raise ValueError(
+    raise UserError(
       f"data.name={name!r}: expected 'python_stdlib', 'text_files' or a TFDS "
       f"name such as 'c4/en:3.1.0'"
     )
@@ -50,7 +51,7 @@ def locate(
   version = match[3] or _newest(os.path.join(root, base))
   if not version or not _has_info(os.path.join(root, base, version)):
     if not allow_download:
-      raise ValueError(
+      raise UserError(
         f'{name!r} is not prepared under {root!r}: prepare it with '
         f'`tfds build {name} --file_format=array_record --data_dir={root}`, '
         f'name its data_dir in data.dir, or pass --allow_download'
@@ -93,16 +94,16 @@ def read(
   path = os.path.join(data_dir, base, version)
   info = tfds.builder_from_directory(path).info
   if info.file_format.value not in _RANDOM_ACCESS:
-    raise ValueError(
+    raise UserError(
       f'{path!r} holds {info.file_format.value} files, which have no random '
       f'access; prepare it with file_format=array_record'
     )
   if re.split(r'[\[+]', split)[0] not in info.splits:
-    raise ValueError(
+    raise UserError(
       f'{name!r} has no split {split!r}; it has {", ".join(info.splits)}'
     )
   if text_field and text_field not in info.features:
-    raise ValueError(
+    raise UserError(
       f'{name!r} has no feature {text_field!r} (data.text_field); it has '
       f'{", ".join(info.features)}'
     )

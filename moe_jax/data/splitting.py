@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_jax.errors import UserError
+
 RUN = 64  # bytes; a power of two, since the hash doubles its length
 _CHUNK = 1 << 16  # training bytes hashed at a time: their hashes fit a cache
 _FILTER_BITS = 24  # a 16 MiB table spares most training runs a search
@@ -67,7 +69,7 @@ def split(
   for d in fraction:
     for part, of in (('training', train), ('validation', validation)):
       if not any(e.domain == d for e in of):
-        raise ValueError(
+        raise UserError(
           f'domain {d!r} has no {part} document: it needs several documents '
           f'that do not repeat each other, and has '
           f'{sum(e.domain == d for e in examples)}'

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_jax.data import documents as documents_lib, objectives
+from moe_jax.errors import UserError
 
 
 class Stream:
@@ -102,4 +103,4 @@ def place(row: int, share_D: Sequence[int]) -> tuple[int, int]:
       return domain, n
     row -= n
     left -= share
-  raise ValueError('all weights are 0')
+  raise UserError('all weights are 0')

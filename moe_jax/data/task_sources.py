@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from moe_jax.data import documents, sources
+from moe_jax.errors import UserError
 
 TRAIN, VALIDATION = '_train.jsonl', '_validation.jsonl'
 LABEL, LABEL_TEXT = 'label', 'label_text'
@@ -50,7 +51,7 @@ def from_file(path: str) -> Task:
     ValueError: a missing file, or a record that does not fit, by its line.
   """
   if not path.endswith(TRAIN):
-    raise ValueError(
+    raise UserError(
       f'data.task_file={path!r}: expected a path that ends in {TRAIN!r}, with '
       f'NAME{VALIDATION} beside it'
     )
@@ -64,7 +65,7 @@ def from_file(path: str) -> Task:
     if isinstance(v, str) and k not in (LABEL, LABEL_TEXT)
   )
   if not fields:
-    raise ValueError(
+    raise UserError(
       f'{path}, line {line}: no input: expected a field that is a string, '
       f'beside {LABEL!r}; it has {", ".join(first)}'
     )
@@ -76,7 +77,7 @@ def from_file(path: str) -> Task:
     for n, record in part.items():
       text = _label(record, where, n)
       if text not in labels:
-        raise ValueError(
+        raise UserError(
           f'{where}, line {n}: label {text!r} is none of the training labels: '
           f'{", ".join(labels)}'
         )
@@ -90,7 +91,7 @@ def from_file(path: str) -> Task:
 def _records(path: str, which: str) -> dict[int, Mapping[str, Any]]:
   """The JSON objects of a file by line, from 1; blank lines are left out."""
   if not os.path.isfile(path):
-    raise ValueError(f'data.task_file: no {which} file at {path!r}')
+    raise UserError(f'data.task_file: no {which} file at {path!r}')
   found = {}
   with open(path, encoding='utf-8', errors='replace') as f:
     for n, line in enumerate(f, 1):
@@ -99,11 +100,11 @@ def _records(path: str, which: str) -> dict[int, Mapping[str, Any]]:
       try:
         found[n] = json.loads(line)
       except ValueError as e:
-        raise ValueError(f'{path}, line {n}: broken JSON: {e}') from None
+        raise UserError(f'{path}, line {n}: broken JSON: {e}') from None
       if not isinstance(found[n], dict):
-        raise ValueError(f'{path}, line {n}: expected a JSON object')
+        raise UserError(f'{path}, line {n}: expected a JSON object')
   if not found:
-    raise ValueError(f'{path} has no examples')
+    raise UserError(f'{path} has no examples')
   return found
 
 
@@ -111,7 +112,7 @@ def _label(record, path, n) -> str:
   value = record.get(LABEL)
   # True is an int, too.
   if isinstance(value, bool) or not isinstance(value, str | int):
-    raise ValueError(
+    raise UserError(
       f'{path}, line {n}: {LABEL!r} is {value!r}; expected a string or a whole '
       f'number'
     )
@@ -121,7 +122,7 @@ def _label(record, path, n) -> str:
 def _input(record, field, path, n) -> bytes:
   value = record.get(field)
   if not isinstance(value, str):
-    raise ValueError(
+    raise UserError(
       f'{path}, line {n}: {field!r} is {value!r}; expected a string'
     )
   return value.encode('utf-8', 'backslashreplace')
@@ -151,7 +152,7 @@ def from_tfds(
       label, as in test splits.
   """
   if name in _NO_TASKS:
-    raise ValueError(f'data.task={name!r} has no labels')
+    raise UserError(f'data.task={name!r} has no labels')
   found, data_dir = sources.locate(
     name,
     directory=directory,
@@ -166,7 +167,7 @@ def from_tfds(
     fields = sorted(k for k, f in features.items() if isinstance(f, text))
     label = dict(features.items()).get(LABEL)
     if not fields or not isinstance(label, tfds.features.ClassLabel):
-      raise ValueError(
+      raise UserError(
         f'data.task={name!r}: expected texts and a ClassLabel {LABEL!r}; its '
         f'features are {", ".join(features)}'
       )
@@ -175,14 +176,14 @@ def from_tfds(
     for i, record in enumerate(source.__getitems__(range(len(source)))):
       index = int(record[LABEL])
       if not 0 <= index < len(labels):
-        raise ValueError(
+        raise UserError(
           f'{name} {split}: example {i} has label {index}, which is none of '
           f'{", ".join(labels)}'
         )
       texts = tuple(documents.to_bytes(record[f]) for f in fields)
       examples.append(Example(texts, index))
     if not examples:
-      raise ValueError(f'{name} {split} has no examples')
+      raise UserError(f'{name} {split} has no examples')
     parts.append(examples)
   short = found.split(':')[0].split('/')[-1]
   return Task(short, tuple(fields), labels, *parts)

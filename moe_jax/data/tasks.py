@@ -41,6 +41,7 @@ from moe_jax.data import (
   task_sources,
   tokenizers,
 )
+from moe_jax.errors import UserError
 
 # Of a decoder's row beside an encoder: 'not_entailment' is 15 bytes with EOS.
 # Fixed, so that group sizes fit whatever the task is.
@@ -56,7 +57,7 @@ def chosen(config: Mapping[str, Any]) -> str:
   """
   task, path = config.task, config.task_file
   if task and path:
-    raise ValueError(
+    raise UserError(
       f"data.task={task!r} and data.task_file={path!r}: one of them must be ''"
     )
   return task or path
@@ -86,7 +87,7 @@ def find(
     )
   except ValueError as e:
     built_in = ', '.join(f'{name}()' for name in BUILT_IN)
-    raise ValueError(
+    raise UserError(
       f'data.task={spec!r}: built in is {built_in}; as a TFDS name: {e}'
     ) from None
 
@@ -292,13 +293,13 @@ class TaskData:
 
   def _check(self, longest):
     if len(self.labels) < 2 or not all(self.labels):
-      raise ValueError(
+      raise UserError(
         f'task {self._name!r} has the labels {self.labels}; expected two or '
         'more, none of them empty'
       )
     if self._kind == 'encoder_decoder' and longest > TARGETS:
       label = max(self.labels, key=lambda s: len(self._answer(s)))
-      raise ValueError(
+      raise UserError(
         f'label {label!r} of task {self._name!r} is {longest} tokens with its '
         f'EOS; a decoder beside an encoder has {TARGETS}'
       )
@@ -310,7 +311,7 @@ class TaskData:
       over = len(ids_N) - self._room
       longest = max(range(len(texts)), key=lambda i: len(texts[i]))
       if not texts[longest]:
-        raise ValueError(
+        raise UserError(
           f'data.seq_len={self._seq_len} is too short for the prompts of task '
           f'{self._name!r}: without their texts they need '
           f'{self._seq_len + over}'

@@ -13,6 +13,7 @@ import re
 from absl import logging
 
 from moe_jax.data import splitting
+from moe_jax.errors import UserError
 
 CHUNK = 2048  # bytes
 VALIDATION = 0.07
@@ -26,14 +27,14 @@ def files(directory: str) -> dict[str, bytes]:
     ValueError: no such folder, no .txt file in it, or one without text.
   """
   if not directory or not os.path.isdir(directory):
-    raise ValueError(f'data.dir={directory!r} is not a directory')
+    raise UserError(f'data.dir={directory!r} is not a directory')
   paths = sorted(pathlib.Path(directory).glob('*.txt'))
   if not paths:
-    raise ValueError(f'no .txt file in data.dir={directory!r}')
+    raise UserError(f'no .txt file in data.dir={directory!r}')
   found = {p.stem: p.read_bytes() for p in paths}
   for path in paths:
     if not found[path.stem].strip():
-      raise ValueError(f'{path} has no text in it')
+      raise UserError(f'{path} has no text in it')
   odd = [domain for domain, text in found.items() if not is_utf8(text)]
   if odd:
     logging.warning(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Vocabulary:
   def __init__(self, name, path, content, size, pad_id, eos_id, sentinels):
     for what, value in (('pad', pad_id), ('EOS', eos_id)):
       if value is None or value < 0:
-        raise ValueError(f'{name} vocabulary {path!r} has no {what} token')
+        raise UserError(f'{name} vocabulary {path!r} has no {what} token')
     self.vocab_size = size + sentinels
     self.pad_id = pad_id
     self.eos_id = eos_id
@@ -117,7 +118,7 @@ class HuggingFace(_Vocabulary):
 
 def _read(path: str) -> bytes:
   if not os.path.isfile(path):
-    raise ValueError(f'no tokenizer file at {path!r}')
+    raise UserError(f'no tokenizer file at {path!r}')
   with open(path, 'rb') as f:
     return f.read()
 
@@ -126,7 +127,7 @@ def _optional(package: str):
   try:
     return importlib.import_module(package)
   except ImportError:
-    raise ValueError(
+    raise UserError(
       f'this tokenizer needs the package {package!r}: pip install {package}'
     ) from None
 

@@ -40,6 +40,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry, types
 from moe_jax.dispatch import base
+from moe_jax.errors import UserError
 from moe_jax.kernels import grouped, permute, sorted_rows
 from moe_jax.parallel import collectives
 
@@ -67,13 +68,13 @@ class RaggedAllToAll(base.Dispatch):
   def __post_init__(self):
     grouped.build(self.matmul)
     if self.buffer_factor < 1:
-      raise ValueError(
+      raise UserError(
         f'ragged_all_to_all: buffer_factor={self.buffer_factor} must be at '
         'least 1, which holds a balanced load'
       )
     for name, valid in (('clip', CLIPS), ('overflow', OVERFLOWS)):
       if getattr(self, name) not in valid:
-        raise ValueError(
+        raise UserError(
           f'ragged_all_to_all: {name}={getattr(self, name)!r}; valid: '
           f'{", ".join(valid)}'
         )

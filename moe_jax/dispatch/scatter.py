@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.dispatch import base
+from moe_jax.errors import UserError
 from moe_jax.kernels import permute
 from moe_jax.parallel import collectives, compat
 
@@ -47,7 +48,7 @@ class Scatter(base.Dispatch):
     for name in ('pipeline_degree', 'host'):
       value = getattr(self, name)
       if not isinstance(value, int) or value < 1:
-        raise ValueError(
+        raise UserError(
           f'scatter: {name}={value!r} must be a whole number from 1'
         )
 

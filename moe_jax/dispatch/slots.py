@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry, types
 from moe_jax.dispatch import base
+from moe_jax.errors import UserError
 from moe_jax.parallel import collectives
 
 
@@ -29,7 +30,7 @@ class Slots(base.Dispatch):
     r, E = seated.routing, seated.routing.num_experts
     S = r.expert_N.shape[-1] // E
     if seated.rows < S:
-      raise ValueError(
+      raise UserError(
         f'slots: {S} slots of an expert and a capacity of {seated.rows} rows; '
         'capacity_factor=0 seats all'
       )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.experts import base
 
 
@@ -35,7 +36,7 @@ class Autonomy(base.Experts):
   def __post_init__(self):
     base.check(self.d_ff, 'silu', self.dropout, self.dropout_mask)
     if self.d_low < 1:
-      raise ValueError(f'autonomy: d_low={self.d_low} must be at least 1')
+      raise UserError(f'autonomy: d_low={self.d_low} must be at least 1')
 
   def init(self, key, E, D):
     keys, s = jax.random.split(key, 4), self.init_scale

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_jax.errors import UserError
+
 Params = dict[str, jax.Array]
 
 # 'gelu' is the tanh approximation, as in T5 and Flax; torch's default is the
@@ -86,7 +88,7 @@ class Experts(abc.ABC):
 def activation(name: str) -> Callable:
   """The activation of this name, or a ValueError that lists them."""
   if name not in ACTIVATIONS:
-    raise ValueError(
+    raise UserError(
       f'activation={name!r}; valid: {", ".join(sorted(ACTIVATIONS))}'
     )
   return ACTIVATIONS[name]
@@ -96,11 +98,11 @@ def check(d_ff: int, act: str, dropout: float, mask: str) -> None:
   """Raises ValueError for fields that most kinds have."""
   activation(act)
   if d_ff < 1:
-    raise ValueError(f'd_ff={d_ff}: the hidden width must be at least 1')
+    raise UserError(f'd_ff={d_ff}: the hidden width must be at least 1')
   if not 0 <= dropout < 1:
-    raise ValueError(f'dropout={dropout} must be from 0 to below 1')
+    raise UserError(f'dropout={dropout} must be from 0 to below 1')
   if mask not in MASKS:
-    raise ValueError(f'dropout_mask={mask!r}; valid: {", ".join(MASKS)}')
+    raise UserError(f'dropout_mask={mask!r}; valid: {", ".join(MASKS)}')
 
 
 def init_kernel(key: jax.Array, E: int, A: int, B: int, scale: float):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.experts import base
 
 
@@ -39,7 +40,7 @@ class ClampedGlu(base.Experts):
   def __post_init__(self):
     base.check(self.d_ff, 'silu', self.dropout, self.dropout_mask)
     if not self.limit > 0:
-      raise ValueError(f'clamped_glu: limit={self.limit} must be positive')
+      raise UserError(f'clamped_glu: limit={self.limit} must be positive')
 
   @property
   def axes(self):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.experts import base
 
 BIASES = ('none', 'multiplicative', 'additive')
@@ -42,7 +43,7 @@ class Glu(base.Experts):
   def __post_init__(self):
     base.check(self.d_ff, self.activation, self.dropout, self.dropout_mask)
     if self.bias not in BIASES:
-      raise ValueError(f'glu: bias={self.bias!r}; valid: {", ".join(BIASES)}')
+      raise UserError(f'glu: bias={self.bias!r}; valid: {", ".join(BIASES)}')
 
   @property
   def axes(self):

@@ -18,6 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from moe_jax.errors import UserError
 from moe_jax.parallel import compat
 
 
@@ -29,11 +30,11 @@ def make(rows: int = 256, grain: int = 32):
   """
   for name, value in (('rows', rows), ('grain', grain)):
     if not isinstance(value, int) or value < 1:
-      raise ValueError(
+      raise UserError(
         f'blocked: {name}={value!r} must be a whole number from 1'
       )
   if grain > rows:
-    raise ValueError(f'blocked: grain={grain} exceeds rows={rows}')
+    raise UserError(f'blocked: grain={grain} exceeds rows={rows}')
 
   @jax.custom_vjp
   def matmul(x_RA, w_eAB, sizes_e):

@@ -13,6 +13,7 @@ import math
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox import ops
 
+from moe_jax.errors import UserError
 from moe_jax.kernels import gradients
 
 
@@ -40,7 +41,7 @@ def make(
   ):
     whole = isinstance(value, int) and value > 0 and value % unit == 0
     if value is not None and not whole:
-      raise ValueError(
+      raise UserError(
         f'megablox: {name}={value!r} must be a multiple of {unit}'
       )
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from moe_jax.errors import UserError
 from moe_jax.kernels import gradients, sorted_rows
 
 try:
@@ -62,16 +63,14 @@ def make(
     )
   for name, value in (('rows', rows), ('cols', cols), ('inner', inner)):
     if value is not None and not _power_of_two(value, 16):
-      raise ValueError(
+      raise UserError(
         f'triton: {name}={value!r} must be a power of two from 16'
       )
   if warps is not None and not _power_of_two(warps, 1):
-    raise ValueError(f'triton: warps={warps!r} must be a power of two')
+    raise UserError(f'triton: warps={warps!r} must be a power of two')
   for name, value in (('band', band), ('stages', stages)):
     if not isinstance(value, int) or value < 1:
-      raise ValueError(
-        f'triton: {name}={value!r} must be a whole number from 1'
-      )
+      raise UserError(f'triton: {name}={value!r} must be a whole number from 1')
 
   def tile(height, width, dtype):
     """Rows, columns and inner size of tiles; and what compiles them."""

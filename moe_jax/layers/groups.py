@@ -1,5 +1,6 @@
 """How many tokens a routing group has."""
 
+from moe_jax.errors import UserError
 from moe_jax.routers import base as routers
 
 
@@ -38,7 +39,7 @@ def size(
   name, why = type(router).__name__, ''
   if factor is None:
     why = f', and the router {name} compares the tokens of a group'
-  raise ValueError(
+  raise UserError(
     f'moe.group_size={wanted} does not divide the {tokens} tokens of a '
     f'device{why}; sizes that do, nearest first: {", ".join(map(str, near))}'
   )

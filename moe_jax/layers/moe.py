@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
+from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 from moe_jax.layers import context, groups, health, methods, mlp, weights
 from moe_jax.local_experts import base as local
@@ -127,7 +128,7 @@ class MoE(nn.Module):
     axes = axes_lib.make(mesh.shape)
     devices = axes.size(axes.batch)
     if B % devices:
-      raise ValueError(
+      raise UserError(
         f'batch {B} is not divisible by the {devices} devices of the batch '
         f'axes {axes.batch}'
       )
@@ -295,12 +296,12 @@ class MoE(nn.Module):
       route = jax.vmap(self.router, (None, 0, in_axes))
       r = route(w_router, x_GTD, ctx).replace(num_local=self.num_local)
     if ctx.solve and r.solved_E is None:
-      raise ValueError(
+      raise UserError(
         f'the router {type(self.router).__name__} shows no scores to the '
         'balancing rule that solves for a bias'
       )
     if type(r) is not self.dispatch.routing:
-      raise ValueError(
+      raise UserError(
         f'the router {type(self.router).__name__} and the dispatch '
         f'{type(self.dispatch).__name__} do not go together'
       )
@@ -366,7 +367,7 @@ class MoE(nn.Module):
 
   def _dense_branch(self, x_BLD, train):
     if self.dense_branch not in BRANCHES:
-      raise ValueError(
+      raise UserError(
         f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
       )
     ffn = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.errors import UserError
 
 Params = dict[str, jax.Array]
 
@@ -48,7 +49,7 @@ class LocalExperts(abc.ABC):
 def check_count(kind: str, count: int) -> None:
   """Raises ValueError where count is no whole number from 1."""
   if not isinstance(count, int) or count < 1:
-    raise ValueError(f'{kind}: count={count!r} must be a whole number from 1')
+    raise UserError(f'{kind}: count={count!r} must be a whole number from 1')
 
 
 def init(kinds: Sequence[LocalExperts], key: jax.Array, D: int) -> Any:
@@ -81,7 +82,7 @@ def evaluate(
   """
   r, T = seated.routing, x_TD.shape[0]
   if r.weight_on != 'output':
-    raise ValueError(
+    raise UserError(
       'zero-computation experts need weights on their output; this router '
       f'has them on the {r.weight_on}'
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
+from moe_jax.errors import UserError
 from moe_jax.layers import moe as moe_layer
 from moe_jax.models import decoder, encoder_decoder, pattern, stack
 from moe_jax.seating import capacity, orders
@@ -31,7 +32,7 @@ def balance_rules(specs) -> tuple[balancing.Balance, ...]:
   names = [balancing.name(r) for r in rules]
   for n in names:
     if names.count(n) > 1:
-      raise ValueError(f'moe.balance={tuple(specs)}: {n} twice')
+      raise UserError(f'moe.balance={tuple(specs)}: {n} twice')
   return rules
 
 
@@ -49,7 +50,7 @@ def moe_fields(config) -> dict[str, dict[str, Any]]:
   own = dict(common.pop('decoder').items())
   if config.model.kind == 'decoder':
     if own:
-      raise ValueError(
+      raise UserError(
         f'moe.decoder={own} is for the decoder of an encoder-decoder; this '
         'model has one stack: set the fields of moe'
       )
@@ -63,7 +64,7 @@ def moe_fields(config) -> dict[str, dict[str, Any]]:
 
 def _capacity(name: str, value: float) -> float | None:
   if value < 0:
-    raise ValueError(f'moe.{name}={value} must be positive, or 0 for dropless')
+    raise UserError(f'moe.{name}={value} must be positive, or 0 for dropless')
   return value or None
 
 
@@ -79,9 +80,9 @@ def moe_partial(config, fields: dict[str, Any]) -> functools.partial:
   sizes = {'init_scale': model.init_scale, 'dropout': model.dropout}
   choose('moe.dense_branch', f.dense_branch, moe_layer.BRANCHES)
   if f.num_experts < 1:
-    raise ValueError(f'moe.num_experts={f.num_experts} must be at least 1')
+    raise UserError(f'moe.num_experts={f.num_experts} must be at least 1')
   if f.group_size < 1:
-    raise ValueError(f'moe.group_size={f.group_size} must be at least 1')
+    raise UserError(f'moe.group_size={f.group_size} must be at least 1')
   router = registry.build('routers', f.router)
   router.check(f.num_experts)
   dense = None
@@ -134,7 +135,7 @@ def make(
   m = config.model
   choose('model.kind', m.kind, KINDS)
   if m.positions == 'rope' and m.d_head % 2:
-    raise ValueError(f'model.d_head={m.d_head} must be even for rope positions')
+    raise UserError(f'model.d_head={m.d_head} must be even for rope positions')
   rest = dict(tied_head=m.tied_head, cache_length=cache_length)
   stacks = {
     name: _stack(config, fields, mesh, cache_length)

@@ -5,6 +5,7 @@ import itertools
 import re
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 
 
 def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
@@ -26,7 +27,7 @@ def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
   if isinstance(spec, tuple | list):
     bad = [i for i in spec if not isinstance(i, int) or not 0 <= i < num_layers]
     if bad:
-      raise ValueError(
+      raise UserError(
         f'moe.layers={tuple(spec)}: {bad[0]!r} is no layer; valid: 0 to '
         f'{num_layers - 1}'
       )
@@ -41,7 +42,7 @@ def sparse_layers(spec, num_layers: int) -> tuple[bool, ...]:
   at = n - 1 if match[2] is None else int(match[2])
   sparse = tuple(i % n == at for i in range(num_layers))
   if not any(sparse):
-    raise ValueError(
+    raise UserError(
       f'moe.layers={spec!r} makes none of {num_layers} layers sparse'
     )
   return sparse
@@ -59,7 +60,7 @@ def places(sparse: tuple[bool, ...], share: int) -> tuple[int, ...]:
   """
   count = sum(sparse)
   if share < 1 or count % share:
-    raise ValueError(
+    raise UserError(
       f'moe.share_experts={share} must be at least 1, and divide the {count} '
       'MoE layers of the stack'
     )

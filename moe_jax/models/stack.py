@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from moe_jax import types
+from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 from moe_jax.layers import attention, embeddings, mlp, norms
 from moe_jax.models import pattern
@@ -80,7 +81,7 @@ class StackConfig:
       ('positions', ('rope', 'relative')),
     ):
       if getattr(self, name) not in valid:
-        raise ValueError(
+        raise UserError(
           f'{name}={getattr(self, name)!r}; valid: {", ".join(valid)}'
         )
     pattern.places(self.sparse, self.share_experts)  # or raises
@@ -95,7 +96,7 @@ class StackConfig:
   def _check_causal(self):
     leak = self.moe(parent=None).leak()
     if leak and not self.allow_noncausal:
-      raise ValueError(
+      raise UserError(
         f'a decoder with this MoE layer is not causal: {leak}, so the model '
         "learns to read the future from its drops; use seating='token_major()',"
         ' a capacity that cannot bind (0 is dropless), or allow_noncausal=True'

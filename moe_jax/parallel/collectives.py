@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from moe_jax.errors import UserError
 from moe_jax.parallel import compat
 
 # Remat policies save these by name so that backward does not run the
@@ -44,7 +45,7 @@ def _two_stages(x, axes, split, concat, host):
   (axis,) = axes
   n = jax.lax.axis_size(axis)
   if n % host:
-    raise ValueError(
+    raise UserError(
       f'host={host} does not divide the axis {axis!r} of size {n}'
     )
   hosts = n // host

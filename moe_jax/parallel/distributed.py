@@ -7,6 +7,8 @@ import os
 
 import jax
 
+from moe_jax.errors import UserError
+
 
 def simulate(cpu_devices: int) -> None:
   """Asks for this many simulated devices where the platform is CPU.
@@ -18,7 +20,7 @@ def simulate(cpu_devices: int) -> None:
     'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   )
   if cpu_devices < 1:
-    raise ValueError(f'cpu_devices={cpu_devices} must be at least 1')
+    raise UserError(f'cpu_devices={cpu_devices} must be at least 1')
   if not set_already:
     try:
       jax.config.update('jax_num_cpu_devices', cpu_devices)
@@ -49,16 +51,14 @@ def start(
   """
   manual = bool(coordinator_address)
   if manual != (num_processes > 0) or manual != (process_id >= 0):
-    raise ValueError(
+    raise UserError(
       'coordinator_address, num_processes and process_id go together: got '
       f'{coordinator_address!r}, {num_processes}, {process_id}'
     )
   if manual and process_id >= num_processes:
-    raise ValueError(
-      f'process_id={process_id}; valid: 0 to {num_processes - 1}'
-    )
+    raise UserError(f'process_id={process_id}; valid: 0 to {num_processes - 1}')
   if manual and cpu_devices % num_processes:
-    raise ValueError(
+    raise UserError(
       f'cpu_devices={cpu_devices} is not divisible by the {num_processes} '
       'processes'
     )

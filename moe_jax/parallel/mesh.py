@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.parallel.axes import MESH_AXES
 
 
@@ -32,7 +33,7 @@ def _auto(num_devices: int, num_experts: int):
       ('fsdp', fsdp),
     ):
       if not isinstance(wish, int) or wish < 1:
-        raise ValueError(f'mesh: {name}={wish!r} must be a whole number from 1')
+        raise UserError(f'mesh: {name}={wish!r} must be a whole number from 1')
       shape[name] = math.gcd(wish, left)
       left //= shape[name]
     return exact(data=left, **shape)
@@ -64,10 +65,10 @@ def shape(
   sizes = registry.call(spec, table, 'mesh')
   for name, n in sizes.items():
     if not isinstance(n, int) or n < 1:
-      raise ValueError(f'mesh: {name}={n!r} must be a whole number from 1')
+      raise UserError(f'mesh: {name}={n!r} must be a whole number from 1')
   needed = math.prod(sizes.values())
   if num_devices not in (None, needed):
-    raise ValueError(
+    raise UserError(
       f'mesh {spec!r} needs {needed} devices, found {num_devices}; '
       "'auto()' fits what is found"
     )
@@ -75,7 +76,7 @@ def shape(
     # Devices that are not there yet may be any number.
     common = math.gcd(num_experts, num_devices or num_experts)
     valid = [n for n in range(1, common + 1) if common % n == 0]
-    raise ValueError(
+    raise UserError(
       f'num_experts={num_experts} is not divisible by the expert axis of size '
       f'{sizes["expert"]}; sizes that do: {", ".join(map(str, valid))}'
     )
@@ -107,7 +108,7 @@ def make(sizes: dict[str, int] | str, devices: Sequence | None = None):
     sizes = fitted(sizes, found)
   dims = tuple(sizes[a] for a in MESH_AXES)
   if math.prod(dims) > found:
-    raise ValueError(
+    raise UserError(
       f'a mesh of {describe(sizes)} needs {math.prod(dims)} devices, found '
       f'{found}'
     )

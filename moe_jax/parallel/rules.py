@@ -19,6 +19,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from moe_jax.errors import UserError
+
 RULES: dict[str, tuple[str, ...]] = {
   'batch': ('data', 'fsdp', 'expert'),
   'embed': ('fsdp',),
@@ -61,7 +63,7 @@ def logical_axes(boxed) -> Any:
 
   def one(path, leaf):
     if not is_box(leaf):
-      raise ValueError(
+      raise UserError(
         f'parameter {jax.tree_util.keystr(path)} has no logical axes; give its '
         'initialiser nn.with_logical_partitioning'
       )
@@ -89,7 +91,7 @@ def specs(axes_tree, shapes, mesh_shape: Mapping[str, int]) -> Any:
       for n in names:
         parts *= mesh_shape[n]
       if size % parts:
-        raise ValueError(
+        raise UserError(
           f'parameter {jax.tree_util.keystr(path)} of shape {leaf.shape}: '
           f'dimension {dim} ({axes[dim]}, {size}) is not divisible by mesh '
           f'axes {names} of size {parts}'

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moe_jax.errors import UserError
 from moe_jax.planning import layers
 
 _TOKENS, _ROUNDS, _STEPS = 4096, 12, 64
@@ -39,15 +40,15 @@ def read(path: str) -> np.ndarray:
       load_NE = np.empty(0)
     good = load_NE.ndim == 2 and load_NE.size and np.isfinite(load_NE).all()
     if not good or (load_NE < 0).any() or not load_NE.sum(1).all():
-      raise ValueError(
+      raise UserError(
         f'{file}, entry {i + 1}: loads must be a list of lists, one for each '
         'layer, of numbers not below 0 and not all 0'
       )
     if rows and load_NE.shape != rows[-1].shape:
-      raise ValueError(f'{file}, entry {i + 1}: loads change their shape')
+      raise UserError(f'{file}, entry {i + 1}: loads change their shape')
     rows.append(load_NE / load_NE.sum(1, keepdims=True))
   if not rows:
-    raise ValueError(
+    raise UserError(
       f"{file}: no loads; JSON lines with 'moe/load', as a run's {METRICS}, or "
       'a JSON list with a list of numbers for each layer are wanted'
     )
@@ -65,7 +66,7 @@ def _values(text: str, file: pathlib.Path) -> list:
     try:
       values.append(json.loads(line))
     except json.JSONDecodeError as e:
-      raise ValueError(f'{file}, line {i + 1}: broken JSON: {e.msg}') from None
+      raise UserError(f'{file}, line {i + 1}: broken JSON: {e.msg}') from None
   return values
 
 

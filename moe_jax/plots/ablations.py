@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib import figure as mpl_figure
 
+from moe_jax.errors import UserError
 from moe_jax.plots import style
 
 Point = tuple[float, float, float]  # mean, low, high
@@ -38,7 +39,7 @@ def draw(
   """
   drawn = {'lines': _lines, 'bars': _bars, 'curves': _curves}
   if spec['kind'] not in {'dots', *drawn}:
-    raise ValueError(
+    raise UserError(
       f'figure kind {spec["kind"]!r}; valid: '
       f'{", ".join(sorted({"dots", *drawn}))}'
     )

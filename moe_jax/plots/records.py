@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.errors import UserError
+
 _DOMAIN = re.compile(r'eval/(.+)/bits_per_byte')
 
 
@@ -88,10 +90,10 @@ def read(workdir: str) -> Run:
   for i, line in enumerate(_text(path).splitlines(), 1):
     row = _object(line, f'{path}, line {i}')
     if not isinstance(row.get('step'), int):
-      raise ValueError(f"{path}, line {i}: 'step' is no integer")
+      raise UserError(f"{path}, line {i}: 'step' is no integer")
     rows.append(row)
   if not rows:
-    raise ValueError(f'{path}: empty, no step was logged')
+    raise UserError(f'{path}: empty, no step was logged')
   path = root / 'config.json'
   config = _object(_text(path), str(path))
   path = root / 'summary.json'
@@ -142,7 +144,7 @@ def _object(text: str, where: str) -> dict[str, Any]:
     value = json.loads(text)
   except json.JSONDecodeError as e:
     at = f', line {e.lineno}' if ', line ' not in where else ''
-    raise ValueError(f'{where}{at}: broken JSON: {e.msg}') from None
+    raise UserError(f'{where}{at}: broken JSON: {e.msg}') from None
   if not isinstance(value, dict):
-    raise ValueError(f'{where}: expected a JSON object, found {text[:40]!r}')
+    raise UserError(f'{where}: expected a JSON object, found {text[:40]!r}')
   return value

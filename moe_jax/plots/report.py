@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib import figure as mpl_figure
 
+from moe_jax.errors import UserError
 from moe_jax.plots import (
   curves,
   domains,
@@ -78,7 +79,7 @@ def compare(workdirs: Sequence[str], out_dir: str) -> str:
     FileNotFoundError, ValueError: see `records.read`; no workdir at all.
   """
   if not workdirs:
-    raise ValueError('no runs to compare: workdirs is empty')
+    raise UserError('no runs to compare: workdirs is empty')
   runs = records.read_all(workdirs)
   body = [page.paragraph(f'{r.name}: {_state(r)}') for r in runs]
   body += [

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib import figure as mpl_figure
 
+from moe_jax.errors import UserError
 from moe_jax.plots import style
 
 
@@ -20,7 +21,7 @@ def scaling(record: Mapping[str, Any]) -> mpl_figure.Figure:
   """
   rows = [r for r in record['rows'] if r['suite'] == 'scaling']
   if not rows:
-    raise ValueError('bench.json has no rows of suite scaling')
+    raise UserError('bench.json has no rows of suite scaling')
   axes_found = list(dict.fromkeys(r['sizes']['axis'] for r in rows))
   names = list(dict.fromkeys(n for r in rows for n in r['candidates']))
   columns = 2 if len(axes_found) > 1 else 1

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 from moe_jax.routers import base
 
@@ -31,7 +32,7 @@ class Adamoe(base.Linear):
     super().__post_init__()
     base.check_k('adamoe', self.k)
     if self.k == 1:
-      raise ValueError(
+      raise UserError(
         'adamoe: k=1 makes every weight 1 and leaves the router without a '
         'gradient; use k=2 or more'
       )

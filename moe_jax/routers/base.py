@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 
 Params = Any
@@ -122,16 +123,16 @@ class Linear(Router):
 
   def __post_init__(self):
     if self.jitter_on not in JITTER_ON:
-      raise ValueError(
+      raise UserError(
         f'jitter_on={self.jitter_on!r}; valid: {", ".join(JITTER_ON)}'
       )
     if not 0 <= self.input_dropout < 1:
-      raise ValueError(
+      raise UserError(
         f'input_dropout={self.input_dropout} must be from 0 to below 1'
       )
     for name in ('jitter', 'sample', 'init_std'):
       if (getattr(self, name) or 0) < 0:
-        raise ValueError(f'{name}={getattr(self, name)} must not be negative')
+        raise UserError(f'{name}={getattr(self, name)} must not be negative')
 
   def init(self, key, E, D):
     return init_linear(key, E, D, self.init_std)
@@ -253,7 +254,7 @@ def noise_key(ctx: types.Context, use: str) -> jax.Array:
     ValueError: there is no key.
   """
   if ctx.key is None:
-    raise ValueError(f"router noise {use!r} needs the 'router' random stream")
+    raise UserError(f"router noise {use!r} needs the 'router' random stream")
   return jax.random.fold_in(ctx.key, _NOISES.index(use))
 
 
@@ -302,14 +303,14 @@ def known(ctx: types.Context, field: str, router: str) -> jax.Array:
   """A field of the context; a ValueError where it is not known."""
   value = getattr(ctx, field)
   if value is None:
-    raise ValueError(f'the router {router} needs {field}, which is not known')
+    raise UserError(f'the router {router} needs {field}, which is not known')
   return value
 
 
 def feature(ctx: types.Context, name: str, router: str) -> jax.Array:
   """A feature of the experts' weights; a ValueError where there is none."""
   if name not in ctx.features:
-    raise ValueError(
+    raise UserError(
       f'the router {router} needs experts that show {name!r}; these show '
       f'{", ".join(map(repr, ctx.features)) or "nothing"}'
     )
@@ -349,15 +350,15 @@ def check_choices(name: str, choices: float, E: int | None = None) -> None:
   """Raises ValueError unless 0 < choices (<= E): mean experts of a token."""
   if not choices > 0 or (E is not None and choices > E):
     limit = '' if E is None else f' to num_experts={E}'
-    raise ValueError(f'{name}: choices={choices}; valid: above 0{limit}')
+    raise UserError(f'{name}: choices={choices}; valid: above 0{limit}')
 
 
 def check_k(name: str, k: int, E: int | None = None) -> None:
   """Raises ValueError where k is no whole number from 1 (to E)."""
   if not isinstance(k, int) or k < 1:
-    raise ValueError(f'{name}: k={k!r} must be a whole number from 1')
+    raise UserError(f'{name}: k={k!r} must be a whole number from 1')
   if E is not None and k > E:
-    raise ValueError(f'{name}: k={k} exceeds num_experts={E}')
+    raise UserError(f'{name}: k={k} exceeds num_experts={E}')
 
 
 SECOND_POLICIES = ('all', 'threshold', 'random', 'gshard', 'sampled')

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -35,7 +36,7 @@ class BaseLayer(base.Router):
   def __post_init__(self):
     for name in ('tolerance', 'iterations'):
       if not getattr(self, name) > 0:
-        raise ValueError(
+        raise UserError(
           f'base_layer: {name}={getattr(self, name)} must be above 0'
         )
 

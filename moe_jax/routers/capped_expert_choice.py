@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -44,13 +45,13 @@ class CappedExpertChoice(base.Router):
   def __post_init__(self):
     base.check_choices('capped_expert_choice', self.choices)
     if self.cap < self.choices:
-      raise ValueError(
+      raise UserError(
         f'capped_expert_choice: cap={self.cap} must be at least '
         f'choices={self.choices:g}'
       )
     for name in ('entropy', 'iterations'):
       if not (value := getattr(self, name)) > 0:
-        raise ValueError(f'capped_expert_choice: {name}={value} is not above 0')
+        raise UserError(f'capped_expert_choice: {name}={value} is not above 0')
 
   def check(self, E):
     base.check_choices('capped_expert_choice', self.choices, E)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -40,9 +41,9 @@ class Cosine(base.Router):
   def __post_init__(self):
     base.check_k('cosine', self.k)
     if self.d_low < 1:
-      raise ValueError(f'cosine: d_low={self.d_low} must be at least 1')
+      raise UserError(f'cosine: d_low={self.d_low} must be at least 1')
     if not 0 < self.floor <= self.temperature:
-      raise ValueError(
+      raise UserError(
         f'cosine: temperature={self.temperature} must be at least '
         f'floor={self.floor}, which must be above 0'
       )

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 from moe_jax.routers import base
 
@@ -35,11 +36,11 @@ class DselectK(base.Router):
   def __post_init__(self):
     base.check_k('dselect_k', self.k)
     if not self.width > 0:
-      raise ValueError(f'dselect_k: width={self.width} must be above 0')
+      raise UserError(f'dselect_k: width={self.width} must be above 0')
 
   def check(self, E):
     if E < 2:
-      raise ValueError(f'dselect_k: num_experts={E} must be at least 2')
+      raise UserError(f'dselect_k: num_experts={E} must be at least 2')
 
   def init(self, key, E, D):
     key_b, key_m = jax.random.split(key)

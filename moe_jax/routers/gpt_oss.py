@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -28,7 +29,7 @@ class GptOss(base.Router):
   def __post_init__(self):
     base.check_k('gpt_oss', self.k)
     if self.k == 1:
-      raise ValueError(
+      raise UserError(
         'gpt_oss: k=1 makes every weight 1 and leaves the router without a '
         'gradient; valid: from 2'
       )

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -37,12 +38,12 @@ class NoisyTopK(base.Router):
   def __post_init__(self):
     base.check_k('noisy_top_k', self.k)
     if self.k == 1:
-      raise ValueError(
+      raise UserError(
         'noisy_top_k: k=1 makes every weight 1 and leaves the router without a '
         'gradient; valid: from 2'
       )
     if not self.noise_floor > 0:
-      raise ValueError(
+      raise UserError(
         f'noisy_top_k: noise_floor={self.noise_floor} must be above 0'
       )
 

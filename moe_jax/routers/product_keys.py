@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -35,7 +36,7 @@ class ProductKeys(base.Router):
   def __post_init__(self):
     base.check_k('product_keys', self.k)
     if self.heads < 1 or self.d_key < 2 or self.d_key % 2:
-      raise ValueError(
+      raise UserError(
         f'product_keys: heads={self.heads} must be at least 1 and d_key='
         f'{self.d_key} even'
       )
@@ -43,7 +44,7 @@ class ProductKeys(base.Router):
   def check(self, E):
     M = math.isqrt(E)
     if M * M != E or self.k > M:
-      raise ValueError(
+      raise UserError(
         f'product_keys: num_experts={E} must be a square of at least k={self.k}'
       )
 

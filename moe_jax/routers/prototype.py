@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -57,7 +58,7 @@ class Prototype(base.Router):
 
   def init(self, key, E, D):
     if self.path and load(self.path).shape[1:] != (E, D):
-      raise ValueError(
+      raise UserError(
         f'prototype: {self.path} has shape {load(self.path).shape}; wanted is '
         f'(MoE layers, {E} experts, width {D})'
       )

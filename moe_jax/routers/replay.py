@@ -13,6 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 from moe_jax.routers import base
 
@@ -35,7 +36,7 @@ class Replay(base.Linear):
   def __call__(self, params, x_TD, ctx):
     expert_TK = base.known(ctx, 'forced_TK', 'replay')
     if expert_TK.shape[-1] != self.k:
-      raise ValueError(
+      raise UserError(
         f'replay: k={self.k}, and {expert_TK.shape[-1]} experts of a token '
         'were given'
       )

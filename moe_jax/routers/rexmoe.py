@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -43,17 +44,17 @@ class Rexmoe(base.Linear):
     super().__post_init__()
     base.check_k('rexmoe', self.k)
     if not isinstance(self.layers, int) or self.layers < 1:
-      raise ValueError(
+      raise UserError(
         f'rexmoe: layers={self.layers!r} must be a whole number from 1'
       )
     if not 0 <= self.start < self.end:
-      raise ValueError(
+      raise UserError(
         f'rexmoe: start={self.start} must be from 0 to below end={self.end}'
       )
 
   def check(self, E):
     if E % self.layers or E * (self.end - self.start) >= 2**31:
-      raise ValueError(
+      raise UserError(
         f'rexmoe: layers={self.layers} must divide num_experts={E}, and that '
         f'times end - start be below 2^31'
       )

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -44,7 +45,7 @@ class ScheduledTopK(base.Linear):
     for k in (self.k, *self.first):
       base.check_k('scheduled_top_k', k)
     if not isinstance(self.until, int) or self.until < 1:
-      raise ValueError(
+      raise UserError(
         f'scheduled_top_k: until={self.until!r} must be a step from 1'
       )
 

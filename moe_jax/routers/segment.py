@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -31,7 +32,7 @@ class Segment(base.Router):
   def __post_init__(self):
     base.check_k('segment', self.k)
     if not isinstance(self.size, int) or self.size < 1:
-      raise ValueError(
+      raise UserError(
         f'segment: size={self.size!r} must be a whole number from 1'
       )
 
@@ -44,7 +45,7 @@ class Segment(base.Router):
   def __call__(self, params, x_TD, ctx):
     T, s = x_TD.shape[0], self.size
     if T % s:
-      raise ValueError(
+      raise UserError(
         f'segment: groups of {T} tokens do not hold whole segments of {s}'
       )
     # Padding is zeros, as a short last segment's.

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates, order_statistics
 from moe_jax.routers import base
 
@@ -54,22 +55,20 @@ class SigmoidTopK(base.Router):
     base.check_k('sigmoid_top_k', self.k)
     for name, table in (('score', LOG_SCORES), ('group_score', IN_GROUP)):
       if getattr(self, name) not in table:
-        raise ValueError(
+        raise UserError(
           f'sigmoid_top_k: {name}={getattr(self, name)!r}; valid: '
           f'{", ".join(table)}'
         )
     if self.k == 1 and self.renormalize:
-      raise ValueError('sigmoid_top_k: k=1 needs renormalize=False to learn')
+      raise UserError('sigmoid_top_k: k=1 needs renormalize=False to learn')
     if not 1 <= self.kept_groups <= self.groups:
       valid = f'valid: 1 to groups={self.groups}'
-      raise ValueError(
-        f'sigmoid_top_k: kept_groups={self.kept_groups}; {valid}'
-      )
+      raise UserError(f'sigmoid_top_k: kept_groups={self.kept_groups}; {valid}')
 
   def check(self, E):
     size, least = E // self.groups, IN_GROUP[self.group_score]
     if E % self.groups or (self.groups > 1 and size < least):
-      raise ValueError(
+      raise UserError(
         f'sigmoid_top_k: groups={self.groups} must divide num_experts={E} into '
         f'groups of at least {least}'
       )

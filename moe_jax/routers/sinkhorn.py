@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 SCORES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
@@ -45,11 +46,11 @@ class Sinkhorn(base.Router):
   def __post_init__(self):
     base.check_k('sinkhorn', self.k)
     if self.score not in SCORES:
-      raise ValueError(
+      raise UserError(
         f'sinkhorn: score={self.score!r}; valid: {", ".join(SCORES)}'
       )
     if not self.temperature > 0:
-      raise ValueError(
+      raise UserError(
         f'sinkhorn: temperature={self.temperature} must be above 0'
       )
 

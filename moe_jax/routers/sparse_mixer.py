@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -36,7 +37,7 @@ class SparseMixer(base.Router):
 
   def __post_init__(self):
     if not self.eps > 0:
-      raise ValueError(f'sparse_mixer: eps={self.eps} must be above 0')
+      raise UserError(f'sparse_mixer: eps={self.eps} must be above 0')
 
   def init(self, key, E, D):
     return base.init_linear(key, E, D, self.init_std)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -48,21 +49,21 @@ class TopK(base.Linear):
     super().__post_init__()
     base.check_k('top_k', self.k)
     if self.renormalize not in (True, False, 'kept'):
-      raise ValueError(
+      raise UserError(
         f"top_k: renormalize={self.renormalize!r}; valid: True, False, 'kept'"
       )
     if self.k == 1 and self.renormalize:
-      raise ValueError(
+      raise UserError(
         f'top_k: k=1 with renormalize={self.renormalize!r} makes every weight 1'
         ' and leaves the router without a gradient; use renormalize=False'
       )
     if self.second_policy not in base.SECOND_POLICIES:
-      raise ValueError(
+      raise UserError(
         f'top_k: second_policy={self.second_policy!r}; valid: '
         f'{", ".join(base.SECOND_POLICIES)}'
       )
     if not 0 < self.threshold <= 1:
-      raise ValueError(f'top_k: threshold={self.threshold}; valid: (0, 1]')
+      raise UserError(f'top_k: threshold={self.threshold}; valid: (0, 1]')
 
   def check(self, E):
     base.check_k('top_k', self.k, E)

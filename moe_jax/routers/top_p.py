@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -42,7 +43,7 @@ class TopP(base.Linear):
   def __post_init__(self):
     super().__post_init__()
     if not 0 < self.p <= 1:
-      raise ValueError(f'top_p: p={self.p}; valid: above 0, at most 1')
+      raise UserError(f'top_p: p={self.p}; valid: above 0, at most 1')
     if self.max_choices:
       base.check_k('top_p', self.max_choices)
 

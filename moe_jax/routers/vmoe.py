@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
@@ -33,7 +34,7 @@ class Vmoe(base.Linear):
     super().__post_init__()
     base.check_k('vmoe', self.k)
     if not self.noise_std > 0:
-      raise ValueError(
+      raise UserError(
         f'vmoe: noise_std={self.noise_std} must be above 0; without noise this '
         'is top_k(renormalize=False)'
       )

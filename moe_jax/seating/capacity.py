@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 
 Rule = Callable[[float, int, float, int], int]
 
@@ -58,7 +59,7 @@ def rows(
   if factor is None:
     return most, most
   if not factor > 0:
-    raise ValueError(
+    raise UserError(
       f'capacity_factor={factor} must be positive; None is dropless'
     )
   if rule.__name__ == 'by_kind':
@@ -126,7 +127,7 @@ def vmoe(multiple_of: int = 4, rounding: str = 'ceil') -> Rule:
   _check(multiple_of, 'multiple_of')
   table = {'ceil': math.ceil, 'round': round}
   if rounding not in table:
-    raise ValueError(f'vmoe: rounding={rounding!r}; valid: {", ".join(table)}')
+    raise UserError(f'vmoe: rounding={rounding!r}; valid: {", ".join(table)}')
 
   def rule(factor, T, K, E):
     return _up(table[rounding](factor * T * K / E), multiple_of)
@@ -155,7 +156,7 @@ def moe_plus_plus(tau: float = 0.75) -> Rule:
   the T K assignments: taken literally, top-2 could not seat half of them.
   """
   if not tau > 0:
-    raise ValueError(f'moe_plus_plus: tau={tau} must be positive')
+    raise UserError(f'moe_plus_plus: tau={tau} must be positive')
 
   def by_kind(factor, T, K, E, Z):
     share = _exact(factor) * T * _exact(K) / (_exact(tau) * E + Z)
@@ -189,6 +190,6 @@ def _up(n: int, multiple: int) -> int:
 
 def _check(value: int, name: str = 'min_capacity') -> None:
   if not isinstance(value, int) or value < 1:
-    raise ValueError(
+    raise UserError(
       f'capacity rule: {name}={value!r} must be a whole number from 1'
     )

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry, types
+from moe_jax.errors import UserError
 
 
 class Order(Protocol):
@@ -90,7 +91,7 @@ class BatchPrioritized:
 
   def __post_init__(self):
     if self.score not in ('max', 'sum'):
-      raise ValueError(
+      raise UserError(
         f'batch_prioritized: score={self.score!r}; valid: max, sum'
       )
 
@@ -165,7 +166,7 @@ def keys(order: Order, keys_G: jax.Array | None, train: bool):
   if not (train and order.random):
     return None
   if keys_G is None:
-    raise ValueError(
+    raise UserError(
       f'{type(order).__name__} seating draws in training and needs the '
       "'router' random stream"
     )
@@ -174,7 +175,7 @@ def keys(order: Order, keys_G: jax.Array | None, train: bool):
 
 def _choices(routing: types.Routing, name: str) -> int:
   if routing.choices is None:
-    raise ValueError(f'seating={name}: this router has no choices to rank')
+    raise UserError(f'seating={name}: this router has no choices to rank')
   return routing.choices
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.errors import UserError
 from moe_jax.kernels import gates
 
 
@@ -97,7 +98,7 @@ def _first_fit(routing: types.Routing, capacity) -> types.Routing:
   """
   E, K = routing.num_experts, routing.choices
   if K is None:
-    raise ValueError('first_fit needs edges stored as K blocks of T')
+    raise UserError('first_fit needs edges stored as K blocks of T')
   expert_KT = routing.expert_N.reshape(K, -1)
   priority = routing.priority_N
   taken_E = jnp.zeros(E + 1, jnp.int32)
@@ -129,7 +130,7 @@ def _first_fit(routing: types.Routing, capacity) -> types.Routing:
 
 def _renormalize(routing: types.Routing, kept_N: jax.Array) -> types.Routing:
   if routing.choices is None:
-    raise ValueError('renormalize_kept needs edges stored as K blocks of T')
+    raise UserError('renormalize_kept needs edges stored as K blocks of T')
   by_choice = lambda v_N: v_N.reshape(routing.choices, -1)
   # A token without a kept edge has no weights to divide: they are 0.
   if routing.log_weight_N is None:

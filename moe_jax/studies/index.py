@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+from moe_jax.errors import UserError
 from moe_jax.studies import report
 
 HEADER = ('claim', 'source', 'difference here, 95 %', 'counts', 'verdict')
@@ -19,7 +20,7 @@ def read(root: str | os.PathLike) -> list[dict[str, Any]]:
   """
   paths = sorted(pathlib.Path(root).glob(f'*/{report.CLAIMS}'))
   if not paths:
-    raise ValueError(f'{root} holds no */{report.CLAIMS}')
+    raise UserError(f'{root} holds no */{report.CLAIMS}')
   return [json.loads(p.read_text()) | {'dir': str(p.parent)} for p in paths]
 
 

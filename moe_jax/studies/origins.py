@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from moe_jax.errors import UserError
 from moe_jax.studies import results, study as study_lib
 
 # The fields that an arm's names are given to, as workdirs.
@@ -99,7 +100,7 @@ def find(
     return Origins(workdir, '', elsewhere), []
   theirs = results.read(pathlib.Path(pretrained) / results.FILE)
   if not theirs:
-    raise ValueError(f'--pretrained={pretrained} holds no {results.FILE}')
+    raise UserError(f'--pretrained={pretrained} holds no {results.FILE}')
   known = {
     (r['config_digest'], r['seed']): r
     for r in results.latest(theirs).values()

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.errors import UserError
 from moe_jax.plots import ablations, style
+from moe_jax.runs import writers
 from moe_jax.studies import results, study as study_lib, verdicts
-from moe_jax.training import writers
 
 CLAIMS, PAGE = 'claims.json', 'results.md'
 # In the order of a table: what was found first.
@@ -269,11 +270,11 @@ def source(
     ValueError: no rows, or rows of several studies.
   """
   if not rows:
-    raise ValueError(f'{workdir} holds no results')
+    raise UserError(f'{workdir} holds no results')
   found = {
     json.dumps([r['path'], r['study'], r['size'], r['flags']]) for r in rows
   }
   if len(found) > 1:
-    raise ValueError(f'{workdir} holds results of {len(found)} sweeps')
+    raise UserError(f'{workdir} holds results of {len(found)} sweeps')
   path, _, size, flags = json.loads(found.pop())
   return f'{results.source(pathlib.Path(workdir), path)}:{size}', flags

@@ -19,8 +19,9 @@ from typing import Any
 from absl import logging
 
 import moe_jax
+from moe_jax.errors import UserError
+from moe_jax.runs import config_history, configs
 from moe_jax.studies import study as study_lib
-from moe_jax.training import config_history, configs
 
 FILE, _SOURCE = 'results.jsonl', 'study.txt'
 DONE, DIVERGED, FAILED = 'done', 'diverged', 'failed'
@@ -179,7 +180,7 @@ def check(path: pathlib.Path, study: study_lib.Study) -> list[Row]:
       f'{study.name}:{study.size}',
     )
     if theirs != ours:
-      raise ValueError(
+      raise UserError(
         f'{path} holds results of {theirs}, this is {ours}; choose another '
         'workdir'
       )
@@ -187,7 +188,7 @@ def check(path: pathlib.Path, study: study_lib.Study) -> list[Row]:
   for row in latest(rows).values():
     name = row['arm']
     if name in arms and row['config_digest'] not in arms[name]:
-      raise ValueError(
+      raise UserError(
         f'{path} holds results of arm {name!r} with another config'
         f'{_difference(row, study)}; choose another workdir'
       )

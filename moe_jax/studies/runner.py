@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from moe_jax.benchmarks import machine
+from moe_jax.errors import UserError
 from moe_jax.studies import origins, results, study as study_lib
 from moe_jax.training import loop, session as session_lib
 
@@ -65,9 +66,7 @@ def runs(
 def _task(task: str) -> tuple[int, int]:
   index, _, count = task.partition('/')
   if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-    raise ValueError(
-      f'array_task={task!r}; expected i/n with i from 0 to n - 1'
-    )
+    raise UserError(f'array_task={task!r}; expected i/n with i from 0 to n - 1')
   return int(index), int(count)
 
 
@@ -172,12 +171,12 @@ def _check_origins(study, left, finished, found) -> None:
   for run in left:
     for key in origins.keys(study, run.arm).values():
       if key not in here | finished:
-        raise ValueError(
+        raise UserError(
           f'arm {run.arm.name!r} needs {key[0]!r}, which has not been run: run '
           f'--only={key[0]} first'
         )
       if key in found.elsewhere and not found.pretrained:
-        raise ValueError(
+        raise UserError(
           f'arm {run.arm.name!r} needs {key[0]!r}, which was taken from '
           'another workdir: give --pretrained'
         )
@@ -222,7 +221,7 @@ def _one(study, run, found, lacking, session, allow_download):
     config.train.update(found.fields(study, run.arm))
   try:
     if lacking:  # its last checkpoint would be of the middle of a run
-      raise ValueError(f'needs another run: {", ".join(lacking)}')
+      raise UserError(f'needs another run: {", ".join(lacking)}')
     with _logged(directory / 'log.txt'):
       if session is None:
         session = session_lib.make(
@@ -235,7 +234,7 @@ def _one(study, run, found, lacking, session, allow_download):
         session=session,
       )
     if 'not_known' in summary:
-      raise ValueError(f'to be trained anew: {summary["not_known"]}')
+      raise UserError(f'to be trained anew: {summary["not_known"]}')
     row['data'] = session.data.fingerprint[:16]
     row['metrics'] = results.metrics(summary)
     if 'curve' in summary:

@@ -25,7 +25,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_jax import registry
-from moe_jax.training import configs
+from moe_jax.errors import UserError
+from moe_jax.runs import configs
 
 SIZES = ('quick', 'gpu', 'paper')
 DIRECTIONS = ('lower', 'higher', 'equal')
@@ -178,9 +179,9 @@ def load(
   module = _module(path)
   for name in ('get_config', 'sweep', 'CLAIMS', 'SEEDS'):
     if not hasattr(module, name):
-      raise ValueError(f'{path} is no study: it has no {name}')
+      raise UserError(f'{path} is no study: it has no {name}')
   if seeds < 0:
-    raise ValueError(f'seeds={seeds}; a number above 0 is wanted')
+    raise UserError(f'seeds={seeds}; a number above 0 is wanted')
   config = module.get_config(size) if config is None else config
   name = pathlib.Path(path).stem
   arms = _arms(module, size, seeds or module.SEEDS[size], config)
@@ -216,7 +217,7 @@ def _relative(path: str) -> str:
 
 def _module(path: str):
   if not pathlib.Path(path).is_file():
-    raise ValueError(f'no study file {path}')
+    raise UserError(f'no study file {path}')
   # The name is one of ours: a wrong value in the file is the user's mistake.
   name = f'configs.ablations.{pathlib.Path(path).stem}'
   spec = importlib.util.spec_from_file_location(name, path)
@@ -233,7 +234,7 @@ def _arms(module, size: str, seeds: int, config) -> tuple[Arm, ...]:
     name, overrides, *, seeds=seeds, init_from='', teacher='', stage='arm'
   ):
     if not name or set(name) - _NAME:
-      raise ValueError(f'arm {name!r}: a name of letters, digits, _ . - only')
+      raise UserError(f'arm {name!r}: a name of letters, digits, _ . - only')
     if stage not in STAGES:
       raise registry.unknown(f'stage of arm {name}', stage, STAGES)
     count = 1 if stage == 'pretrain' else seeds
@@ -269,7 +270,7 @@ def _claim(fields: Mapping[str, Any], study: str, arms: set[str]) -> Claim:
   try:
     claim = Claim(**fields)
   except TypeError as e:
-    raise ValueError(f'{what}: {e}') from None
+    raise UserError(f'{what}: {e}') from None
   for field, value, choices in (
     ('direction', claim.direction, DIRECTIONS),
     ('kind', claim.kind, KINDS),
@@ -278,17 +279,17 @@ def _claim(fields: Mapping[str, Any], study: str, arms: set[str]) -> Claim:
     if value not in choices:
       raise registry.unknown(f'{field} of {what}', str(value), choices)
   if not claim.smallest_effect >= 0:
-    raise ValueError(f'{what}: smallest_effect={claim.smallest_effect} < 0')
+    raise UserError(f'{what}: smallest_effect={claim.smallest_effect} < 0')
   if claim.direction == 'equal' and not claim.smallest_effect:
-    raise ValueError(f"{what}: direction 'equal' needs a margin above 0")
+    raise UserError(f"{what}: direction 'equal' needs a margin above 0")
   if len(claim.arms) != 2 or len(claim.metrics) != 2:
-    raise ValueError(f'{what}: two arms, and one metric or two, are wanted')
+    raise UserError(f'{what}: two arms, and one metric or two, are wanted')
   if claim.seeds_needed < (1 if claim.kind == 'deterministic' else 2):
-    raise ValueError(f'{what}: seeds_needed={claim.seeds_needed} is too few')
+    raise UserError(f'{what}: seeds_needed={claim.seeds_needed} is too few')
   return claim
 
 
 def _check_unique(what: str, names: list[str]) -> None:
   for n in names:
     if names.count(n) > 1:
-      raise ValueError(f'{what} {n!r} twice')
+      raise UserError(f'{what} {n!r} twice')

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.studies import results, study as study_lib
 
 REPRODUCED = 'reproduced'
@@ -183,7 +184,7 @@ def mean_over(metric: str, arms: tuple[str, ...], minus: tuple[str, ...] = ()):
 
   def measure(arm: str, done: Done) -> dict[int, float]:
     if arm not in arms:
-      raise ValueError(f'mean_over: arm {arm!r} is none of {", ".join(arms)}')
+      raise UserError(f'mean_over: arm {arm!r} is none of {", ".join(arms)}')
     first, second = (
       [_plain(metric, a, done) for a in group] for group in (arms, minus)
     )

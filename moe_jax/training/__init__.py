@@ -1,1 +1,1 @@
-"""State, step, loop, optimizers, checkpoints and writers."""
+"""State, step, loop, optimizers and evaluation."""

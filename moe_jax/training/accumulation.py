@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.balancing import base as balancing
+from moe_jax.errors import UserError
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib
 
 Tree = Any
@@ -31,7 +32,7 @@ def check(rules: Sequence[balancing.Balance]) -> None:
   """Raises ValueError where a balancing rule needs the whole batch at once."""
   for rule in rules:
     if rule.solves:
-      raise ValueError(
+      raise UserError(
         f'train.accumulate: {balancing.name(rule)} solves for the selection '
         'bias from the scores of the whole batch, which micro-batches do not '
         'have; valid with it: 1'

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from moe_jax.data import bigram, intervals, tasks
+from moe_jax.errors import NotFiniteError
 from moe_jax.training import session as session_lib, step as step_lib, trail
 
 
@@ -62,7 +63,7 @@ class Evaluator:
     nats_N = sums['nats'].astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(nats_N))
     if bad.size:
-      raise FloatingPointError(
+      raise NotFiniteError(
         f'eval/loss is {nats_N[bad].sum()}, by {bad.size} of {nats_N.size} '
         f'documents, such as {s.data.documents[bad[0]].name!r}'
       )

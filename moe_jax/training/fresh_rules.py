@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from moe_jax.training import checkpoint
+from moe_jax.runs import checkpoint
 
 _STATE = 'balance/'
 

@@ -9,15 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.data import tokenizers
+from moe_jax.errors import UserError
 from moe_jax.models import factory
 from moe_jax.parallel import axes as axes_lib
-from moe_jax.training import (
-  checkpoint,
-  configs,
-  session as session_lib,
-  state as state_lib,
-  workdir as workdir_lib,
-)
+from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
+from moe_jax.training import session as session_lib, state as state_lib
 
 
 class Generator:
@@ -78,7 +74,7 @@ class Generator:
       The continuations without the prompt.
     """
     if length < 1 or samples < 1 or temperature < 0:
-      raise ValueError(
+      raise UserError(
         f'length={length} and samples={samples} must be at least 1, '
         f'temperature={temperature} at least 0'
       )

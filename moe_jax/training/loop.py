@@ -7,19 +7,24 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from moe_jax.errors import UserError
 from moe_jax.models import factory
 from moe_jax.parallel import replicas
-from moe_jax.training import (
+from moe_jax.runs import (
   checkpoint,
-  clock as clock_lib,
   configs,
+  progress,
+  resume,
+  workdir as workdir_lib,
+  writers,
+)
+from moe_jax.training import (
+  clock as clock_lib,
   evaluation,
   facts,
   fresh_rules,
   probes,
-  progress,
   rates,
-  resume,
   session as session_lib,
   sources,
   start as start_lib,
@@ -28,8 +33,6 @@ from moe_jax.training import (
   stops,
   teacher as teacher_lib,
   trail as trail_lib,
-  workdir as workdir_lib,
-  writers,
 )
 
 
@@ -140,7 +143,7 @@ def _train(
     say = print if lead else lambda line: None
     state, kept = fresh_rules.restore(checkpoints, abstract, new, say)
     if kept['fingerprint'] != session.data.fingerprint:
-      raise ValueError(
+      raise UserError(
         f'{workdir} was trained on other data ({kept["fingerprint"][:12]}, now '
         f'{session.data.fingerprint[:12]}); --restart begins anew'
       )

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -94,7 +95,7 @@ def state_specs(
           return spec
         if leaf.shape[:n] == shape[:n]:
           return P(*spec[:n])
-    raise ValueError(
+    raise UserError(
       f'optimizer state {jax.tree_util.keystr(path)} {leaf.shape} is no scalar'
       f" and no parameter's; parameters: {', '.join(map(''.join, params))}"
     )
@@ -311,4 +312,4 @@ def _check_decay(name: str, what: str, value: float) -> None:
 
 def _want(ok: bool, what: str, value: Any, wanted: str) -> None:
   if not ok:
-    raise ValueError(f'{what} is {value}; wanted: {wanted}')
+    raise UserError(f'{what} is {value}; wanted: {wanted}')

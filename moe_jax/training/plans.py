@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 
 from moe_jax import registry
 from moe_jax.data import tokenizers
+from moe_jax.errors import UserError
 from moe_jax.models import factory
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import (
@@ -19,12 +20,8 @@ from moe_jax.planning import (
   memory,
   traffic,
 )
-from moe_jax.training import (
-  configs,
-  seats,
-  session as session_lib,
-  state as state_lib,
-)
+from moe_jax.runs import configs
+from moe_jax.training import seats, session as session_lib, state as state_lib
 
 
 def make(config, mesh_spec: str) -> session_lib.Session:
@@ -221,12 +218,12 @@ def compare(
     ValueError: as `make`; a model without experts, or loads of another.
   """
   if not 0 <= skew <= 10:
-    raise ValueError(f'skew={skew} must be from 0 to 10')
+    raise UserError(f'skew={skew} must be from 0 to 10')
   recorded = loads_lib.read(loads) if loads else None
   session = make(config, mesh_spec)
   found, stacks = layers(session), {}
   if not found:
-    raise ValueError(f'moe.layers={config.moe.layers!r}: no layer has experts')
+    raise UserError(f'moe.layers={config.moe.layers!r}: no layer has experts')
   depths = {k: v.layers for k, v in found.items()}
   if recorded is not None:
     _check_loads(recorded, loads, depths, config.moe.num_experts)
@@ -275,12 +272,12 @@ def compare(
 def _check_loads(recorded, loads: str, depths: dict[str, int], E: int) -> None:
   count, experts = recorded.shape
   if experts != E:
-    raise ValueError(
+    raise UserError(
       f'{loads} has loads of {experts} experts; the config has '
       f'moe.num_experts={E}'
     )
   if count not in (1, sum(depths.values())):
-    raise ValueError(
+    raise UserError(
       f'{loads} has loads of {count} layers; the config has '
       f'{sum(depths.values())} sparse ones (1 stands for all)'
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax import registry, types
+from moe_jax.errors import UserError
 from moe_jax.models import factory
 from moe_jax.training import (
   evaluation,
@@ -37,7 +38,7 @@ def check(config) -> None:
   for spec in config.eval.probes:
     build(spec)
     if not session_lib.sparse_stacks(config):
-      raise ValueError(
+      raise UserError(
         f'eval.probes has {spec!r}, which looks at MoE layers; this model has '
         'none'
       )
@@ -59,7 +60,7 @@ def capacity_factors(values=(0.5, 0.75, 1.0, 1.25, 2.0, 3.0)):
   """
   for v in values:
     if not (isinstance(v, int | float) and v >= 0):
-      raise ValueError(
+      raise UserError(
         f'capacity_factors: values={values}: {v!r} is no factor (0 is dropless)'
       )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from moe_jax import types
 from moe_jax.dispatch import base
+from moe_jax.errors import UserError
 from moe_jax.layers import moe
 from moe_jax.planning import loads
 from moe_jax.seating import seat as seating
@@ -57,7 +58,7 @@ def simulate(
   router, C = layer.router, layer.rows(T, layer.capacity_factor)
   params = jax.eval_shape(lambda: router.init(jax.random.key(0), E, E))
   if not isinstance(params, dict) or set(params) != {'kernel'}:
-    raise ValueError(
+    raise UserError(
       f'the router {type(router).__name__} cannot be simulated: its logits are '
       'more than a product with one matrix'
     )

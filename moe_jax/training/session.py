@@ -13,13 +13,14 @@ from jax.sharding import NamedSharding
 
 from moe_jax import registry
 from moe_jax.data import objectives, pipeline, tasks, tokenizers
+from moe_jax.errors import UserError
 from moe_jax.layers import groups
 from moe_jax.models import factory, pattern
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import counts
+from moe_jax.runs import configs
 from moe_jax.training import (
   accumulation,
-  configs,
   optimizers,
   state as state_lib,
   tuning,
@@ -157,7 +158,7 @@ def with_eval_factor(config, factor: float) -> Any:
     ValueError: a model that has no MoE layers to have one.
   """
   if not sparse_stacks(config):
-    raise ValueError(
+    raise UserError(
       f'capacity_factor={factor} is for MoE layers; this model has none'
     )
   config = config.copy_and_resolve_references()
@@ -188,7 +189,7 @@ def check_widths(config, shape: dict[str, int]) -> None:
       widths.append(('moe.dense_branch_d_ff', width, 'model'))
   for name, size, axis in widths:
     if size % shape[axis]:
-      raise ValueError(
+      raise UserError(
         f'{name}={size} is not divisible by the mesh axis {axis!r} of size '
         f'{shape[axis]}'
       )
@@ -208,7 +209,7 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
   micro = config.train.accumulate if training else 1
   size, parts = config[split].batch_size, devices * micro
   if size % parts:
-    raise ValueError(
+    raise UserError(
       f'{split}.batch_size={size} is not divisible by {parts} ({devices} '
       f'devices on the batch axes {axes.batch}, {micro} micro-batches); sizes '
       f'that are: {", ".join(str(k * parts) for k in (1, 2, 4, 8))}, ...'
@@ -227,7 +228,7 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
     part, whole = size_of(tokens), size_of(micro * tokens)
     if part != whole:
       # Dropless groups are cut to what divides a device's tokens.
-      raise ValueError(
+      raise UserError(
         f'moe.group_size={fields["group_size"]} makes groups of {whole} tokens '
         f'of the {micro * tokens} of a device, and of {part} of a micro-batch; '
         f'a size that divides {tokens} is the same in both'
@@ -292,7 +293,7 @@ def vocab_size(config, tokenizer, mesh) -> int:
     parts = mesh.shape['model']
     return math.ceil(ids / parts) * parts
   if rows < ids:
-    raise ValueError(
+    raise UserError(
       f'model.vocab_size={rows} is less than the {ids} ids of '
       f'data.tokenizer={config.data.tokenizer!r}; 0 takes those'
     )
@@ -375,7 +376,7 @@ def choose_kind(config) -> str:
   wanted = {'decoder': 'causal_lm', 'encoder_decoder': 'span_corruption'}
   kind = factory.choose('model.kind', config.model.kind, factory.KINDS)
   if not tasks.chosen(config.data) and name != wanted[kind]:
-    raise ValueError(
+    raise UserError(
       f'data.objective={config.data.objective!r} does not go with model.kind='
       f"'{kind}', which wants {wanted[kind]!r}"
     )

@@ -7,14 +7,10 @@ from typing import Any
 import jax
 
 from moe_jax.data import tokenizers
+from moe_jax.errors import UserError
 from moe_jax.models import factory
-from moe_jax.training import (
-  checkpoint,
-  configs,
-  session as session_lib,
-  state as state_lib,
-  workdir as workdir_lib,
-)
+from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
+from moe_jax.training import session as session_lib, state as state_lib
 
 _TABLE = 'params/embedding/table'
 
@@ -35,9 +31,9 @@ class Source:
   config: Any
   shapes: dict[str, tuple[int, ...]]
 
-  def error(self, text: Any) -> ValueError:
+  def error(self, text: Any) -> UserError:
     """To raise: says which field and workdir do not fit, and why."""
-    return ValueError(f'{self.field}={self.workdir}: {text}')
+    return UserError(f'{self.field}={self.workdir}: {text}')
 
   def model(self, session: session_lib.Session):
     """(its model on the session's mesh, its layout, the config of both).
@@ -89,7 +85,7 @@ def find(config, field: str) -> Source | None:
     theirs = configs.from_dict(workdir_lib.read_config(workdir))
     found = checkpoint.shapes(pathlib.Path(workdir) / 'checkpoints')
   except ValueError as e:
-    raise ValueError(f'{name}={workdir}: {e}') from None
+    raise UserError(f'{name}={workdir}: {e}') from None
   source = Source(name, workdir, theirs, found)
   if theirs.model.kind != config.model.kind:
     raise source.error(

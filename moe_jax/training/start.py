@@ -15,8 +15,8 @@ import jax
 from flax import traverse_util
 
 from moe_jax.models import by_layer
+from moe_jax.runs import checkpoint
 from moe_jax.training import (
-  checkpoint,
   session as session_lib,
   sources,
   state as state_lib,

@@ -9,6 +9,7 @@ import optax
 
 from moe_jax import types
 from moe_jax.balancing import base as balancing
+from moe_jax.errors import UserError
 from moe_jax.models import stack
 from moe_jax.training import accumulation, losses, tuning
 from moe_jax.training.state import TrainState
@@ -69,7 +70,7 @@ def make_train_step(
     runs of any seed.
   """
   if over_layers not in OVER_LAYERS:
-    raise ValueError(
+    raise UserError(
       f'balance_over_layers={over_layers!r}; valid: {", ".join(OVER_LAYERS)}'
     )
 

@@ -8,7 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from moe_jax.training import checkpoint, evaluation, finite
+from moe_jax.errors import NotFiniteError
+from moe_jax.runs import checkpoint, finite
+from moe_jax.training import evaluation
 
 
 def check_metrics(
@@ -40,19 +42,19 @@ def judge(
   """The scores of the state after a step; raises where they are not finite."""
   try:
     return evaluate(state.params, state.balance)
-  except FloatingPointError as e:
+  except NotFiniteError as e:
     raise _error(str(e), step, step - 1, checkpoints) from None
 
 
 def _error(
   what: str, step: int, last: int, checkpoints: checkpoint.Checkpointer
-) -> FloatingPointError:
+) -> NotFiniteError:
   """The error of a step; a checkpoint after `last` would come to it again."""
   checkpoints.wait()  # for one that is still being written
   found = checkpoint.steps(checkpoints.directory)
   good = max((s for s in found if s <= last), default=None)
   kept = 'none' if good is None else f'step {good}'
-  return FloatingPointError(
+  return NotFiniteError(
     f'{what} at step {step}; last good checkpoint: {kept} in '
     f'{checkpoints.directory}'
   )

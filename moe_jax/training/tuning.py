@@ -16,6 +16,9 @@ from typing import Any
 import jax
 import optax
 
+from moe_jax import registry
+from moe_jax.errors import UserError
+
 CHOICES = ('all', 'non_moe', 'moe', 'attention', 'ffn')
 
 
@@ -34,15 +37,17 @@ def trained(tree: Any, choice: str) -> Any:
     choice: one of CHOICES.
 
   Raises:
-    ValueError: the model has no such parameters.
+    ValueError: another choice, or the model has no such parameters.
   """
+  if choice not in CHOICES:
+    raise registry.unknown('train.trainable', choice, CHOICES)
   if choice == 'all':
     return None
   mask = jax.tree_util.tree_map_with_path(
     lambda path, _: _chosen(_names(path), choice), tree
   )
   if not any(jax.tree.leaves(mask)) and jax.tree.leaves(tree):
-    raise ValueError(
+    raise UserError(
       f'train.trainable={choice!r}: the model has no such parameters'
     )
   return mask

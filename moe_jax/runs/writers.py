@@ -15,6 +15,8 @@ import numpy as np
 import tensorboardX
 from absl import logging
 
+from moe_jax.errors import UserError
+
 METRICS = 'metrics.jsonl'
 
 
@@ -74,7 +76,7 @@ class Writer:
     if self._lines is None:
       return
     if 'step' in metrics:
-      raise ValueError("a metric cannot be named 'step'")
+      raise UserError("a metric cannot be named 'step'")
     line = {'step': int(step)} | {k: _plain(v, k) for k, v in metrics.items()}
     self._lines.write(json.dumps(line, allow_nan=False) + '\n')
     self._lines.flush()
@@ -152,7 +154,7 @@ def _plain(x: Any, name: str) -> Any:
     x = x.astype(np.float32) if x.dtype.kind == 'V' else x
     if x.dtype.kind in 'biuf':
       return _plain(x.tolist(), name)
-  raise ValueError(
+  raise UserError(
     f'{name} is a {type(x).__name__}; wanted: numbers, strings, arrays of'
     ' numbers, lists or dicts of them'
   )

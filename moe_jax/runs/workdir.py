@@ -23,7 +23,8 @@ from typing import Any, TextIO
 
 from absl import logging
 
-from moe_jax.training import config_history, configs, writers
+from moe_jax.errors import UserError
+from moe_jax.runs import config_history, configs, writers
 
 _CONFIG, _LOCK, _DATA = 'config.json', 'lock', 'data'
 _SUMMARY = 'summary.json'
@@ -61,7 +62,7 @@ def prepare(
       be read.
   """
   if '://' in str(workdir):
-    raise ValueError(
+    raise UserError(
       f'workdir {workdir} is no local path; a mounted directory is wanted'
     )
   path = pathlib.Path(workdir).absolute()
@@ -69,12 +70,12 @@ def prepare(
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
   except OSError as e:
-    raise ValueError(f'workdir {workdir} cannot be written: {e}') from None
+    raise UserError(f'workdir {workdir} cannot be written: {e}') from None
   try:
     return _open(path, config, restart, allow)
   except OSError as e:
     release(path)
-    raise ValueError(f'workdir {workdir} cannot be written: {e}') from None
+    raise UserError(f'workdir {workdir} cannot be written: {e}') from None
   except ValueError:
     release(path)
     raise
@@ -117,11 +118,11 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   try:
     config = json.loads(path.read_text())
   except FileNotFoundError:
-    raise ValueError(f'{workdir} holds no run: no {_CONFIG}') from None
+    raise UserError(f'{workdir} holds no run: no {_CONFIG}') from None
   except (OSError, ValueError) as e:
-    raise ValueError(f'cannot read {path}: {e}') from None
+    raise UserError(f'cannot read {path}: {e}') from None
   if not isinstance(config, dict):
-    raise ValueError(f'cannot read {path}: no JSON object')
+    raise UserError(f'cannot read {path}: no JSON object')
   return config_history.upgrade(config)
 
 
@@ -152,7 +153,7 @@ def _open(
     writers.write_json(path / _CONFIG, config)
     return False
   if _CONFIG not in there:
-    raise ValueError(
+    raise UserError(
       f'{path} has {there[0]} but no {_CONFIG}; restart moves it aside'
     )
   refused = [
@@ -161,7 +162,7 @@ def _open(
     if not any(name == a or name.startswith(f'{a}.') for a in allow)
   ]
   if refused:
-    raise ValueError(
+    raise UserError(
       f'{path} holds a run with another config: {"; ".join(refused)}. Choose'
       ' another workdir, allow these fields, or restart'
     )
@@ -213,11 +214,11 @@ def _lock(path: pathlib.Path) -> None:
       owner = json.loads(text) if text.strip() else None
       alive = owner is not None and _alive(owner['host'], int(owner['pid']))
     except (ValueError, KeyError, TypeError):
-      raise ValueError(
+      raise UserError(
         f'{path / _LOCK} cannot be read; delete it if no run writes here'
       ) from None
     if alive:
-      raise ValueError(
+      raise UserError(
         f'{path} is in use by process {owner["pid"]} on {owner["host"]}; if'
         f' that run is dead, delete {path / _LOCK}'
       )

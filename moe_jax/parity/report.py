@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from moe_jax.benchmarks import covering, grid, parity
 from moe_jax.parallel.axes import MESH_AXES
+from moe_jax.parity import check as parity, covering, grid
 
 COMMAND = 'python -m experiments.parity'
 ROWS = ('variant', 'router', 'capacity')

@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax import registry, types
-from moe_jax.benchmarks import grid, loops
-from moe_jax.benchmarks.grid import B, D, E, F, L, T
 from moe_jax.dispatch import base as dispatching
+from moe_jax.errors import UserError
 from moe_jax.layers import moe
 from moe_jax.parallel import compat, mesh as mesh_lib
+from moe_jax.parity import grid, loops
+from moe_jax.parity.grid import B, D, E, F, L, T
 from moe_jax.seating import orders
 
 TOLERANCE = 2e-5
@@ -82,7 +83,7 @@ def run(cells: Sequence[grid.Cell]) -> Iterator[Result]:
     ValueError: there are less than 8 devices.
   """
   if jax.device_count() < grid.DEVICES:
-    raise ValueError(
+    raise UserError(
       f'parity needs {grid.DEVICES} devices, found {jax.device_count()}; '
       f'JAX_NUM_CPU_DEVICES={grid.DEVICES} simulates them'
     )
@@ -129,7 +130,7 @@ def error(got: Any, want: Any) -> float:
   """
   got, want = (np.asarray(v, np.float64) for v in (got, want))
   if got.shape != want.shape:
-    raise ValueError(f'shape {got.shape}, expected {want.shape}')
+    raise UserError(f'shape {got.shape}, expected {want.shape}')
   found = np.abs(got - want).max() / (np.abs(want).max() or 1.0)
   return float(found) if math.isfinite(found) else math.inf
 

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from moe_jax.training import checkpoint, config_history, workdir as workdir_lib
+from moe_jax.errors import UserError
+from moe_jax.runs import checkpoint, config_history, workdir as workdir_lib
 
 # What a run that is over can still be given: all else is in its parameters.
 _AGAIN = (
@@ -47,7 +48,7 @@ def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
   newest = max(checkpoint.steps(path / 'checkpoints'), default=0)
   steps = config['train']['steps']
   if newest > steps:
-    raise ValueError(
+    raise UserError(
       f'{workdir} is at step {newest}: train.steps={steps} would call its'
       f' parameters those of step {steps}; {newest} or more are wanted, or'
       ' another workdir'
@@ -60,7 +61,7 @@ def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
     if not any(name == a or name.startswith(f'{a}.') for a in _AGAIN)
   ]
   if late:
-    raise ValueError(
+    raise UserError(
       f'{workdir} is trained, all {steps} steps: {"; ".join(late)} comes too'
       ' late; more train.steps go on with it, and eval can change'
     )

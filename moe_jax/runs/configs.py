@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moe_jax.training import tuning
+from moe_jax.errors import UserError
 
 _POSITIVE = frozenset(
   """model.num_layers model.d_model model.num_heads model.d_head model.d_ff
@@ -41,17 +41,17 @@ def validate(config: Mapping[str, Any]) -> None:
   for name, value in flat.items():
     for v in value if isinstance(value, tuple) else (value,):
       if not (v is None or isinstance(v, bool | int | float | str)):
-        raise ValueError(
+        raise UserError(
           f'config.{name} is {value!r}; a number, a string or a tuple of them'
           ' is wanted'
         )
       if isinstance(v, float) and not math.isfinite(v):
-        raise ValueError(f'config.{name} is {v}; a finite number is wanted')
+        raise UserError(f'config.{name} is {v}; a finite number is wanted')
     wanted = _wanted(name, value)
     if wanted:
-      raise ValueError(f'config.{name} is {value!r}; {wanted} is wanted')
+      raise UserError(f'config.{name} is {value!r}; {wanted} is wanted')
   if flat.get('train.init_dense') and not flat.get('train.init_from'):
-    raise ValueError(
+    raise UserError(
       "config.train.init_dense is True, train.init_from ''; a workdir is wanted"
     )
 
@@ -108,8 +108,6 @@ def _wanted(name: str, value: Any) -> str:
     return 'a number, 0 or above,'
   if name in _FACTORS and not (number and value >= 0):
     return 'a number above 0, or 0 for no capacity,'
-  if name == 'train.trainable' and value not in tuning.CHOICES:
-    return f'one of {", ".join(tuning.CHOICES)}'
   if name == 'train.distill' and not (number and 0 <= value <= 1):
     return 'a weight from 0 to 1'
   return ''

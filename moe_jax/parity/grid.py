@@ -15,9 +15,9 @@ import math
 from collections.abc import Sequence
 
 from moe_jax import registry, types
-from moe_jax.benchmarks import covering, loops
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.parallel.axes import MESH_AXES
+from moe_jax.parity import covering, loops
 
 # Every axis may be 8 wide, D = E lets the kept set travel as an output, and a
 # device has two groups of T tokens or more.
@@ -63,7 +63,7 @@ ROUTERS = {
     'no_token_left_behind(k=3)', loops.Rules(3, one_seat=True)
   ),
   'edges_on_input': Routing(
-    'moe_jax.benchmarks.edges.Edges()',
+    'moe_jax.parity.edges.Edges()',
     loops.Rules(2, 'before', on_input=True, count_all=True),
   ),
 }

@@ -29,7 +29,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from moe_jax import manifest
-from moe_jax.training import finite
+from moe_jax.errors import UserError
+from moe_jax.runs import finite
 
 _META, _STATE = 'meta.json', 'state'
 _TMP, _QUARANTINE = '_tmp', '_quarantine'
@@ -47,7 +48,7 @@ class Checkpointer:
 
   def __init__(self, directory: str | os.PathLike, keep: int):
     if keep < 1:
-      raise ValueError(f'keep is {keep}; at least 1 checkpoint must stay')
+      raise UserError(f'keep is {keep}; at least 1 checkpoint must stay')
     self.directory = pathlib.Path(directory).absolute()
     self.keep = keep
     self._orbax = ocp.StandardCheckpointer()
@@ -72,7 +73,7 @@ class Checkpointer:
     """
     self.wait()
     if (self.directory / str(step)).exists():
-      raise ValueError(f'step {step} is already saved in {self.directory}')
+      raise UserError(f'step {step} is already saved in {self.directory}')
     leaves = named(state)
     meta = {'step': step, 'data': data, 'leaves': _specs(leaves)}
     meta = json.dumps(meta, sort_keys=True, allow_nan=False)
@@ -122,7 +123,7 @@ class Checkpointer:
       if not fault:
         return state, data
       if step is not None:
-        raise ValueError(f'{self.directory / str(step)}: {fault}')
+        raise UserError(f'{self.directory / str(step)}: {fault}')
       passed.add(chosen)
       if jax.process_index() == 0:
         self._quarantine(chosen, fault)
@@ -209,7 +210,7 @@ class Checkpointer:
     if jax.process_count() > 1:
       choice = int(multihost_utils.broadcast_one_to_all(np.int32(choice)))
     if choice < 0:
-      raise ValueError(error)
+      raise UserError(error)
     return choice
 
   def _verified(self, step: int | None, passed: set[int]) -> tuple[int, str]:
@@ -275,13 +276,13 @@ def shapes(directory: str | os.PathLike) -> dict[str, tuple[int, ...]]:
   """
   found = steps(directory)
   if not found:
-    raise ValueError(f'{directory} holds no checkpoint')
+    raise UserError(f'{directory} holds no checkpoint')
   path = pathlib.Path(directory) / str(found[-1]) / _META
   try:
     leaves = json.loads(path.read_bytes())['leaves']
     return {k: tuple(shape) for k, (shape, _) in leaves.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f'cannot read {path}: {e}') from None
+    raise UserError(f'cannot read {path}: {e}') from None
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -292,7 +293,7 @@ def named(tree: Any) -> dict[str, Any]:
     for path, leaf in flat
   }
   if len(named) != len(flat):
-    raise ValueError("two leaves of the state share a name; no '/' in keys")
+    raise UserError("two leaves of the state share a name; no '/' in keys")
   return named
 
 
@@ -330,6 +331,6 @@ def _check(
   ]
   if faults:
     more = f'; and {len(faults) - 8} more' if len(faults) > 8 else ''
-    raise ValueError(
+    raise UserError(
       f'checkpoint {path} does not fit the state: {"; ".join(faults[:8])}{more}'
     )

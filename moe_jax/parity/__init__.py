@@ -1,0 +1,1 @@
+"""The grid: layers on simulated meshes against NumPy loops."""

@@ -1,0 +1,1 @@
+"""Run folders: workdir, config, checkpoints, what is written, progress."""
