@@ -25,7 +25,7 @@ routers.py compares the causal ones, seed by seed.
 
 import dataclasses
 
-from configs import quickstart, routers
+from configs import base, routers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,8 @@ def get_config(arg=''):
   chosen = parse(arg)
   if chosen['size'] not in SIZES:
     raise ValueError(f'no size {chosen["size"]!r}; valid: {", ".join(SIZES)}')
-  s, config = SIZES[chosen['size']], quickstart.get_config()
-  config.unlock()
-  config.cpu_devices = 1
-  config.mesh = 'auto()'
+  s, config = SIZES[chosen['size']], base.get_config()
+  config.moe.layers = 'every_2'
   config.model.update(
     num_layers=s.layers,
     d_model=s.d_model,

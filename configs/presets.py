@@ -90,7 +90,7 @@ def st_moe(convention='paper', z_loss=0.001, min_capacity=4):
 
   Args:
     convention: 'paper' or 't5x'.
-    z_loss: weight; T5X's st_moe_base has 0.0001.
+    z_loss: weight; T5X's ST-MoE-Base has 0.0001.
     min_capacity: of t5x.
   """
   _choose('convention', convention, ('paper', 't5x'))
@@ -137,7 +137,7 @@ def apply(config, fields, decoder=None):
   """Sets fields of an unlocked config.
 
   Args:
-    config: a ConfigDict with the quickstart's fields.
+    config: unlocked, with the fields of base.py.
     fields: from a preset.
     decoder: fields of `moe` that differ in an encoder-decoder's decoder.
   """

@@ -65,7 +65,7 @@ def apply(config, name: str, experts: int, ffn: str = ''):
   """Sets a preset's fields in an unlocked config; returns the config.
 
   Args:
-    config: with the quickstart's fields, `model.d_model` and `moe.group_size`
+    config: with base.py's fields, `model.d_model` and `moe.group_size`
       as they shall be.
     name: one of `names()`.
     experts: dense FFNs that all experts together amount to.

@@ -30,7 +30,7 @@ def compare(T: int, E: int, *, spread: float = 1.0, seed: int = 0):
   """Rows under HEAD, and rows under LOSS_HEAD, of T tokens and E experts."""
   import numpy as np
 
-  from configs import presets, quickstart
+  from configs import base, presets
   from moe_jax.analysis import conventions
   from moe_jax.models import factory
 
@@ -51,8 +51,7 @@ def compare(T: int, E: int, *, spread: float = 1.0, seed: int = 0):
   cases += [('V-MoE', presets.vmoe())]
   cases += [('V-MoE, batch-prioritised', presets.vmoe(batch_prioritized=True))]
   for name, fields in cases:
-    config = quickstart.get_config()
-    config.unlock()
+    config = base.get_config()
     sizes = {'moe.group_size': T, 'moe.num_experts': E}
     presets.apply(config, fields | sizes)
     stack = factory.moe_fields(config)['decoder']

@@ -1,6 +1,6 @@
 """Counts a model and its placement on a mesh, without devices and data.
 
-  python -m experiments.describe --config=configs/st_moe_32b.py \\
+  python -m experiments.describe --config=configs/st_moe.py:32b \\
       --mesh='exact(data=8,expert=16)'
 
 Prints parameters by part, total and active; model FLOPs; bytes on each device

@@ -1,6 +1,6 @@
 """Compares the dispatch algorithms for a config's MoE layers, without devices.
 
-  python -m experiments.plan --config=configs/st_moe_32b.py \\
+  python -m experiments.plan --config=configs/st_moe.py:32b \\
       --mesh='data=8,expert=16'
 
 For `einsum`, `scatter`, `gather_reduce` and `ragged_all_to_all` (with the

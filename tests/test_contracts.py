@@ -11,7 +11,6 @@ import sys
 import pytest
 
 import moe_jax
-from configs import quickstart
 from moe_jax import registry
 from tests import rows
 
@@ -201,9 +200,3 @@ def test_registry_needs_what_a_method_needs():
     registry.build('experts', 'mlp()')
   with pytest.raises(ValueError, match="unknown family 'router'"):
     registry.build('router', 'switch()')
-
-
-def test_quickstart_variants():
-  assert quickstart.get_config('dense').moe.layers == 'none'
-  with pytest.raises(ValueError, match="'sparse'; valid: moe, dense"):
-    quickstart.get_config('sparse')

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from configs import presets, quickstart
+from configs import base, presets
 from experiments import conventions as program
 from moe_jax.analysis import conventions
 from moe_jax.models import factory
@@ -37,8 +37,7 @@ CASES = {
 
 
 def layer(fields):
-  config = quickstart.get_config()
-  config.unlock()
+  config = base.get_config()
   sizes = {'moe.num_experts': E, 'moe.group_size': T}
   presets.apply(config, fields | sizes)
   stack = factory.moe_fields(config)['decoder']
@@ -113,7 +112,7 @@ def test_presets_set_what_their_tables_say():
     (lambda: presets.st_moe('mtf'), "convention='mtf'; valid: paper, t5x"),
     (lambda: presets.switch(ffn='silu'), "ffn='silu'; valid: relu, geglu"),
     (
-      lambda: presets.apply(quickstart.get_config(), {'moe.groups': 1}),
+      lambda: presets.apply(base.get_config(), {'moe.groups': 1}),
       "no field 'moe.groups'",
     ),
   ],

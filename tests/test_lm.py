@@ -5,7 +5,7 @@ import functools
 import jax
 import pytest
 
-from configs import lm, quickstart, routers
+from configs import base, lm, routers
 from moe_jax import registry
 from moe_jax.models import factory
 from moe_jax.runs import configs as configs_lib
@@ -84,8 +84,8 @@ def test_every_router_and_rule_has_a_preset(small):
     assert set(registry.names(family)) - set(used) <= NO_PRESET, family
 
 
-def test_structure_is_the_quickstarts(small):
-  plain = configs_lib.flatten(quickstart.get_config())
+def test_structure_is_the_schemas(small):
+  plain = configs_lib.flatten(base.get_config())
   for config in small.values():
     assert config.is_locked
     assert set(configs_lib.flatten(config)) == set(plain)
@@ -205,7 +205,7 @@ def test_base_is_well_formed():
 def test_other_names_and_another_ffn():
   assert lm.get_config('router=mixtral') == lm.get_config('router=top_k')
   assert lm.get_config('') == lm.get_config('size=small,router=switch')
-  config = quickstart.get_config()
+  config = base.get_config()
   with config.unlocked():
     routers.apply(config, 'switch', 4, ffn=routers.SWIGLU)
     assert config.moe.experts == config.model.ffn == routers.SWIGLU

@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from configs import quickstart
+from configs import base
 from moe_jax.runs import (
   checkpoint,
   config_history,
@@ -38,7 +38,7 @@ def old(tmp_path, monkeypatch):
 
 def today():
   """Its config as one writes it today: what is new stays at its default."""
-  config = quickstart.get_config()
+  config = base.get_config()
   theirs = configs.from_dict(workdir_lib.read_config('run'))
   with config.unlocked():
     config.update(theirs)
@@ -51,7 +51,7 @@ def lines(path):
 
 def test_its_fields_are_known(old):
   """A field that is new, renamed or gone has a line in `config_history`."""
-  now = configs.flatten(quickstart.get_config())
+  now = configs.flatten(base.get_config())
   then = configs.flatten(config_history.upgrade(old))
   missing = sorted(now.keys() ^ then.keys())
   assert not missing, f'no line in config_history.CHANGES for {missing}'

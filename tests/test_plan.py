@@ -478,7 +478,7 @@ def test_text_is_aligned():
 
 def test_program():
   flags = (
-    '--config=configs/st_moe_32b.py',
+    '--config=configs/st_moe.py:32b',
     '--mesh=data=8,expert=16',
     '--json',
   )

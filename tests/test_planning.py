@@ -398,7 +398,7 @@ def test_units(value, si, binary):
 def test_program():
   """One JSON object on stdout; on a mesh of 512 devices that are not there."""
   result, out = mains.call(
-    *('describe', '--config=configs/st_moe_32b.py', '--json'),
+    *('describe', '--config=configs/st_moe.py:32b', '--json'),
     '--mesh=exact(data=8, expert=16, model=4)',
   )
   assert not result

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from configs import quickstart
+from configs import base
 from experiments import tables
 from moe_jax import registry
 from moe_jax.models import factory
@@ -112,7 +112,7 @@ def test_links_between_pages_lead_somewhere():
 def test_every_field_of_a_config_is_explained():
   text = (ROOT / 'configs' / 'README.md').read_text()
   explained = re.findall(r'`([a-z_.]+)`', text[text.index('## Every field') :])
-  config = quickstart.get_config()
+  config = base.get_config()
   fields = [
     f'{group}.{name}' if hasattr(value, 'items') else group
     for group, value in config.items()

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from configs import quickstart
+from configs import base
 from experiments import sweep as sweep_main
 from moe_jax.plots import ablations
 from moe_jax.studies import (
@@ -24,7 +24,7 @@ STUDY = '''"""A study for tests: two arms.
 
 More.
 """
-from configs import quickstart
+from configs import base
 
 SEEDS = {{'quick': 3}}
 SECONDS = {{'quick': 90}}
@@ -32,7 +32,7 @@ COLUMNS = (('loss', 'the loss', '.2f'), ('absent', 'none', '.2f'))
 
 
 def get_config(arg='quick'):
-  return quickstart.get_config()
+  return base.get_config()
 
 
 def sweep(add, size, config):
@@ -135,7 +135,7 @@ def test_a_study_is_read(path):
   assert study.config_of(study.arm('b'), 4).train.steps == 8
   assert study.config_of(study.arm('b'), 4).moe.decoder.router == 'switch()'
   assert study.config_of(study.arm('a'), 4).seed == 4
-  assert study.config.train.steps == quickstart.get_config().train.steps
+  assert study.config.train.steps == base.get_config().train.steps
   assert study_lib.load(path, seeds=2).arm('a').seeds == (0, 1)
 
 
@@ -171,7 +171,7 @@ def test_a_missing_study_or_size(path):
 
 def test_the_command_line_decides_arms(path, tmp_path):
   more = "  add(f'own_{config.train.steps}', {'data.dir': config.data.dir})"
-  config = quickstart.get_config()
+  config = base.get_config()
   with config.unlocked():
     config.train.steps, config.data.dir = 77, 'x'
   study = study_lib.load(_study_file(tmp_path, more=more), config=config)

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from configs import quickstart
+from configs import base
 
 WORDS = b'the router sends each token to one expert and the expert answers '
 
 
 def config(**overrides):
-  """The quickstart's structure at toy sizes; overrides by dotted name."""
-  c = quickstart.get_config()
-  c.unlock()
+  """A small sparse decoder; overrides by dotted name."""
+  c = base.get_config()
   small = {
+    'cpu_devices': 8,
     'mesh': 'auto(expert=4)',
     'model.num_layers': 2,
     'model.d_model': 16,

@@ -8,7 +8,7 @@ arm (`fine_tuning`).
 
 import ml_collections
 
-from configs import quickstart, t5_family
+from configs import base, st_moe
 
 SIZES = ('quick', 'gpu', 'paper')
 
@@ -26,10 +26,7 @@ def small(size, steps):
     size: 'quick' or 'gpu'.
     steps: {size: optimizer steps}.
   """
-  config = quickstart.get_config()
-  config.unlock()
-  config.cpu_devices = 1
-  config.mesh = 'auto()'
+  config = base.get_config()
   large = size == 'gpu'
   config.model.update(
     num_layers=8 if large else 2,
@@ -99,8 +96,7 @@ def fine_tuning(size):
   check(size)
   steps = STEPS[size]
   if size == 'paper':
-    config = t5_family.st_moe('large_geglu', '', num_experts=32, sequences=4)
-    config.model.remat = 'full'
+    config = st_moe.get_config('l').unlock()
   else:
     config = small(size, {size: steps})
     # Two or four blocks in each stack.

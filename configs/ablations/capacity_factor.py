@@ -23,7 +23,7 @@ stand as losses in nats, lower is better, of tokens of 32,000 pieces, where ours
 are of bytes.
 """
 
-from configs import t5_family
+from configs import st_moe
 from configs.ablations import base
 
 STEPS = {'quick': 240, 'gpu': 4000}
@@ -43,10 +43,7 @@ def get_config(arg='quick'):
   size = arg or 'quick'
   base.check(size)
   if size == 'paper':
-    config = t5_family.st_moe(
-      'large_geglu', '', num_experts=32, sequences=4, z_loss=0.001
-    )
-    config.model.remat = 'full'
+    config = st_moe.get_config('l').unlock()
     config.train.steps = 100_000
   else:
     config = base.small(size, STEPS)

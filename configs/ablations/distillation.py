@@ -21,7 +21,7 @@ All students learn from the one teacher of seed 0. The papers' numbers are
 losses in nats of tokens of 32,000 pieces.
 """
 
-from configs import t5_family
+from configs import switch
 from configs.ablations import base
 
 STEPS = {'quick': 600, 'gpu': 8000}
@@ -39,7 +39,7 @@ def get_config(arg='quick'):
   size = arg or 'quick'
   base.check(size)
   if size == 'paper':
-    config = t5_family.switch('base', '', num_experts=64, sequences=16)
+    config = switch.get_config('base_64').unlock()
   else:
     config = base.small(size, STEPS)
     # As in `sparse_dense.py`: drops would grow with the number of experts.

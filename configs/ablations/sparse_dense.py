@@ -19,7 +19,7 @@ The papers' numbers are losses in nats of tokens of 32,000 pieces after 500,000
 steps of 2^20 tokens; ours are of bytes, after half a million of them.
 """
 
-from configs import t5_family
+from configs import switch
 from configs.ablations import base
 
 STEPS = {'quick': 500, 'gpu': 8000}
@@ -39,7 +39,7 @@ def get_config(arg='quick'):
   size = arg or 'quick'
   base.check(size)
   if size == 'paper':
-    return t5_family.switch('base', '', num_experts=8, sequences=16).lock()
+    return switch.get_config('base_8')
   config = base.small(size, STEPS)
   # Drops would grow with E in groups of one sequence; a group is the batch.
   config.moe.group_size = config.train.batch_size * config.data.seq_len

@@ -19,7 +19,7 @@ That models diverge is not to be seen at these sizes (the paper says so of its
 own small ones); what the pieces cost or win is.
 """
 
-from configs import t5_family
+from configs import st_moe
 from configs.ablations import base
 
 STEPS = {'quick': 260, 'gpu': 4000}
@@ -42,8 +42,7 @@ def get_config(arg='quick'):
   size = arg or 'quick'
   base.check(size)
   if size == 'paper':
-    config = t5_family.st_moe('large_geglu', '', num_experts=32, sequences=4)
-    config.model.remat = 'full'
+    config = st_moe.get_config('l').unlock()
     config.train.steps = 20_000
     config.moe.router = 'switch()'
   else:

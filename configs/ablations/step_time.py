@@ -15,7 +15,7 @@ of 512 tokens, 40 steps; 9 arms, 3 seeds each, 8 minutes on 2 CPU cores. `gpu`:
 run.
 """
 
-from configs import t5_family
+from configs import switch
 from configs.ablations import base
 
 STEPS = {'quick': 40, 'gpu': 100}
@@ -31,7 +31,7 @@ def get_config(arg='quick'):
   size = arg or 'quick'
   base.check(size)
   if size == 'paper':
-    config = t5_family.switch('base', '', num_experts=128, sequences=16)
+    config = switch.get_config('base_128').unlock()
   else:
     config = base.small(size, STEPS)
   # Causal for top-2, too.
