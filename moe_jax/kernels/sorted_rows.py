@@ -1,4 +1,4 @@
-"""Rows sorted by expert, without gaps, and the way there and back.
+"""Rows sorted by expert, without gaps.
 
 An expert's rows stand together, group after group, and in a group by seat.
 All places are arithmetic on the sizes of queues: nothing is sorted here.
