@@ -27,30 +27,56 @@ def buffer_edges(seated: types.Seated) -> jax.Array:
   return jnp.where(real_EC, edge_EC, N)
 
 
-def first_alone(b_ED: jax.Array, model: tuple[str, ...]) -> jax.Array:
+def buffers(seated: types.Seated, T: int, C: int) -> permute.Rows:
+  """The expert buffers [E, G, C, D] of G groups of T tokens, flattened.
+
+  Args:
+    seated: with leading axis G.
+    T: tokens of a group.
+    C: rows of an expert in a group, at least `seated.rows`.
+  """
+  r, E = seated.routing, seated.routing.num_experts
+  G, N = r.token_N.shape
+  group_G1 = jnp.arange(G, dtype=jnp.int32)[:, None]
+  row_GN = (r.expert_N * G + group_G1) * C + seated.slot_N
+  row_GN = jnp.where(seated.kept_N, row_GN, E * G * C)
+  edge_EGC = jax.vmap(buffer_edges, out_axes=1)(seated)
+  padding = ((0, 0), (0, 0), (0, C - seated.rows))
+  edge_EGC = jnp.pad(edge_EGC, padding, constant_values=N)
+  number_EGC = permute.number(group_G1, edge_EGC, G, N, T, r.choices)
+  edge_R = jnp.where(edge_EGC == N, G * N, number_EGC).reshape(-1)
+  return permute.Rows(
+    r.token_N, r.weight_N, row_GN, edge_R, T, r.choices, r.weight_on
+  )
+
+
+def first_alone(b: jax.Array, model: tuple[str, ...]) -> jax.Array:
   """b on the first device of the axis `model`, zeros on its others."""
   if not model:
-    return b_ED
-  return jnp.where(jax.lax.axis_index(model) == 0, b_ED, jnp.zeros_like(b_ED))
+    return b
+  return jnp.where(jax.lax.axis_index(model) == 0, b, jnp.zeros_like(b))
 
 
-def buffer_ops(R: int, model: tuple[str, ...], drop=None) -> experts_base.Ops:
+def buffer_ops(
+  R: int, model: tuple[str, ...], drop=None, E: int = 1
+) -> experts_base.Ops:
   """Operations on buffers [E, R, D].
 
   Args:
     R: rows of an expert.
     model: the mesh axis that the hidden width is split over, or ().
     drop: from `dropper`; None drops nothing.
+    E: experts that a vector of all of them is laid on.
   """
 
-  def spread(b_EF):
-    E, F = b_EF.shape
-    return permute.laid(b_EF[:, None], (E, R, F))
+  def spread(b):
+    own = len(b) if b.ndim == 2 else E
+    return permute.laid(b[..., None, :], (own, R, b.shape[-1]))
 
   return experts_base.Ops(
-    dot=batched.product,
+    dot=lambda x, w: (batched.product if w.ndim == 3 else jnp.dot)(x, w),
     spread=spread,
-    once=lambda b_ED: spread(first_alone(b_ED, model)),
+    once=lambda b: spread(first_alone(b, model)),
     drop=drop or (lambda hidden, rate, mask: hidden),
   )
 
@@ -113,26 +139,25 @@ def exchanged_groups(axes: Axes, G: int) -> jax.Array:
   return first + jnp.arange(n * G, dtype=jnp.int32)
 
 
-def local_experts(axes: Axes, params: experts_base.Params) -> jax.Array:
-  """int32 [e], global numbers of this device's experts."""
-  e = jax.tree.leaves(params)[0].shape[0]
+def local_experts(axes: Axes, e: int) -> jax.Array:
+  """int32 [e], global numbers of this device's e experts."""
   return collectives.index(axes.expert) * e + jnp.arange(e, dtype=jnp.int32)
 
 
-def exchanged_ops(key, params, axes: Axes, G: int, C: int, seats=None):
+def exchanged_ops(key, e: int, axes: Axes, G: int, C: int, seats=None):
   """`buffer_ops` for the rows [e, n * G * C, D] that an all-to-all brought.
 
   Args:
     key, axes: as in `Dispatch`.
-    params: this device's experts.
+    e: this device's experts.
     G, C: groups of a device, rows of an expert in a group.
     seats: the range of an expert's rows that are there; None is all C.
   """
   group = exchanged_groups(axes, G)[:, None]
   seat = jnp.asarray(seats or range(C), jnp.int32)
   rows_R = (group * C + seat).reshape(-1)
-  drop = dropper(key, local_experts(axes, params), rows_R, axes)
-  return buffer_ops(rows_R.size, axes.model, drop)
+  drop = dropper(key, local_experts(axes, e), rows_R, axes)
+  return buffer_ops(rows_R.size, axes.model, drop, e)
 
 
 def kept_counts(seated: types.Seated) -> jax.Array:
@@ -159,13 +184,13 @@ def run_sorted(
     seated: of this device's groups.
     matmul: call string of `kernels.grouped`.
   """
-  R, (H, _) = rows_RD.shape[0], count_Ge.shape
+  R, (H, e) = rows_RD.shape[0], count_Ge.shape
   product, size_e = grouped.build(matmul), count_Ge.sum(0)
   drop = None
   if key is not None:
     queue_R, slot_R = sorted_rows.segment(count_Ge.T.reshape(-1), R)
     group_H = exchanged_groups(axes, H // axes.size(axes.expert))
-    expert_R = local_experts(axes, params)[queue_R // H]
+    expert_R = local_experts(axes, e)[queue_R // H]
     row_R = group_H[queue_R % H] * seated.rows + slot_R
     drop = sorted_dropper(key, expert_R, row_R, axes)
   ops = sorted_ops(product, size_e, R, axes.model, drop)
@@ -182,15 +207,22 @@ def sorted_ops(matmul, size_e, R: int, model: tuple[str, ...], drop=None):
     model, drop: as in `buffer_ops`.
   """
 
+  # What all experts share belongs to one group of all their rows: a product
+  # that leaves the rows past them out, which may hold anything.
+  def dot(x_RA, w):
+    if w.ndim == 2:
+      return matmul(x_RA, w[None], size_e.sum(keepdims=True))
+    return matmul(x_RA, w, size_e)
+
   # A product with ones, because its gradient is then a sum over an expert's
   # rows in float32, and not a scatter-add; rows of no expert get zeros.
-  def spread(b_eF):
-    return matmul(jnp.ones((R, 1), b_eF.dtype), b_eF[:, None], size_e)
+  def spread(b):
+    return dot(jnp.ones((R, 1), b.dtype), b[..., None, :])
 
   return experts_base.Ops(
-    dot=lambda x, w: matmul(x, w, size_e),
+    dot=dot,
     spread=spread,
-    once=lambda b_eD: spread(first_alone(b_eD, model)),
+    once=lambda b: spread(first_alone(b, model)),
     drop=drop or (lambda hidden, rate, mask: hidden),
   )
 
@@ -247,7 +279,7 @@ def gather_reduce(
   count_He = jax.lax.dynamic_slice_in_dim(count_HE, first, e, axis=1)
   R = most_rows(seated, x_HTD.shape[0], e)
   row_HN = sorted_rows.places(expert_HN - first, slot_HN, count_He, R)
-  rows = sorted_rows.Rows(
+  rows = sorted_rows.rows(
     token_HN, weight_HN, row_HN, R, T, r.choices, r.weight_on
   )
   y_RD = run_sorted(

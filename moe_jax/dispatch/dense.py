@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.dispatch import base
+from moe_jax.experts import base as experts_base
 from moe_jax.kernels import permute
 from moe_jax.parallel import collectives
 
@@ -24,12 +25,13 @@ class Dense(base.Dispatch):
 
   def __call__(self, experts, params, x_GTD, seated, axes, key):
     r, E = seated.routing, seated.routing.num_experts
-    params = jax.tree.map(
-      lambda w: collectives.gather_weights(
-        w, axes.expert, dim=0, name='dense_weights', dtype=w.dtype
-      ),
-      params,
+    gather = lambda w: collectives.gather_weights(
+      w, axes.expert, dim=0, name='dense_weights', dtype=w.dtype
     )
+    stacked = experts_base.is_stacked
+    params = {
+      k: gather(w) if stacked(experts.axes[k]) else w for k, w in params.items()
+    }
     all_E = jnp.arange(E, dtype=jnp.int32)
 
     def one_group(x_TD, r, kept_N, slot_N, group):
@@ -40,7 +42,7 @@ class Dense(base.Dispatch):
         weight_N = kept_N.astype(jnp.float32)
       seat_N = group * seated.rows + slot_N
       drop = base.dropper(key, all_E, seat_N, axes)
-      ops = base.buffer_ops(x_ND.shape[0], axes.model, drop)
+      ops = base.buffer_ops(x_ND.shape[0], axes.model, drop, E)
       y_END = experts(params, permute.laid(x_ND, (E, *x_ND.shape)), ops)
       chosen_N = jnp.minimum(r.expert_N, E - 1)
       y_ND = y_END[chosen_N, jnp.arange(chosen_N.shape[0])]

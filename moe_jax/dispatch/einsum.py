@@ -52,7 +52,8 @@ class Einsum(base.Dispatch):
       concat=1,
       name=collectives.DISPATCHED,
     )
-    rows = experts(params, rows, base.exchanged_ops(key, params, axes, G, C))
+    ops = base.exchanged_ops(key, len(rows), axes, G, C)
+    rows = experts(params, rows, ops)
     rows = collectives.all_to_all(
       rows, axes.expert, split=1, concat=0, name=collectives.RETURNED
     )

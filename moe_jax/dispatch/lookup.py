@@ -77,18 +77,25 @@ class Lookup(base.Dispatch):
 def _ops(expert_N, model, drop):
   """Operations on one row an edge."""
 
-  def spread(w):
-    return permute.look_up(w, expert_N)
+  def spread(b):
+    if b.ndim == 1:
+      return permute.laid(b, (expert_N.size, b.size))
+    return permute.look_up(b, expert_N)
 
-  def dot(x_NA, w_eAB):
+  def dot(x_NA, w):
+    if w.ndim == 2:
+      return jnp.dot(x_NA, w)
     y_NB = jnp.einsum(
-      'na,nab->nb', x_NA, spread(w_eAB), preferred_element_type=jnp.float32
+      'na,nab->nb',
+      x_NA,
+      permute.look_up(w, expert_N),
+      preferred_element_type=jnp.float32,
     )
     return y_NB.astype(x_NA.dtype)
 
   return experts_base.Ops(
     dot=dot,
     spread=spread,
-    once=lambda b_eD: spread(base.first_alone(b_eD, model)),
+    once=lambda b: spread(base.first_alone(b, model)),
     drop=drop or (lambda hidden, rate, mask: hidden),
   )

@@ -143,7 +143,7 @@ def _ragged(
   row_GN = sorted_rows.places(r.expert_N, seated.slot_N, quota_GE, sent)
   clipped_GN = seated.kept_N & (row_GN == sent)
   cause_GN = jnp.where(clipped_GN, types.RECEIVER, seated.cause_N)
-  rows = sorted_rows.Rows(
+  rows = sorted_rows.rows(
     r.token_N, r.weight_N, row_GN, sent, T, r.choices, r.weight_on
   )
   rows_RD = collectives.ragged_all_to_all(

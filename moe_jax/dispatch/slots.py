@@ -42,7 +42,7 @@ class Slots(base.Dispatch):
     rows_END = collectives.all_to_all(
       rows_END, axes.expert, split=0, concat=1, name=collectives.DISPATCHED
     )
-    ops = base.exchanged_ops(key, params, axes, G, S)
+    ops = base.exchanged_ops(key, len(rows_END), axes, G, S)
     rows_END = experts(params, rows_END, ops)
     rows_END = collectives.all_to_all(
       rows_END, axes.expert, split=1, concat=0, name=collectives.RETURNED

@@ -28,15 +28,23 @@ ACTIVATIONS: dict[str, Callable] = {
 # (ST-MoE, arXiv:2202.08906, appendix J: no gain).
 MASKS = ('row', 'shared', 'expert')
 
+# Logical axes that parameters of experts may have.
+AXES = {'expert', 'embed', 'mlp', None}
+
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
   """The layout-dependent operations, bound by a dispatch to its rows.
 
+  What all experts share has no axis E: a matrix [A, B], a vector [A]. It goes
+  through these operations too, since a layout's rows may be garbage where no
+  token is; they keep it out of values and gradients.
+
   Attributes:
-    dot: (rows [..., A], w [E, A, B]) -> [..., B], each row times the matrix of
-      its own expert.
-    spread: a vector per expert [E, A], laid on the rows of that expert.
+    dot: (rows [..., A], w [E, A, B] or [A, B]) -> [..., B], each row times the
+      matrix of its own expert, or of all.
+    spread: a vector per expert [E, A], laid on the rows of that expert; or [A],
+      on all.
     once: like `spread`, for a vector added after a product whose inner
       dimension is split over the `model` axis: those partial sums are added up
       later, so only one of them may hold it.
@@ -57,7 +65,8 @@ class Experts(abc.ABC):
   width is a partial sum.
 
   Attributes:
-    axes: logical axes of each parameter, the first of them 'expert'.
+    axes: logical axes of each parameter. The first is 'expert', but for the
+      matrices and vectors that all experts share, which have none.
     dropout: rate on the hidden activations in training.
   """
 
@@ -83,6 +92,52 @@ class Experts(abc.ABC):
     """
     del params, total
     return {}
+
+
+def is_stacked(axes: tuple[str | None, ...]) -> bool:
+  """Whether a parameter with these axes has a part for each expert."""
+  return axes[:1] == ('expert',)
+
+
+def initialise(
+  kind: Experts, key: jax.Array, E: int, D: int, identical: bool = False
+) -> Params:
+  """`kind.init`, held against `kind.axes`; all experts equal if `identical`.
+
+  Raises:
+    ValueError: names the parameter that does not fit its axes.
+  """
+  drawn = 1 if identical else E
+  params, axes = kind.init(key, drawn, D), kind.axes
+  for k in params | axes:
+    shape = params[k].shape if k in params else None
+    wrong = _misfit(shape, axes.get(k), drawn, D)
+    if wrong:
+      raise UserError(
+        f'experts {type(kind).__name__}: parameter {k!r} of shape {shape} does '
+        f'not fit its axes {axes.get(k)}: {wrong}'
+      )
+  whole = lambda v: jnp.broadcast_to(v, (E, *v.shape[1:]))
+  return {k: whole(v) if is_stacked(axes[k]) else v for k, v in params.items()}
+
+
+def _misfit(shape, axes, E: int, D: int) -> str:
+  """What is wrong with a parameter; '' if nothing."""
+  if shape is None or axes is None:
+    return f'`{"axes" if axes is None else "init"}` lacks it'
+  if not set(axes) <= AXES:
+    return f'valid: {", ".join(map(repr, sorted(AXES, key=str)))}'
+  if len(axes) != len(shape):
+    return f'{len(shape)} dimensions, {len(axes)} axes'
+  if 'expert' in axes[1:]:
+    return "'expert' must be the first"
+  if not is_stacked(axes) and len(shape) > 2:
+    return 'what all experts share is a matrix or a vector'
+  sizes = {'expert': E, 'embed': D}
+  for n, a in zip(shape, axes):
+    if n != sizes.get(a, n):
+      return f'{a!r} has size {sizes[a]}, not {n}'
+  return ''
 
 
 def activation(name: str) -> Callable:

@@ -10,6 +10,7 @@ All indices address flattened arrays: token `g * T + t`, row of the buffers.
 An index past the end reads zeros.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -164,3 +165,88 @@ def from_rows_by_edges(
   y_ND = take(y_RD, row_N).astype(jnp.float32) * weight_N[:, None]
   out = jnp.zeros((T, y_RD.shape[-1]), jnp.float32).at[token_N].add(y_ND)
   return out.astype(dtype or y_RD.dtype)
+
+
+def by_edge(v_GN: jax.Array, T: int, choices: int | None) -> jax.Array:
+  """[G N], in the order that edges of G groups are numbered in.
+
+  In storage order; K blocks of T as [K, G, T], beside tokens in the order
+  g * T + t.
+  """
+  if choices is not None:
+    v_GN = v_GN.reshape(-1, choices, T).swapaxes(0, 1)
+  return v_GN.reshape(-1)
+
+
+def number(group, edge, G: int, N: int, T: int, choices: int | None):
+  """The place in `by_edge` of a group's edge."""
+  if choices is None:
+    return group * N + edge
+  return edge // T * (G * T) + group * T + edge % T
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The edges of G groups as rows, and back.
+
+  Attributes:
+    token_GN, weight_GN: of the edges.
+    row_GN: int32, the row of each edge; R where it has none.
+    edge_R: int32, the `number` of each row's edge; G * N where it has none, and
+      is zeros.
+    tokens: T.
+    choices, weight_on: as in Routing.
+  """
+
+  token_GN: jax.Array
+  weight_GN: jax.Array
+  row_GN: jax.Array
+  edge_R: jax.Array
+  tokens: int
+  choices: int | None
+  weight_on: str
+
+  def _by_edge(self, v_GN):
+    return by_edge(v_GN, self.tokens, self.choices)
+
+  def _tokens(self):
+    """The token of each edge, where they are in no order, and of each row."""
+    (G, N), T = self.row_GN.shape, self.tokens
+    if self.choices is not None:
+      token_R = jnp.where(self.edge_R == G * N, G * T, self.edge_R % (G * T))
+      return None, token_R
+    token_GN = jnp.arange(G, dtype=jnp.int32)[:, None] * T + self.token_GN
+    token_N = token_GN.reshape(-1)
+    fill = {'mode': 'fill', 'fill_value': G * T}
+    return token_N, token_N.at[self.edge_R].get(**fill)
+
+  def collect(self, x_GTD: jax.Array) -> jax.Array:
+    """Tokens to rows [R, D], weighted where weights are on the input."""
+    x_ND = x_GTD.reshape(-1, x_GTD.shape[-1])
+    _, token_R = self._tokens()
+    if self.choices is None:
+      rows_RD = look_up(x_ND, token_R, fill=True)
+    else:
+      row_KT = self._by_edge(self.row_GN).reshape(self.choices, -1)
+      rows_RD = to_rows(x_ND, token_R, row_KT)
+    if self.weight_on == 'input':
+      weight_R = take(self._by_edge(self.weight_GN), self.edge_R)
+      rows_RD = weighted(rows_RD, weight_R)
+    return rows_RD
+
+  def combine(self, y_RD: jax.Array, dtype) -> jax.Array:
+    """Rows to the weighted sums of tokens [G, T, D]; summed in float32."""
+    G, T, D = self.row_GN.shape[0], self.tokens, y_RD.shape[-1]
+    token_N, token_R = self._tokens()
+    weight_N, row_N = map(self._by_edge, (self.weight_GN, self.row_GN))
+    if self.weight_on == 'input':
+      weight_N = jnp.ones_like(weight_N)
+    if self.choices is None:
+      y_ND = from_rows_by_edges(y_RD, weight_N, token_N, row_N, G * T, dtype)
+    else:
+      weight_N = compat.device_varying(weight_N, compat.varying(y_RD))
+      weight_KT, row_KT = (
+        v.reshape(self.choices, -1) for v in (weight_N, row_N)
+      )
+      y_ND = from_rows(y_RD, weight_KT, token_R, self.edge_R, row_KT, dtype)
+    return y_ND.reshape(G, T, D)

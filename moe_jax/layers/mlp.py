@@ -15,8 +15,8 @@ class FFN(nn.Module):
   """A feed-forward sub-layer of the kind that experts are.
 
   Attributes:
-    kind: the expert kind; its parameters lose their leading expert axis, and
-      its dropout draws for every token whatever the kind's mask.
+    kind: the expert kind; its parameters have no expert axis here, and its
+      dropout draws for every token whatever the kind's mask.
     mesh: to pin the hidden activations' sharding; None for one device.
     dtype: of the computation.
   """
@@ -29,13 +29,16 @@ class FFN(nn.Module):
   def __call__(self, x_BLD, *, train: bool):
     """x [B, L, D] -> [B, L, D] in `dtype`."""
     D, axes = x_BLD.shape[-1], self.kind.axes
-    names = tuple(axes)
 
     def init(key):
-      params = self.kind.init(key, 1, D)
-      return {
-        k: nn.LogicallyPartitioned(params[k][0], axes[k][1:]) for k in names
-      }
+      params = experts_base.initialise(self.kind, key, 1, D)
+
+      def one(k):
+        stacked = experts_base.is_stacked(axes[k])
+        v = params[k][0] if stacked else params[k]
+        return nn.LogicallyPartitioned(v, axes[k][stacked:])
+
+      return {k: one(k) for k in axes}
 
     params = self.param('ffn', init)
 

@@ -11,6 +11,7 @@ the same region.
   | router           | [D, E] replicated         | the same                    |
   | experts          | [E, D, F] over expert,    | [e, D, F / model], gathered |
   |                  |   fsdp, model             |   over fsdp                 |
+  | what they share  | [D, F] over fsdp, model   | [D, F / model], the same    |
   | aux              | replicated                | psum over batch axes        |
 """
 
@@ -240,9 +241,8 @@ class MoE(nn.Module):
   def init_experts(self, key: jax.Array, D: int):
     """Parameters of the experts for width D, with their logical axes."""
     E, axes = self.num_experts, self.experts.axes
-    w = self.experts.init(key, 1 if self.identical_experts else E, D)
-    whole = lambda v: jnp.broadcast_to(v, (E, *v.shape[1:]))
-    return {k: nn.LogicallyPartitioned(whole(v), axes[k]) for k, v in w.items()}
+    w = experts_base.initialise(self.experts, key, E, D, self.identical_experts)
+    return {k: nn.LogicallyPartitioned(v, axes[k]) for k, v in w.items()}
 
   def _region(
     self, x_BLD, tokens, carry, w_experts, shared, *, T, capacity, axes, train

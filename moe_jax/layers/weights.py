@@ -29,6 +29,9 @@ def whole(
 ) -> experts_base.Params:
   """This device's experts, gathered over fsdp, cast to `dtype`.
 
+  What all experts share is on all devices of the expert axis; it varies over
+  that axis too before it is cast, and its gradient is summed there.
+
   Weights are gathered as `dtype`; their gradients are scattered and then summed
   over `data` as float32. With W bytes of a device's whole experts in 16 bits, n
   devices of fsdp and m of data, a device puts on the wire (n - 1) / n W forward
