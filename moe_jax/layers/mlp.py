@@ -1,17 +1,20 @@
 """The dense FFN: an expert kind with one expert, outside any dispatch."""
 
+import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 from moe_jax.kernels import permute, projection
 from moe_jax.parallel import rules
 
 
-class FFN(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class FFN:
   """A feed-forward sub-layer of the kind that experts are.
 
   Attributes:
@@ -22,22 +25,41 @@ class FFN(nn.Module):
   """
 
   kind: experts_base.Experts
-  mesh: Any = None
+  mesh: jax.sharding.Mesh | None = None
   dtype: Any = jnp.float32
 
-  @nn.compact
-  def __call__(self, x_BLD, *, train: bool):
-    """x [B, L, D] -> [B, L, D] in `dtype`."""
-    D, axes = x_BLD.shape[-1], self.kind.axes
-    names = tuple(axes)
+  def init(self, key: jax.Array, D: int) -> experts_base.Params:
+    """float32 parameters for model width D."""
+    return {k: v[0] for k, v in self.kind.init(key, 1, D).items()}
 
-    def init(key):
-      params = self.kind.init(key, 1, D)
-      return {
-        k: nn.LogicallyPartitioned(params[k][0], axes[k][1:]) for k in names
-      }
+  def axes(self) -> dict[str, tuple[str | None, ...]]:
+    """Logical axes of each parameter."""
+    return {k: names[1:] for k, names in self.kind.axes.items()}
 
-    params = self.param('ffn', init)
+  def draws(self, train: bool) -> bool:
+    """Whether a call takes a key."""
+    return train and self.kind.dropout > 0
+
+  def __call__(
+    self,
+    params: experts_base.Params,
+    x_BLD: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    train: bool,
+  ) -> jax.Array:
+    """x [B, L, D] -> [B, L, D] in `dtype`; the key is that of its dropout."""
+    if self.draws(train) and key is None:
+      raise UserError(
+        f'dropout={self.kind.dropout} of a dense FFN in training needs a key'
+      )
+
+    def drop(hidden_BLF, rate, mask):
+      if not (train and rate):
+        return hidden_BLF
+      keep_BLF = jax.random.bernoulli(key, 1 - rate, hidden_BLF.shape)
+      zeros_BLF = jnp.zeros_like(hidden_BLF)
+      return jax.lax.select(keep_BLF, hidden_BLF / (1 - rate), zeros_BLF)
 
     def spread(b):
       shape = (*x_BLD.shape[:-1], b.shape[-1])
@@ -49,7 +71,7 @@ class FFN(nn.Module):
       dot=functools.partial(projection.project, 'bld,df->blf'),
       spread=spread,
       once=spread,
-      drop=lambda x, rate, _: nn.Dropout(rate, deterministic=not train)(x),
+      drop=drop,
     )
     y_BLD = self.kind(params, x_BLD.astype(self.dtype), ops)
     return rules.constrain(y_BLD, ('batch', None, None), self.mesh)
