@@ -55,7 +55,7 @@ def compare(T: int, E: int, *, spread: float = 1.0, seed: int = 0):
     sizes = {'moe.group_size': T, 'moe.num_experts': E}
     presets.apply(config, fields | sizes)
     stack = factory.moe_fields(config)['decoder']
-    layer = factory.moe_partial(config, stack)(parent=None)
+    layer = factory.moe_layer(config, stack)
     top_2 = layer if name == 'moe_jax, top-2' else top_2
     m = conventions.measure(layer, logits_TE, mask_T)
     layers = 12 if config.train.balance_over_layers == 'sum' else 1

@@ -225,7 +225,7 @@ class MoEAux:
     load_E: int32, assignments that wanted each expert, before drops.
     cause: int32 [6], assignments by cause, in the order of CAUSES.
     health: sums over real tokens, and their number, from which
-      `analysis.health` makes rates: see `balancing.health`.
+      `analysis.health` makes rates: see `layers.statistics`.
     record: with `MoE.record`, the edges of all groups: int32 'token',
       'expert', 'cause' and f32 'weight', [G, N]; else {}.
   """

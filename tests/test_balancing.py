@@ -10,7 +10,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from tests import reference, reference_balancing, rows
 
 G, T, E, K, B = 4, 6, 5, 2, 2  # two sequences of two groups each
@@ -146,14 +146,16 @@ def test_packing_changes_nothing(spec):
 
 def test_a_layer_knows_the_documents_of_its_rows():
   """Packed into a row, or one a row: the same loss by sequence."""
-  layer = moe.MoE(
-    num_experts=4,
-    router=registry.build('routers', 'top_k(k=2)'),
-    experts=registry.build('experts', 'mlp(d_ff=4)'),
-    dispatch=registry.build('dispatch', 'einsum()'),
-    balance=(registry.build('balancing', 'sequence_loss(weight=1.0)'),),
-    group_size=4,
-    capacity_factor=None,
+  layer = linen.MoE(
+    moe.MoE(
+      num_experts=4,
+      router=registry.build('routers', 'top_k(k=2)'),
+      experts=registry.build('experts', 'mlp(d_ff=4)'),
+      dispatch=registry.build('dispatch', 'einsum()'),
+      balance=(registry.build('balancing', 'sequence_loss(weight=1.0)'),),
+      group_size=4,
+      capacity_factor=None,
+    )
   )
   x = jax.random.normal(jax.random.key(0), (1, 8, 6))
   init = functools.partial(layer.init, train=False)

@@ -12,7 +12,7 @@ from scipy import optimize
 from moe_jax import registry, types
 from moe_jax.balancing import base
 from moe_jax.kernels import order_statistics
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.parallel import mesh as mesh_lib
 from tests import reference, reference_balancing
 
@@ -121,14 +121,16 @@ def test_layer_solves_over_the_whole_batch_on_any_mesh():
   for sizes in ({}, {'data': 2, 'expert': 4}):
     sizes = mesh_lib.exact(**sizes)
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-    m = moe.MoE(
-      num_experts=n,
-      router=registry.build('routers', 'top_k(k=2)'),
-      experts=registry.build('experts', 'mlp(d_ff=12)'),
-      dispatch=registry.build('dispatch', 'scatter()'),
-      balance=(registry.build('balancing', rule),),
-      group_size=L,
-      mesh=mesh_lib.make(sizes, devices),
+    m = linen.MoE(
+      moe.MoE(
+        num_experts=n,
+        router=registry.build('routers', 'top_k(k=2)'),
+        experts=registry.build('experts', 'mlp(d_ff=12)'),
+        dispatch=registry.build('dispatch', 'scatter()'),
+        balance=(registry.build('balancing', rule),),
+        group_size=L,
+        mesh=mesh_lib.make(sizes, devices),
+      )
     )
     init = jax.jit(lambda k, m=m: nn.unbox(m.init(k, x, train=True)))
     v = init(jax.random.key(1))
@@ -137,7 +139,7 @@ def test_layer_solves_over_the_whole_batch_on_any_mesh():
     apply = lambda v, train, m=m: m.apply(v, x, tokens, train=train)
     y, _, aux = jax.jit(apply, static_argnums=1)(v, True)
     stats = aux.stats['bip']
-    new = base.update_states(m.balance, {'bip': jnp.zeros(n)}, {'bip': stats})
+    new = m.core.update({'bip': jnp.zeros(n)}, {'bip': stats})
     # What evaluation selects by this state is what training selected.
     v['balance']['state'] = new
     seen = jax.jit(apply, static_argnums=1)(v, False)[2].load_E

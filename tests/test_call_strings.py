@@ -1,8 +1,7 @@
 """The layer and the mesh take call strings where objects go."""
 
-import functools
+import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -48,25 +47,22 @@ def test_strings_make_the_layer_that_objects_make():
   for name, value in objects.items():
     assert getattr(made, name) == value, name
   assert made.rows(100, 1.0) == 3 != moe.MoE.rows(layer(**objects), 100, 1.0)
-  # Built once: clones, and layers of objects, keep them.
-  again = made.clone(group_size=16)
-  partial = functools.partial(layer, **STRINGS)(capacity_factor=None)
+  # Built once: copies, and layers of objects, keep them.
+  again = dataclasses.replace(made, group_size=16)
   rule = capacity.build('fixed(rows=3)')
   assert layer(**objects, capacity_rule=rule).capacity_rule is rule
   assert again.router is made.router and again.mesh is made.mesh
-  assert partial.router == made.router and partial.capacity_factor is None
 
 
 def test_it_runs():
   """With the shapes that the strings say; seven experts are routed to."""
   x = jnp.ones((2, 8, 4))
   made = layer(**STRINGS | {'balance': 'z_loss()', 'mesh': 'exact()'})
-  run = lambda x: made.init_with_output(
-    {'params': jax.random.key(0), 'router': jax.random.key(1)}, x, train=True
-  )
-  (y, _, aux), variables = jax.eval_shape(run, x)
+  params = jax.eval_shape(lambda: made.init(jax.random.key(0), 4))
+  run = lambda p, x: made(p, {}, x, key=jax.random.key(1), train=True)
+  y, _, aux = jax.eval_shape(run, params, x)
   assert y.shape == (2, 8, 4) and list(aux.losses) == ['z_loss']
-  shapes = jax.tree.map(lambda v: v.shape, nn.unbox(variables['params']))
+  shapes = jax.tree.map(lambda v: v.shape, params)
   assert (4, 5) in jax.tree.leaves(shapes['dense'], is_leaf=is_shape)
   assert (4, 4, 6) in jax.tree.leaves(shapes['experts'], is_leaf=is_shape)
   assert shapes['router'] == {'kernel': (4, 4 + 3)}

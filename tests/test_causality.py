@@ -84,7 +84,7 @@ def test_future_changes_the_past_only_where_declared(
 ):
   c = config(router, seating, factor)
   model = factory.make(c, V)
-  assert (model.stack_config.moe(parent=None).leak() == '') == causal
+  assert (model.stack_config.moe.leak() == '') == causal
   v = {'params': params()}
   apply = jax.jit(lambda b: model.apply(v, b, train=False)[0])
   rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_the_encoder_of_an_encoder_decoder_is_not_asked():
   c.unlock()
   c.moe.decoder.seating = 'token_major()'
   model = factory.make(c, V)
-  seating = [s.moe.keywords['seating'] for s in model.stacks.values()]
+  seating = [s.moe.seating for s in model.stacks.values()]
   assert [type(s).__name__ for s in seating] == [
     'BatchPrioritized',
     'TokenMajor',

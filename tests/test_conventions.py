@@ -41,7 +41,7 @@ def layer(fields):
   sizes = {'moe.num_experts': E, 'moe.group_size': T}
   presets.apply(config, fields | sizes)
   stack = factory.moe_fields(config)['decoder']
-  return factory.moe_partial(config, stack)(parent=None)
+  return factory.moe_layer(config, stack)
 
 
 @pytest.mark.parametrize('name', CASES)

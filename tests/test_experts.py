@@ -46,9 +46,7 @@ def test_one_expert_is_the_dense_ffn(row):
   one = {k: v[:1] for k, v in params.items()}
   want = kind(one, x_BLD.reshape(1, -1, D), dispatching.buffer_ops(2 * R, ()))
   ffn = mlp.FFN(kind)
-  got = ffn.apply(
-    {'params': {'ffn': {k: v[0] for k, v in one.items()}}}, x_BLD, train=False
-  )
+  got = ffn({k: v[0] for k, v in one.items()}, x_BLD, train=False)
   np.testing.assert_allclose(got.reshape(1, -1, D), want, atol=1e-6)
 
 

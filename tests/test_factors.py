@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_jax import types
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.training import plans, probes, session as session_lib
@@ -38,14 +38,16 @@ def causes(factor):
 @functools.cache
 def counted(train_factor, eval_factor):
   """The layer's counts in training and in evaluation."""
-  layer = moe.MoE(
-    num_experts=E,
-    router=f'hash(k={K})',
-    experts='mlp(d_ff=2)',
-    dispatch='scatter()',
-    group_size=T,
-    capacity_factor=train_factor,
-    eval_capacity_factor=eval_factor,
+  layer = linen.MoE(
+    moe.MoE(
+      num_experts=E,
+      router=f'hash(k={K})',
+      experts='mlp(d_ff=2)',
+      dispatch='scatter()',
+      group_size=T,
+      capacity_factor=train_factor,
+      eval_capacity_factor=eval_factor,
+    )
   )
   x = RNG.standard_normal((B, L, 3)).astype(np.float32)
   tokens = types.Tokens(mask=MASK, ids=IDS)
@@ -104,7 +106,7 @@ def test_a_factor_of_evaluation_is_that_of_all_stacks():
   changed = session_lib.with_eval_factor(config, 0.25)
   model = factory.make(changed, 384)
   for name, train in (('encoder', 1.0), ('decoder', 4.0)):
-    layer = model.stacks[name].moe(parent=None)
+    layer = model.stacks[name].moe
     assert (layer.capacity_factor, layer.eval_capacity_factor) == (train, 0.25)
   assert config.moe.decoder.eval_capacity_factor == 3.0
   with pytest.raises(

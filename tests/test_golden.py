@@ -14,7 +14,7 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
 from moe_jax.conversion import hugging_face, switch_config, switch_transformers
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.seating import capacity, orders, seat
 from tests.golden import checkpoints, freeze
 
@@ -71,17 +71,19 @@ def test_switch_transformers(tmp_path, case):
 
 def layer(num_experts, group_size, router, experts, rule, factor):
   """An MoE layer with the papers' two losses, and its jitted pieces."""
-  return moe.MoE(
-    num_experts=num_experts,
-    router=registry.build('routers', router),
-    experts=registry.build('experts', experts),
-    dispatch=registry.build('dispatch', 'scatter()'),
-    balance=tuple(
-      registry.build('balancing', r) for r in ('switch_loss()', 'z_loss()')
-    ),
-    group_size=group_size,
-    capacity_rule=capacity.build(rule),
-    capacity_factor=factor,
+  return linen.MoE(
+    moe.MoE(
+      num_experts=num_experts,
+      router=registry.build('routers', router),
+      experts=registry.build('experts', experts),
+      dispatch=registry.build('dispatch', 'scatter()'),
+      balance=tuple(
+        registry.build('balancing', r) for r in ('switch_loss()', 'z_loss()')
+      ),
+      group_size=group_size,
+      capacity_rule=capacity.build(rule),
+      capacity_factor=factor,
+    )
   )
 
 

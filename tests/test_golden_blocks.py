@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from tests.golden import freeze
 
 E, F = 8, 6
@@ -60,16 +60,18 @@ def layer(block):
   branch = 'gated' if block.gated else 'shared' if width else 'none'
   glu = lambda d_ff: registry.build('experts', 'glu()', d_ff=d_ff)
   clamped = registry.build('experts', 'clamped_glu()', d_ff=F)
-  return moe.MoE(
-    num_experts=E,
-    router=registry.build('routers', block.router),
-    experts=clamped if biased else glu(F),
-    dispatch=registry.build('dispatch', 'gather_reduce()'),
-    balance=(registry.build('balancing', 'loss_free_bias()'),),
-    capacity_factor=None,
-    eval_capacity_factor=None,
-    dense_branch=branch,
-    dense=glu(width) if width else None,
+  return linen.MoE(
+    moe.MoE(
+      num_experts=E,
+      router=registry.build('routers', block.router),
+      experts=clamped if biased else glu(F),
+      dispatch=registry.build('dispatch', 'gather_reduce()'),
+      balance=(registry.build('balancing', 'loss_free_bias()'),),
+      capacity_factor=None,
+      eval_capacity_factor=None,
+      dense_branch=branch,
+      dense=glu(width) if width else None,
+    )
   )
 
 

@@ -9,7 +9,7 @@ import pytest
 from moe_jax import types
 from moe_jax.analysis import health
 from moe_jax.balancing import base as balancing
-from moe_jax.layers import health as sums_of
+from moe_jax.layers import statistics
 
 
 def metrics(load, cause, used, **sums):
@@ -75,7 +75,7 @@ def test_sums_over_real_tokens():
   K, C, P = types.KEPT, types.CAPACITY, types.PADDING
   cause = jnp.array([[K, K, P, K, C, P], [C, P, P, C, P, P]])
   bias = jnp.array([0.0, 0.0, 3.0, 4.0])
-  got = sums_of.sums(r, cause, bias, balancing.Sums(r, jnp.asarray(mask), 1))
+  got = statistics.sums(r, cause, bias, balancing.Sums(r, jnp.asarray(mask), 1))
   assert got['tokens'] == 3
   assert got['used'].tolist() == [1, 1, 1] + [0] * 14
   assert got['used'].dtype == jnp.int32

@@ -1,5 +1,7 @@
 """The layer at its edges: padding, repeated experts, sizes, precision."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.seating import capacity
 from tests import rows, test_routers as contract
 
@@ -18,14 +20,16 @@ DISPATCH = [r.spec for r in rows.DISPATCH]
 def layer(router, E=2, dispatch='scatter()', T=4, **fields):
   fields = {'capacity_factor': None, 'eval_capacity_factor': None} | fields
   balance = fields.pop('balance', ())
-  return moe.MoE(
-    num_experts=E,
-    router=registry.build('routers', router),
-    experts=registry.build('experts', f'mlp(d_ff={F})'),
-    dispatch=registry.build('dispatch', dispatch),
-    balance=tuple(registry.build('balancing', b) for b in balance),
-    group_size=T,
-    **fields,
+  return linen.MoE(
+    moe.MoE(
+      num_experts=E,
+      router=registry.build('routers', router),
+      experts=registry.build('experts', f'mlp(d_ff={F})'),
+      dispatch=registry.build('dispatch', dispatch),
+      balance=tuple(registry.build('balancing', b) for b in balance),
+      group_size=T,
+      **fields,
+    )
   )
 
 
@@ -98,9 +102,9 @@ def test_a_repeated_expert_in_batches_of_any_size():
       y, cause = run(x[b : b + size], jnp.asarray(forced[b : b + size]))
       np.testing.assert_allclose(y, want[b : b + size], atol=1e-6)
       assert cause[types.KEPT] == size * L * 2
-  assert m.leak() == ''
-  seats = lambda rows_, m=m: m.clone(
-    capacity_factor=1.0, capacity_rule=capacity.fixed(rows_)
+  assert m.core.leak() == ''
+  seats = lambda rows_, m=m: dataclasses.replace(
+    m.core, capacity_factor=1.0, capacity_rule=capacity.fixed(rows_)
   ).rows(4, 1.0)
   assert [seats(n) for n in (3, 8, 9)] == [3, 8, 8]
 
@@ -207,21 +211,20 @@ def test_routers_that_compare_a_group_say_so(row, train):
 def test_dropless_groups(router, train, size):
   """Groups of 8 wanted, 12 tokens: groups of 6, or an error that says why."""
   m = layer(router, 2, T=8)
-  assert m.tokens_of_group(16, train) == 8
+  assert m.core.tokens_of_group(16, train) == 8
   if size:
-    assert m.tokens_of_group(12, train) == size
+    assert m.core.tokens_of_group(12, train) == size
   else:
     message = 'group_size=8 does not .* the router .* nearest first: 6, 4, 12,'
     with pytest.raises(ValueError, match=message):
-      m.tokens_of_group(12, train)
+      m.core.tokens_of_group(12, train)
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(
         lambda: m.init(jax.random.key(0), jnp.ones((1, 12, D)), train=train)
       )
   with pytest.raises(ValueError, match='does not divide the 12 tokens of a d'):
-    m.clone(capacity_factor=1.0, eval_capacity_factor=1.0).tokens_of_group(
-      12, train
-    )
+    factors = {'capacity_factor': 1.0, 'eval_capacity_factor': 1.0}
+    dataclasses.replace(m.core, **factors).tokens_of_group(12, train)
 
 
 def test_odd_loads_above_256_in_bfloat16():
@@ -317,12 +320,12 @@ def test_one_expert_and_one_choice():
 def test_fractional_and_local_capacities():
   """By hand: 1.1 x 5 x 1.5 / 3 = 2.75; 1.1 x 5 x 2 / 4.25 = 2.59, and 3/4."""
   m = layer('relu()', 3, T=5)
-  assert m.capacities(5, 1.1) == ((3, 3),)
+  assert m.core.capacities(5, 1.1) == ((3, 3),)
   local = (registry.build('local_experts', 'zero(count=2)'),)
   rule = capacity.build('moe_plus_plus(tau=0.75)')
   m = layer('moe_plus_plus()', 3, local_experts=local, capacity_rule=rule)
-  assert m.capacities(5, 1.1) == ((2, 3), (3, 2))
-  assert m.capacities(5, None) == ((5, 3), (5, 2))
+  assert m.core.capacities(5, 1.1) == ((2, 3), (3, 2))
+  assert m.core.capacities(5, None) == ((5, 3), (5, 2))
 
 
 def products(jaxpr):

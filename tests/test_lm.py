@@ -168,7 +168,7 @@ def test_autonomy_has_a_gated_experts_parameters(name, small):
 def test_causal_or_marked(name):
   """A preset that lets a token see later ones says so, and no other does."""
   session = session_of(name)
-  layer = session.model.stacks['decoder'].moe(parent=None)
+  layer = session.model.stacks['decoder'].moe
   assert bool(layer.leak()) == session.config.moe.allow_noncausal
   if not layer.router.causal:
     assert session.config.moe.allow_noncausal

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.local_experts import base
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.seating import capacity, seat
@@ -37,16 +37,16 @@ def test_each_kind_equals_its_loop():
 
 def layer(mesh='auto()', dispatch='scatter()', **fields):
   shape = mesh_lib.shape(mesh, 8 if 'exact' in mesh else 1, E)
-  return moe.MoE(
-    num_experts=E,
-    router=registry.build('routers', 'top_k(k=3, renormalize=False)'),
-    experts=registry.build('experts', 'mlp(d_ff=12)'),
-    dispatch=registry.build('dispatch', dispatch),
-    balance=(registry.build('balancing', "switch_loss(count='all')"),),
-    group_size=T,
-    local_experts=tuple(registry.build('local_experts', s) for s in LOCAL),
-    mesh=mesh_lib.make(shape),
-    **fields,
+  return linen.MoE(
+    moe.MoE(
+      num_experts=E,
+      router=registry.build('routers', 'top_k(k=3, renormalize=False)'),
+      experts=registry.build('experts', 'mlp(d_ff=12)'),
+      dispatch=registry.build('dispatch', dispatch),
+      balance=(registry.build('balancing', "switch_loss(count='all')"),),
+      mesh=mesh_lib.make(shape),
+      **{'group_size': T, 'local_experts': LOCAL} | fields,
+    )
   )
 
 
@@ -75,7 +75,7 @@ def run(m, params):
 
 def by_loop(m, params, factor):
   """Every token through its experts, first choices first, by hand."""
-  rule = m.capacity_rule
+  rule = m.core.capacity_rule
   C, C_local = capacity.rows(rule, factor, T, 3, E, Z)
   x = np.asarray(X, np.float64).reshape(-1, T, D)
   p = jax.tree.map(lambda v: np.asarray(v, np.float64), params)
@@ -128,8 +128,8 @@ def test_dispatches_and_meshes_agree(dispatch):
   m = layer(capacity_factor=1.0)
   params = variables(m)
   want = run(m, params)
-  on_mesh = layer('exact(data=2,expert=2,model=2)', dispatch)
-  on_mesh = on_mesh.clone(capacity_factor=1.0)
+  mesh = 'exact(data=2,expert=2,model=2)'
+  on_mesh = layer(mesh, dispatch, capacity_factor=1.0)
   got = run(on_mesh, params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
@@ -141,11 +141,12 @@ def test_dispatches_and_meshes_agree(dispatch):
 def test_what_is_local_is_not_sent():
   """The exchange of E experts is as large as without the others."""
   sizes = []
-  for kinds in ((), tuple(layer().local_experts)):
-    m = layer('exact(data=2,expert=4)').clone(
+  for kinds in ((), layer().core.local_experts):
+    m = layer(
+      'exact(data=2,expert=4)',
       group_size=4,
       local_experts=kinds,
-      capacity_rule=capacity.build('fixed(rows=4)'),
+      capacity_rule='fixed(rows=4)',
     )
     v = jax.eval_shape(
       lambda m=m: nn.meta.unbox(

@@ -352,10 +352,10 @@ def test_the_decoder_may_have_fields_of_its_own():
   stacks = model.stacks
   assert stacks['encoder'].sparse == (False, True)
   assert stacks['decoder'].sparse == (False, False)
-  assert stacks['encoder'].moe.keywords['group_size'] == 16
+  assert stacks['encoder'].moe.group_size == 16
   config.moe.decoder.layers = 'all'
   moe = factory.make(config, V).stacks['decoder'].moe
-  assert moe.keywords['group_size'] == 8
+  assert moe.group_size == 8
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The layer: every dispatch on every mesh against loops in NumPy."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from flax import struct
 
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.routers import base as routers
 from moe_jax.seating import orders
@@ -39,14 +40,16 @@ def layer(dispatch='scatter()', router='top_k()', sizes=None, **fields):
   fields = {'capacity_factor': 1.0, 'group_size': T} | fields
   first = 'all' if router in BY_EXPERT else 'first'
   rules = (f'switch_loss(count={first!r})', *RULES)
-  return moe.MoE(
-    num_experts=E,
-    router=registry.build('routers', router),
-    experts=registry.build('experts', experts, d_ff=F),
-    dispatch=registry.build('dispatch', dispatch),
-    balance=tuple(registry.build('balancing', s) for s in rules),
-    mesh=make_mesh(sizes or {}),
-    **fields,
+  return linen.MoE(
+    moe.MoE(
+      num_experts=E,
+      router=registry.build('routers', router),
+      experts=registry.build('experts', experts, d_ff=F),
+      dispatch=registry.build('dispatch', dispatch),
+      balance=tuple(registry.build('balancing', s) for s in rules),
+      mesh=make_mesh(sizes or {}),
+      **fields,
+    )
   )
 
 
@@ -297,7 +300,8 @@ def run_reordered(dispatch, order, weight_on):
   # First choices are not known without the hint.
   rule = registry.build('balancing', "switch_loss(count='all')")
   router = Reordered(order, weight_on)
-  m = m.clone(router=router, balance=(rule, *m.balance[1:]))
+  balance = (rule, *m.core.balance[1:])
+  m = linen.MoE(dataclasses.replace(m.core, router=router, balance=balance))
   return run(m, variables(experts='mlp()'))
 
 
@@ -436,7 +440,8 @@ def test_carry_reaches_the_next_layer():
       r = registry.build('routers', 'switch()')(params, x_TD, ctx)
       return r.replace(carry=ctx.carry + x_TD[:, 0])
 
-  m = layer(sizes=dict(data=2, expert=4)).clone(router=Counting())
+  m = layer(sizes=dict(data=2, expert=4))
+  m = linen.MoE(dataclasses.replace(m.core, router=Counting()))
   carry = jnp.ones((B, L))
   _, out, _ = jax.jit(lambda v, c: m.apply(v, X, None, c, train=True))(
     variables('switch()'), carry

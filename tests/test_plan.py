@@ -17,7 +17,7 @@ import pytest
 import scipy.stats
 
 from moe_jax import registry
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.parallel import hlo, mesh as mesh_lib, rules
 from moe_jax.planning import advice, comparison, layers, loads, memory, traffic
 from moe_jax.runs import writers
@@ -62,15 +62,17 @@ class Case:
     sizes = self.sizes
     devices = jax.devices()[: math.prod(sizes.values())]
     router = f'top_k(k={self.K})' if self.K > 1 else 'switch()'
-    return moe.MoE(
-      num_experts=self.E,
-      router=registry.build('routers', router),
-      experts=registry.build('experts', self.experts, d_ff=self.F),
-      dispatch=registry.build('dispatch', self.dispatch),
-      balance=(registry.build('balancing', 'switch_loss()'),),
-      group_size=self.T,
-      capacity_factor=self.factor,
-      mesh=mesh_lib.make(sizes, devices),
+    return linen.MoE(
+      moe.MoE(
+        num_experts=self.E,
+        router=registry.build('routers', router),
+        experts=registry.build('experts', self.experts, d_ff=self.F),
+        dispatch=registry.build('dispatch', self.dispatch),
+        balance=(registry.build('balancing', 'switch_loss()'),),
+        group_size=self.T,
+        capacity_factor=self.factor,
+        mesh=mesh_lib.make(sizes, devices),
+      )
     )
 
   def planned(self):
@@ -102,7 +104,7 @@ class Case:
 def traced(case):
   """Value and gradients by parameters and tokens, placed as in training."""
   layer = case.make()
-  mesh = layer.mesh
+  mesh = layer.core.mesh
   x = jax.ShapeDtypeStruct((case.B, case.L, case.D), jnp.float32)
   init = lambda: layer.init(jax.random.key(0), jnp.zeros(x.shape), train=True)
   boxed = jax.eval_shape(init)
@@ -272,12 +274,14 @@ def test_flops_of_masks_are_the_traced_ones(experts):
 
 
 def moe_layer(E=8, router='switch()', **fields):
-  return moe.MoE(
-    num_experts=E,
-    router=registry.build('routers', router),
-    experts=registry.build('experts', 'mlp(d_ff=8)'),
-    dispatch=registry.build('dispatch', 'scatter()'),
-    **fields,
+  return linen.MoE(
+    moe.MoE(
+      num_experts=E,
+      router=registry.build('routers', router),
+      experts=registry.build('experts', 'mlp(d_ff=8)'),
+      dispatch=registry.build('dispatch', 'scatter()'),
+      **fields,
+    )
   )
 
 

@@ -1,5 +1,7 @@
 """Every router in a layer: meshes and dispatches agree, gradients flow."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.parallel import mesh as mesh_lib
 from tests import rows
 
@@ -29,15 +31,17 @@ def layer(row, dispatch, mesh):
   sizes = mesh_lib.exact(**mesh)
   local = ('zero()', 'copy()') if row.local else ()
   devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-  return moe.MoE(
-    num_experts=E - row.local,
-    router=registry.build('routers', row.spec),
-    experts=registry.build('experts', row.experts),
-    dispatch=registry.build('dispatch', dispatch),
-    group_size=T,
-    capacity_factor=1.5,
-    local_experts=tuple(registry.build('local_experts', s) for s in local),
-    mesh=mesh_lib.make(sizes, devices),
+  return linen.MoE(
+    moe.MoE(
+      num_experts=E - row.local,
+      router=registry.build('routers', row.spec),
+      experts=registry.build('experts', row.experts),
+      dispatch=registry.build('dispatch', dispatch),
+      group_size=T,
+      capacity_factor=1.5,
+      local_experts=tuple(registry.build('local_experts', s) for s in local),
+      mesh=mesh_lib.make(sizes, devices),
+    )
   )
 
 
@@ -72,7 +76,7 @@ def run(m, params, carry):
 def test_layer_on_a_mesh(row):
   """Two dispatches and two meshes, one answer; every parameter learns."""
   one = layer(row, 'gather_reduce()', {})
-  carry = one.router.init_carry(B * L, E)
+  carry = one.core.router.init_carry(B * L, E)
   carry = jax.tree.map(
     lambda v: jax.random.normal(jax.random.key(3), (B, L, *v.shape[1:])), carry
   )
@@ -100,10 +104,10 @@ def test_layer_on_a_mesh(row):
 def signature(row, monkeypatch):
   """What of a routing the rest of the layer can tell apart."""
   m, routings = layer(row, 'gather_reduce()', {}), []
-  route = type(m.router).__call__
+  route = type(m.core.router).__call__
   keep = lambda *args: routings.append(route(*args)) or routings[-1]
-  monkeypatch.setattr(type(m.router), '__call__', keep)
-  carry = m.router.init_carry(B * L, E)
+  monkeypatch.setattr(type(m.core.router), '__call__', keep)
+  carry = m.core.router.init_carry(B * L, E)
   carry = jax.tree.map(lambda v: jnp.zeros((B, L, *v.shape[1:])), carry)
   init = lambda k: m.init(
     {'params': k, 'router': k}, X, KNOWN, carry, train=True
@@ -147,7 +151,8 @@ def test_what_a_router_does_not_get():
 
 def test_record_and_replay():
   """What was recorded happens again, drops and gradients included."""
-  m = layer(rows.Row('top_k(k=2)'), 'scatter()', {}).clone(record=True)
+  m = layer(rows.Row('top_k(k=2)'), 'scatter()', {})
+  m = linen.MoE(dataclasses.replace(m.core, record=True))
   init = jax.jit(lambda k: m.init(k, X, KNOWN, train=True))
   params = nn.unbox(init(jax.random.key(0)))['params']
   (_, out), gradients = run(m, params, ())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from tests import reference
 
@@ -20,14 +20,15 @@ MASK = np.arange(L) < np.array([6, 6, 4, 6, 0, 6, 5, 6])[:, None]
 def layer(mesh, **fields):
   sizes = mesh_lib.exact(**mesh)
   devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-  return moe.MoE(
-    num_experts=E,
-    router=registry.build('routers', f'soft(slots={S})'),
-    experts=registry.build('experts', 'mlp(d_ff=12)'),
-    dispatch=registry.build('dispatch', 'slots()'),
-    group_size=T,
-    mesh=mesh_lib.make(sizes, devices),
-    **{'capacity_factor': None} | fields,
+  return linen.MoE(
+    moe.MoE(
+      num_experts=E,
+      router=registry.build('routers', f'soft(slots={S})'),
+      experts=registry.build('experts', 'mlp(d_ff=12)'),
+      group_size=T,
+      mesh=mesh_lib.make(sizes, devices),
+      **{'dispatch': 'slots()', 'capacity_factor': None} | fields,
+    )
   )
 
 
@@ -103,6 +104,5 @@ def test_what_does_not_go_together():
   )
   with pytest.raises(ValueError, match='2 slots of an expert and a capacity'):
     init(layer({}, capacity_factor=0.5))
-  scatter = registry.build('dispatch', 'scatter()')
   with pytest.raises(ValueError, match='Soft and the dispatch Scatter do not'):
-    init(layer({}).clone(dispatch=scatter))
+    init(layer({}, dispatch='scatter()'))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.layers import attention, embeddings, mlp, moe
+from moe_jax.layers import attention, embeddings, linen, mlp, moe
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib
 from moe_jax.seating import seat as seating
 from tests import rows
@@ -109,7 +109,7 @@ def test_gradients_of_dense_ffns_and_embeddings():
   @jax.jit
   @jax.grad
   def both(w):
-    y = ffn.apply({'params': {'ffn': w[0]}}, jnp.ones((2, 4, D)), train=True)
+    y = ffn(w[0], jnp.ones((2, 4, D)), train=True)
     return dot(y) + dot(embed.apply(w[1], jnp.ones((2, 4), jnp.int32)))
 
   by_w, by_table = jax.device_get(both((w, table)))
@@ -123,15 +123,17 @@ def test_gradient_of_the_shared_experts_gate():
   """A sum over the width, through a product with one number a token."""
   kind = registry.build('experts', "mlp(activation='relu')", d_ff=D)
   eye = jnp.eye(D)
-  m = moe.MoE(
-    num_experts=1,
-    router=registry.build('routers', 'hash()'),
-    experts=kind,
-    dispatch=registry.build('dispatch', 'scatter()'),
-    group_size=1,
-    dense_branch='gated',
-    dense=kind,
-    dtype=BF16,
+  m = linen.MoE(
+    moe.MoE(
+      num_experts=1,
+      router=registry.build('routers', 'hash()'),
+      experts=kind,
+      dispatch=registry.build('dispatch', 'scatter()'),
+      group_size=1,
+      dense_branch='gated',
+      dense=kind,
+      dtype=BF16,
+    )
   )
   v = {
     'router': {},
@@ -186,14 +188,16 @@ def collectives(dispatch, experts):
   """(kind, shape, dtype) in the StableHLO of a layer's gradients, of 16
   devices that need not exist."""
   sizes = mesh_lib.exact(data=2, fsdp=2, expert=2, model=2)
-  m = moe.MoE(
-    num_experts=E_,
-    router=registry.build('routers', 'switch(selective_precision=False)'),
-    experts=registry.build('experts', experts, d_ff=F),
-    dispatch=registry.build('dispatch', dispatch),
-    group_size=T,
-    mesh=mesh_lib.abstract(sizes),
-    dtype=BF16,
+  m = linen.MoE(
+    moe.MoE(
+      num_experts=E_,
+      router=registry.build('routers', 'switch(selective_precision=False)'),
+      experts=registry.build('experts', experts, d_ff=F),
+      dispatch=registry.build('dispatch', dispatch),
+      group_size=T,
+      mesh=mesh_lib.abstract(sizes),
+      dtype=BF16,
+    )
   )
   x = jax.ShapeDtypeStruct((8 * G, T, D), BF16)
   init = lambda k, x: nn.unbox(m.init(k, x, train=False))

@@ -10,7 +10,7 @@ import pytest
 from flax import struct
 
 from moe_jax import registry, types
-from moe_jax.layers import moe
+from moe_jax.layers import linen, moe
 from moe_jax.models import factory, stack
 from moe_jax.routers import base as routers
 from tests import test_models, tiny
@@ -123,14 +123,16 @@ def test_shared_experts_drop_for_every_token():
   """Units of ones, half of them dropped and the others doubled, by token."""
   F, eye = 32, jnp.eye(32)
   kind = registry.build('experts', 'mlp(dropout=0.5)', d_ff=F)
-  m = moe.MoE(
-    num_experts=1,
-    router=registry.build('routers', 'random()'),
-    experts=kind,
-    dispatch=registry.build('dispatch', 'dense()'),
-    group_size=L,
-    dense_branch='shared',
-    dense=kind,
+  m = linen.MoE(
+    moe.MoE(
+      num_experts=1,
+      router=registry.build('routers', 'random()'),
+      experts=kind,
+      dispatch=registry.build('dispatch', 'dense()'),
+      group_size=L,
+      dense_branch='shared',
+      dense=kind,
+    )
   )
   v = {
     'experts': {'wi': eye[None], 'wo': 0 * eye[None]},
@@ -204,8 +206,7 @@ def test_no_two_layers_repeats_or_groups_share_their_draws():
     d_head=2,
     sparse=LAYERS,
     ffn=kind,
-    moe=functools.partial(
-      moe.MoE,
+    moe=moe.MoE(
       num_experts=8,
       router=Noted(),
       experts=kind,

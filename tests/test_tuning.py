@@ -310,7 +310,7 @@ def test_expert_dropout_is_of_experts_alone():
     }
   )
   stack = factory.make(config, 384).stacks['decoder']
-  made = stack.moe(parent=None)
+  made = stack.moe
   assert (made.experts.dropout, made.dense.dropout) == (0.4, 0.1)
   assert (stack.ffn.dropout, stack.dropout) == (0.1, 0.1)
 

@@ -96,8 +96,7 @@ def _memory(name, o, E, K, F, dispatch) -> cases.Candidate:
 
 
 def _compile(o, E, K, F, dispatch):
-  layer, variables, x, dy = layers.setup(o, E, K, F, dispatch)
-  f, *args = layers.gradient(layer, variables, x, dy)
+  f, *args = layers.gradient(*layers.setup(o, E, K, F, dispatch))
   return jax.jit(f).lower(*args).compile()
 
 

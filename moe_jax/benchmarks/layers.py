@@ -7,11 +7,9 @@ FFN has the same active FLOPs: hidden width K x F. The floor in practice is
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,7 +119,7 @@ def case(
 
 
 def setup(o: Options, E: int, K: int, F: int, dispatch: str):
-  """A layer, its variables, tokens [4, L, D] and a cotangent of its result."""
+  """A layer, its parameters, tokens [4, L, D] and a cotangent of its result."""
   router = o.router or ('switch()' if K == 1 else 'top_k()')
   layer = moe.MoE(
     num_experts=E,
@@ -135,22 +133,20 @@ def setup(o: Options, E: int, K: int, F: int, dispatch: str):
     dtype=o.dtype,
   )
   x, dy = tokens(o)
-  init = jax.jit(functools.partial(layer.init, train=False))
-  variables = nn.unbox(init(jax.random.key(2), x))
+  params = jax.jit(lambda key: layer.init(key, o.D))(jax.random.key(2))
   if o.zipf:
-    x = skew(x, variables['params']['router'], E, o.zipf)
-  return layer, variables, x, dy
+    x = skew(x, params['router'], E, o.zipf)
+  return layer, params, x, dy
 
 
-def gradient(layer, variables, x, dy):
+def gradient(layer: moe.MoE, params, x, dy):
   """The function ((parameters', tokens' gradients), aux) and its arguments."""
 
   def loss(params, x, dy):
-    y, _, aux = layer.apply(variables | {'params': params}, x, train=True)
+    y, _, aux = layer(params, layer.init_state(), x, train=True)
     return (y * dy).sum() + aux.loss, aux
 
-  step = jax.grad(loss, (0, 1), has_aux=True)
-  return step, variables['params'], x, dy
+  return jax.grad(loss, (0, 1), has_aux=True), params, x, dy
 
 
 def sparse(
@@ -174,9 +170,8 @@ def sparse(
   """
 
   def build():
-    layer, variables, x, dy = setup(o, E, K, F, dispatch)
-
-    run, facts = cases.compiled(*gradient(layer, variables, x, dy), split=split)
+    args = gradient(*setup(o, E, K, F, dispatch))
+    run, facts = cases.compiled(*args, split=split)
     aux = run()[1]
     load_E, cause = np.asarray(aux.load_E), np.asarray(aux.cause)
     facts['kept'] = float(cause[CAUSES.index('kept')] / (o.tokens * K))
@@ -194,11 +189,10 @@ def dense(o: Options, K: int, F: int, name: str = 'dense') -> cases.Candidate:
     kind = registry.build('experts', o.experts, d_ff=K * F)
     layer = mlp.FFN(kind, dtype=o.dtype)
     x, dy = tokens(o)
-    init = jax.jit(functools.partial(layer.init, train=False))
-    params = nn.unbox(init(jax.random.key(2), x))
+    params = jax.jit(lambda key: layer.init(key, o.D))(jax.random.key(2))
 
     def loss(params, x, dy):
-      return (layer.apply(params, x, train=True) * dy).sum()
+      return (layer(params, x, train=True) * dy).sum()
 
     return cases.compiled(jax.grad(loss, (0, 1)), params, x, dy)
 
@@ -222,12 +216,12 @@ def own_matmuls(o: Options, E: int, K: int, F: int) -> cases.Candidate:
       jax.random.key(i), (1, C, o.D), o.dtype
     )
     x_E, dy_E = ([normal(i + E * j) for i in range(E)] for j in range(2))
-    init = jax.jit(lambda k: nn.unbox(layer.init(k, x_E[0], train=False)))
+    init = jax.jit(lambda key: layer.init(key, o.D))
     params_E = [init(k) for k in keys]
 
     def loss(params_E, x_E, dy_E):
       return sum(
-        (layer.apply(p, x, train=True) * dy).sum()
+        (layer(p, x, train=True) * dy).sum()
         for p, x, dy in zip(params_E, x_E, dy_E)
       )
 

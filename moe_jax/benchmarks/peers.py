@@ -152,9 +152,8 @@ def _torch(
 
   def build():
     library = torch()
-    _, variables, x, dy = layers.setup(o, E, K, F, 'gather_reduce()')
-    params = jax.tree.map(_tensor, variables['params'])
-    f, weights = make(params, o, E, K, F)
+    _, params, x, dy = layers.setup(o, E, K, F, 'gather_reduce()')
+    f, weights = make(jax.tree.map(_tensor, params), o, E, K, F)
     x, dy = _tensor(x).requires_grad_(), _tensor(dy)
 
     def run():

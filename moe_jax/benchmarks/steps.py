@@ -11,7 +11,6 @@ operation of the trace goes to the part whose named scope it stands in
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -200,10 +199,8 @@ def flops(size: Size) -> float:
 
 
 def _model(size: Size, dispatch, capacity_factor, mesh) -> decoder.Decoder:
-  sparse = size.E > 0
   build: Any = registry.build
-  layer = functools.partial(
-    moe.MoE,
+  layer = moe.MoE(
     num_experts=size.E,
     router=build('routers', 'top_k(renormalize=False)', k=size.K),
     experts=scopes.Experts(build('experts', 'glu()', d_ff=size.F)),
@@ -221,9 +218,9 @@ def _model(size: Size, dispatch, capacity_factor, mesh) -> decoder.Decoder:
     d_model=size.D,
     num_heads=size.heads,
     d_head=size.D // size.heads,
-    sparse=(sparse,) * size.layers,
+    sparse=(size.E > 0,) * size.layers,
     ffn=build('experts', 'glu()', d_ff=size.K * size.F),
-    moe=layer if sparse else None,
+    moe=layer if size.E else None,
     qk_norm=True,
     scan=size.scan,
     remat=size.remat,

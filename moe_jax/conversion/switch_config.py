@@ -209,7 +209,7 @@ def config_from(config: Any, vocab_size: int) -> Config:
       continue
     out[f'num_sparse_{stack}_layers'], out[f'{stack}_sparse_step'] = steps
     if any(sparse):
-      layer = stacks[stack].moe(parent=None)
+      layer = stacks[stack].moe
       wrong += _unlike(layer, f, m.d_ff)
       _, rule = registry.parse(f['capacity_rule'])
       common = {

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.kernels import projection
-from moe_jax.layers import embeddings, norms
+from moe_jax.layers import boxes, embeddings, norms
 from moe_jax.parallel import rules
 
 
@@ -142,7 +142,7 @@ class Attention(nn.Module):
     std = (self.init_scale * scale / fan_in) ** 0.5
     # Truncation at two sigma leaves 0.8796 of the deviation.
     init = nn.initializers.truncated_normal(std / 0.87962566103423978)
-    init = nn.with_logical_partitioning(init, axes)
+    init = boxes.boxed(init, axes, self.mesh)
     return self.param(name, init, shape, jnp.float32)
 
   def _append(self, k_BLHJ, v_BLHJ):

@@ -1,12 +1,71 @@
 """What the routers of all groups of a device get."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax import types
+from moe_jax.balancing import base as balancing
 from moe_jax.parallel import axes as axes_lib, collectives
+
+
+def make(
+  rules: Sequence[balancing.Balance],
+  E: int,
+  tokens: types.Tokens,
+  carry: Any,
+  shared: dict[str, Any],
+  features: Any,
+  axes: axes_lib.Axes,
+  *,
+  train: bool,
+  num_local: int,
+) -> tuple[types.Context, types.Context]:
+  """The Context of all groups, and the one that says where its axes are.
+
+  Args:
+    rules: the layer's balancing rules.
+    E: experts that are routed to.
+    tokens, carry: of this device, leaves [G, T, ...].
+    shared: what all devices have alike: 'states' of the rules, 'key' of the
+      router, 'step' and 'part' as in types.Tokens, 'layer'.
+    features: as in types.Context.
+    axes: mesh axes.
+    train, num_local: as in types.Context.
+  """
+  forced = tokens.forced
+  by_group = {
+    'mask_T': tokens.mask,
+    'ids_T': tokens.ids,
+    'positions_T': tokens.positions,
+    'segments_T': tokens.segments,
+    'forced_TK': None if forced is None else forced[:, :, shared['layer']],
+    'carry': carry,
+  }
+  same = {
+    'selection_bias_E': balancing.selection_bias(
+      rules, shared['states'], E, train
+    ),
+    'step': shared['step'],
+    'layer': shared['layer'],
+    'features': features,
+  }
+  static = {'num_local': num_local, 'train': train}
+  if shared['key'] is not None:
+    by_group['key'], same['layer_key'] = keys(
+      shared['key'], axes, tokens.mask.shape[0], shared['part']
+    )
+  if train:
+    total = lambda v: collectives.psum(
+      _over_groups(v), axes.batch, name='solve'
+    )
+    static['solve'] = balancing.solver(rules, shared['states'], total)
+  blank = {'key': None, 'carry': ()}
+  ctx = types.Context(**blank | by_group | same | static)
+  axis = {k: 0 for k, v in by_group.items() if jax.tree.leaves(v)}
+  return ctx, types.Context(**blank | axis | dict.fromkeys(same) | static)
 
 
 def keys(key: jax.Array, axes: axes_lib.Axes, G: int, part=None):
@@ -28,24 +87,8 @@ def keys(key: jax.Array, axes: axes_lib.Axes, G: int, part=None):
   return jax.vmap(jax.random.fold_in, (None, 0))(key, group_G), shared
 
 
-def make(
-  by_group: dict[str, Any], same: dict[str, Any], static: dict[str, Any]
-) -> tuple[types.Context, types.Context]:
-  """The Context of all groups, and the one that says where its axes are.
-
-  Args:
-    by_group: fields whose leaves have a leading axis of groups, or None.
-    same: fields that all groups share.
-    static: fields that are no arrays.
-  """
-  blank = {'key': None, 'carry': ()}
-  ctx = types.Context(**blank | by_group | same | static)
-  axis = {k: 0 for k, v in by_group.items() if jax.tree.leaves(v)}
-  return ctx, types.Context(**blank | axis | dict.fromkeys(same) | static)
-
-
 @jax.custom_batching.custom_vmap
-def over_groups(v: jax.Array) -> jax.Array:
+def _over_groups(v: jax.Array) -> jax.Array:
   """Inside a vmap over groups, the sum over them, the same for all.
 
   A psum over the vmapped axis, which `shard_map` refuses while it checks what
@@ -54,6 +97,6 @@ def over_groups(v: jax.Array) -> jax.Array:
   return v
 
 
-@over_groups.def_vmap
+@_over_groups.def_vmap
 def _sum(size, batched, v):
   return (v.sum(0) if batched[0] else size * v), False

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.kernels import permute
+from moe_jax.layers import boxes
 
 
 class Embedding(nn.Module):
@@ -26,14 +27,17 @@ class Embedding(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    boxed = nn.with_logical_partitioning
     V, D = self.vocab_size, self.d_model
     self.table = self.param(
-      'table', boxed(nn.initializers.normal(1.0), ('vocab', 'embed')), (V, D)
+      'table',
+      boxes.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')),
+      (V, D),
     )
     if not self.tied:
       init = nn.initializers.variance_scaling(1, 'fan_in', 'truncated_normal')
-      self.head = self.param('head', boxed(init, ('embed', 'vocab')), (D, V))
+      self.head = self.param(
+        'head', boxes.boxed(init, ('embed', 'vocab')), (D, V)
+      )
 
   def __call__(self, ids_BL):
     """int32 ids [B, L] -> embeddings [B, L, D]."""
@@ -85,9 +89,7 @@ class RelativeBias(nn.Module):
     """Positions [B, L] and [B, S] -> float32 bias [B, H, L, S]."""
     table_NH = self.param(
       'table',
-      nn.with_logical_partitioning(
-        nn.initializers.normal(1.0), (None, 'heads')
-      ),
+      boxes.boxed(nn.initializers.normal(1.0), (None, 'heads')),
       (self.num_buckets, self.num_heads),
     )
     distance_BLS = key_BS[:, None] - query_BL[:, :, None]

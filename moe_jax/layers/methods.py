@@ -33,16 +33,16 @@ TUPLES = {
 def build(layer: Any) -> None:
   """Puts objects where a layer's fields hold call strings.
 
-  For `__post_init__`, before Flax's own freezes the layer. Objects stay as they
-  are, so that a clone is built once.
+  For `__post_init__`. Objects stay as they are, so that a copy is built once.
 
   Raises:
     ValueError: as `registry.build`, of the first wrong string.
   """
+  put = functools.partial(object.__setattr__, layer)  # it is frozen
   made = lambda builder, v: builder(v) if isinstance(v, str) else v
   for field, builder in BUILDERS.items():
-    setattr(layer, field, made(builder, getattr(layer, field)))
+    put(field, made(builder, getattr(layer, field)))
   for field, builder in TUPLES.items():
     value = getattr(layer, field)
     each = value if isinstance(value, tuple | list) else (value,)
-    setattr(layer, field, tuple(made(builder, v) for v in each))
+    put(field, tuple(made(builder, v) for v in each))

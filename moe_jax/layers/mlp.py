@@ -1,17 +1,20 @@
 """The dense FFN: an expert kind with one expert, outside any dispatch."""
 
+import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 from moe_jax.kernels import permute, projection
 from moe_jax.parallel import rules
 
 
-class FFN(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class FFN:
   """A feed-forward sub-layer of the kind that experts are.
 
   Attributes:
@@ -22,25 +25,46 @@ class FFN(nn.Module):
   """
 
   kind: experts_base.Experts
-  mesh: Any = None
+  mesh: jax.sharding.Mesh | None = None
   dtype: Any = jnp.float32
 
-  @nn.compact
-  def __call__(self, x_BLD, *, train: bool):
-    """x [B, L, D] -> [B, L, D] in `dtype`."""
-    D, axes = x_BLD.shape[-1], self.kind.axes
+  def init(self, key: jax.Array, D: int) -> experts_base.Params:
+    """float32 parameters for model width D."""
+    params = experts_base.initialise(self.kind, key, 1, D)
+    own = lambda k: params[k][0] if self._stacked(k) else params[k]
+    return {k: own(k) for k in params}
 
-    def init(key):
-      params = experts_base.initialise(self.kind, key, 1, D)
+  def axes(self) -> dict[str, tuple[str | None, ...]]:
+    """Logical axes of each parameter."""
+    return {k: v[self._stacked(k) :] for k, v in self.kind.axes.items()}
 
-      def one(k):
-        stacked = experts_base.is_stacked(axes[k])
-        v = params[k][0] if stacked else params[k]
-        return nn.LogicallyPartitioned(v, axes[k][stacked:])
+  def _stacked(self, name: str) -> bool:
+    return experts_base.is_stacked(self.kind.axes[name])
 
-      return {k: one(k) for k in axes}
+  def draws(self, train: bool) -> bool:
+    """Whether a call takes a key."""
+    return train and self.kind.dropout > 0
 
-    params = self.param('ffn', init)
+  def __call__(
+    self,
+    params: experts_base.Params,
+    x_BLD: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    train: bool,
+  ) -> jax.Array:
+    """x [B, L, D] -> [B, L, D] in `dtype`; the key is that of its dropout."""
+    if self.draws(train) and key is None:
+      raise UserError(
+        f'dropout={self.kind.dropout} of a dense FFN in training needs a key'
+      )
+
+    def drop(hidden_BLF, rate, mask):
+      if not (train and rate):
+        return hidden_BLF
+      keep_BLF = jax.random.bernoulli(key, 1 - rate, hidden_BLF.shape)
+      zeros_BLF = jnp.zeros_like(hidden_BLF)
+      return jax.lax.select(keep_BLF, hidden_BLF / (1 - rate), zeros_BLF)
 
     def spread(b):
       shape = (*x_BLD.shape[:-1], b.shape[-1])
@@ -52,7 +76,7 @@ class FFN(nn.Module):
       dot=functools.partial(projection.project, 'bld,df->blf'),
       spread=spread,
       once=spread,
-      drop=lambda x, rate, _: nn.Dropout(rate, deterministic=not train)(x),
+      drop=drop,
     )
     y_BLD = self.kind(params, x_BLD.astype(self.dtype), ops)
     return rules.constrain(y_BLD, ('batch', None, None), self.mesh)

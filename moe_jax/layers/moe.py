@@ -6,6 +6,9 @@ at the routing on the side. Everything from the router to the sum runs in one
 `jax.shard_map` region, manual over all mesh axes; a mesh of one device runs
 the same region.
 
+The layer holds no parameters and no state: it makes them, and is called with
+them. `linen.MoE` and `nnx.MoE` are modules around it.
+
   | array            | outside, global           | inside, per device          |
   | tokens           | [B, L, D] over batch axes | [G, T, D], whole groups     |
   | router           | [D, E] replicated         | the same                    |
@@ -15,10 +18,11 @@ the same region.
   | aux              | replicated                | psum over batch axes        |
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -28,7 +32,7 @@ from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
 from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import context, groups, health, methods, mlp, weights
+from moe_jax.layers import context, groups, methods, mlp, statistics, weights
 from moe_jax.local_experts import base as local
 from moe_jax.parallel import (
   axes as axes_lib,
@@ -41,9 +45,14 @@ from moe_jax.routers import base as routers
 from moe_jax.seating import capacity, orders, seat as seating
 
 BRANCHES = ('none', 'shared', 'gated')
+# What the layer draws from: the router and the seating; the experts' dropout
+# and a dispatch that is random; the dropout of the dense branch.
+STREAMS = ('router', 'dropout', 'dense')
+Key = jax.Array | Mapping[str, jax.Array] | None
 
 
-class MoE(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class MoE:
   """An MoE layer. Its methods and mesh are objects, or their call strings.
 
   Attributes:
@@ -79,8 +88,8 @@ class MoE(nn.Module):
   group_size: int = 1024
   capacity_factor: float | None = 1.25
   eval_capacity_factor: float | None = 2.0
-  capacity_rule: capacity.Rule = capacity.per_choice()
-  seating: orders.Order = orders.RankMajor()
+  capacity_rule: capacity.Rule = 'per_choice()'
+  seating: orders.Order = 'rank_major()'
   route_padding: bool = False
   identical_experts: bool = False
   dense_branch: str = 'none'
@@ -92,19 +101,85 @@ class MoE(nn.Module):
 
   def __post_init__(self):
     methods.build(self)
-    super().__post_init__()
+    if self.dense_branch not in BRANCHES:
+      raise UserError(
+        f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
+      )
+    if self.dense_branch != 'none' and self.dense is None:
+      raise UserError(
+        f"dense_branch={self.dense_branch!r} needs dense, the FFN's kind"
+      )
 
-  @nn.compact
+  def initializers(self, D: int) -> dict[str, Callable[[jax.Array], Any]]:
+    """By name of the parameters, what makes them from a key, for width D."""
+    E = self.num_routed
+    self.router.check(E)
+    made = {
+      'router': lambda key: self.router.init(key, E, D),
+      'experts': lambda key: self._init_experts(key, D),
+    }
+    if self.local_experts:
+      made['local_experts'] = lambda key: local.init(self.local_experts, key, D)
+    if self.dense_branch != 'none':
+      made['dense'] = lambda key: {'ffn': self.ffn.init(key, D)}
+    if self.dense_branch == 'gated':
+      init = jax.nn.initializers.variance_scaling(
+        0.1, 'fan_in', 'truncated_normal'
+      )
+      made['dense_gate'] = lambda key: init(key, (D, 1), jnp.float32)
+    return made
+
+  def init(self, key: jax.Array, D: int) -> dict[str, Any]:
+    """float32 parameters for model width D."""
+    return {
+      name: init(jax.random.fold_in(key, i))
+      for i, (name, init) in enumerate(self.initializers(D).items())
+    }
+
+  def axes(self, D: int) -> dict[str, Any]:
+    """Logical axes of the parameters: tuples where `init` has arrays."""
+    shapes = jax.eval_shape(lambda: self.init(jax.random.key(0), D))
+    replicated = lambda v: (None,) * v.ndim
+    own = {'experts': self.experts.axes}
+    if 'dense' in shapes:
+      own['dense'] = {'ffn': self.ffn.axes()}
+    return jax.tree.map(replicated, shapes) | own
+
+  def init_state(self) -> dict[str, Any]:
+    """States of the balancing rules by name; {} where none has one."""
+    return balancing.init_states(self.balance, self.num_routed)
+
+  def update(self, state: dict[str, Any], stats) -> dict[str, Any]:
+    """The state after an optimizer step.
+
+    Args:
+      state: of this layer; or of several, with leading axes.
+      stats: `MoEAux.stats` of the step's whole batch.
+    """
+    return balancing.update_states(self.balance, state, stats)
+
   def __call__(
-    self, x_BLD, tokens=None, carry=(), pool=None, *, train: bool, layer=0
-  ):
+    self,
+    params: dict[str, Any],
+    state: dict[str, Any],
+    x_BLD: jax.Array,
+    tokens: types.Tokens | None = None,
+    carry: Any = (),
+    key: Key = None,
+    *,
+    train: bool,
+    layer: int | jax.Array = 0,
+  ) -> tuple[jax.Array, Any, types.MoEAux]:
     """Runs the layer.
 
     Args:
+      params: as from `init`.
+      state: as from `init_state`.
       x_BLD: tokens, any float dtype.
       tokens: types.Tokens, or None; without a mask there is no padding.
       carry: what the previous MoE layer returned, leaves [B, L, ...]; ().
-      pool: parameters of experts that layers share; None for its own.
+      key: of this layer and step, or one for each of STREAMS that is drawn
+        from; None where nothing is.
       train: capacity factor and noise of training.
       layer: int32, the number of this MoE layer in its stack.
 
@@ -114,18 +189,17 @@ class MoE(nn.Module):
 
     Raises:
       ValueError: group_size does not divide the tokens of a device (with the
-        sizes that do), or methods that do not fit the number of experts.
+        sizes that do), methods that do not fit the number of experts, or no key
+        for what is random.
     """
-    B, L, D = x_BLD.shape
-    E = self.num_experts + self.num_local
+    B, L, _ = x_BLD.shape
     mesh = self.mesh or mesh_lib.single()
-    self.router.check(E)
+    self.router.check(self.num_routed)
     tokens = tokens or types.Tokens()
     if tokens.mask is None or self.route_padding:
       tokens = tokens.replace(mask=jnp.ones((B, L), bool))
     # Padding may hold anything, and 0 times NaN is NaN.
     x_BLD = jnp.where(tokens.mask[..., None], x_BLD, 0)
-    factor = self.capacity_factor if train else self.eval_capacity_factor
     axes = axes_lib.make(mesh.shape)
     devices = axes.size(axes.batch)
     if B % devices:
@@ -134,69 +208,71 @@ class MoE(nn.Module):
         f'axes {axes.batch}'
       )
     T = self.tokens_of_group(B * L // devices, train)
-
-    w_router = self.param('router', self._init_router, D)
-    w_experts = pool or self.param('experts', self.init_experts, D)
-    w_local = {}
-    if self.local_experts:
-      w_local = self.param('local_experts', self._init_local, D)
-    states = {}
-    if balancing.init_states(self.balance, E):
-      states = self.variable(
-        'balance', 'state', balancing.init_states, self.balance, E
-      ).value
-    key = self.make_rng('router') if self.has_rng('router') else None
-    drop_key = None
-    if train and (self.experts.dropout or self.dispatch.random):
-      drop_key = self.make_rng('dropout')
+    keys = self._keys(key, train)
 
     region = functools.partial(
       self._region,
       T=T,
-      capacity=self.capacities(T, factor),
+      capacity=self.capacities(T, self.factor(train)),
       axes=axes,
       train=train,
     )
     batch = rules.spec(('batch',), mesh.shape)
-    logical = self.experts.axes
-    weights = {k: rules.spec(v, mesh.shape) for k, v in logical.items()}
-    step, part = tokens.step, tokens.part
-    tokens = tokens.replace(step=None, part=None)
+    of_experts = {
+      k: rules.spec(v, mesh.shape) for k, v in self.experts.axes.items()
+    }
+    shared = {
+      'router': params['router'],
+      'local': params.get('local_experts', {}),
+      'states': state,
+      'key': keys['router'],
+      'drop_key': keys['dropout'],
+      'step': tokens.step,
+      'part': tokens.part,
+      'layer': jnp.asarray(layer, jnp.int32),
+    }
     y_BLD, carry, record, aux = jax.shard_map(
       region,
       mesh=mesh,
-      in_specs=(batch, batch, batch, weights, P()),
+      in_specs=(batch, batch, batch, of_experts, P()),
       out_specs=(batch, batch, batch, P()),
     )(
       x_BLD.astype(self.dtype),
-      tokens,
+      tokens.replace(step=None, part=None),
       carry,
-      w_experts,
-      {
-        'router': w_router,
-        'local': w_local,
-        'states': states,
-        'key': key,
-        'drop_key': drop_key,
-        'step': step,
-        'part': part,
-        'layer': jnp.asarray(layer, jnp.int32),
-      },
+      params['experts'],
+      shared,
     )
-    aux = aux.replace(record=record)
-
     if self.dense_branch != 'none':
-      y_BLD += self._dense_branch(x_BLD, train)
-    return y_BLD, carry, aux
+      y_BLD += self._dense_branch(params, x_BLD, keys['dense'], train)
+    return y_BLD, carry, aux.replace(record=record)
 
   @property
   def num_local(self) -> int:
     """Zero-computation experts."""
     return sum(kind.count for kind in self.local_experts)
 
+  @property
+  def num_routed(self) -> int:
+    """E, experts that routers and rules see: these are among them."""
+    return self.num_experts + self.num_local
+
+  @property
+  def ffn(self) -> mlp.FFN:
+    """What `dense_branch` adds."""
+    return mlp.FFN(self.dense, self.mesh, self.dtype)
+
+  def draws(self, train: bool) -> bool:
+    """Whether a call draws from 'dropout'."""
+    return train and (self.experts.dropout > 0 or self.dispatch.random)
+
+  def factor(self, train: bool) -> float | None:
+    """The capacity factor of training or evaluation; None is dropless."""
+    return self.capacity_factor if train else self.eval_capacity_factor
+
   def tokens_of_group(self, tokens: int, train: bool) -> int:
     """T, of so many tokens of a device; a ValueError where none fits."""
-    factor = self.capacity_factor if train else self.eval_capacity_factor
+    factor = self.factor(train)
     return groups.size(self.group_size, tokens, self.router, factor, train)
 
   def rows(self, T: int, factor: float | None) -> int:
@@ -213,13 +289,13 @@ class MoE(nn.Module):
 
   def leak(self) -> str:
     """Why a token may depend on later ones of its group; '' where none does."""
-    E, T = self.num_experts, self.group_size
+    T = self.group_size
     if not self.router.causal:
       return f'the router {type(self.router).__name__} sees the whole group'
     factors = (self.capacity_factor, self.eval_capacity_factor)
     if all(self.rows(T, f) >= self.router.most_edges(T) for f in factors):
       return ''
-    choices = self.router.experts_per_token(E + self.num_local)
+    choices = self.router.experts_per_token(self.num_routed)
     if self.router.first_fit:
       return 'all first choices are seated before any second try'
     if not self.seating.causal(choices):
@@ -229,124 +305,75 @@ class MoE(nn.Module):
       )
     return ''
 
-  def _init_router(self, key, D):
-    replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
-    E = self.num_experts + self.num_local
-    return jax.tree.map(replicated, self.router.init(key, E, D))
+  def _init_experts(self, key, D):
+    E, same = self.num_experts, self.identical_experts
+    return experts_base.initialise(self.experts, key, E, D, same)
 
-  def _init_local(self, key, D):
-    replicated = lambda v: nn.LogicallyPartitioned(v, (None,) * v.ndim)
-    return jax.tree.map(replicated, local.init(self.local_experts, key, D))
-
-  def init_experts(self, key: jax.Array, D: int):
-    """Parameters of the experts for width D, with their logical axes."""
-    E, axes = self.num_experts, self.experts.axes
-    w = experts_base.initialise(self.experts, key, E, D, self.identical_experts)
-    return {k: nn.LogicallyPartitioned(v, axes[k]) for k, v in w.items()}
+  def _keys(self, key: Key, train: bool) -> dict[str, jax.Array | None]:
+    if key is None:
+      key = {}
+    elif not isinstance(key, Mapping):
+      key = dict(zip(STREAMS, jax.random.split(key, len(STREAMS))))
+    keys = dict.fromkeys(STREAMS) | {**key}
+    if not self.draws(train):
+      keys['dropout'] = None
+    elif keys['dropout'] is None:
+      raise UserError(
+        f'experts with dropout={self.experts.dropout} or a dispatch that is '
+        'random draw in training: give the layer a key'
+      )
+    return keys
 
   def _region(
     self, x_BLD, tokens, carry, w_experts, shared, *, T, capacity, axes, train
   ):
     """One device's share: whole groups of local tokens, local experts."""
     B, L, D = x_BLD.shape
-    E, G = self.num_experts + self.num_local, B * L // T
-    grouped = lambda v: v.reshape(G, T, *v.shape[2:])
-    x_GTD, mask_GT = grouped(x_BLD), grouped(tokens.mask)
-
-    def whole(over):
-      logical = self.experts.axes
-      return weights.whole(w_experts, logical, axes, over, self.dtype)
-
+    grouped = lambda v: v.reshape(B * L // T, T, *v.shape[2:])
+    whole = lambda over: weights.whole(
+      w_experts, self.experts.axes, axes, over, self.dtype
+    )
     w_router = weights.varying(shared['router'], axes.batch)
+    x_GTD = grouped(x_BLD)
 
     with jax.named_scope('router'):
-      states = shared['states']
-      bias_E = balancing.selection_bias(self.balance, states, E, train)
-      forced = tokens.forced
-      if forced is not None:
-        forced = forced[:, :, shared['layer']]
-      by_group = {
-        'mask_T': tokens.mask,
-        'ids_T': tokens.ids,
-        'positions_T': tokens.positions,
-        'segments_T': tokens.segments,
-        'forced_TK': forced,
-        'carry': carry,
-      }
-      by_group = jax.tree.map(grouped, by_group)
-      same = {
-        'selection_bias_E': bias_E,
-        'step': shared['step'],
-        'layer': shared['layer'],
-        'features': self._features(whole(axes.batch), axes)
-        if self.router.reads_experts
-        else {},
-      }
-      if shared['key'] is not None:
-        by_group['key'], same['layer_key'] = context.keys(
-          shared['key'], axes, G, shared['part']
-        )
-      static = {'num_local': self.num_local, 'train': train}
-      if train:
-        total = lambda v: collectives.psum(
-          context.over_groups(v), axes.batch, name='solve'
-        )
-        static['solve'] = balancing.solver(self.balance, states, total)
-      ctx, in_axes = context.make(by_group, same, static)
+      ctx, in_axes = context.make(
+        self.balance,
+        self.num_routed,
+        *jax.tree.map(grouped, (tokens, carry)),
+        shared,
+        self._features(whole, axes),
+        axes,
+        train=train,
+        num_local=self.num_local,
+      )
       route = jax.vmap(self.router, (None, 0, in_axes))
       r = route(w_router, x_GTD, ctx).replace(num_local=self.num_local)
-    if ctx.solve and r.solved_E is None:
-      raise UserError(
-        f'the router {type(self.router).__name__} shows no scores to the '
-        'balancing rule that solves for a bias'
-      )
-    if type(r) is not self.dispatch.routing:
-      raise UserError(
-        f'the router {type(self.router).__name__} and the dispatch '
-        f'{type(self.dispatch).__name__} do not go together'
-      )
+    self._check(r, ctx)
 
     with jax.named_scope('seating'):
       seat = lambda r, mask_T, key: seating.seat(
         self.seating(r, key), capacity, mask_T
       )
       keys = orders.keys(self.seating, ctx.key, train)
-      seated = jax.vmap(seat)(r, mask_GT, keys)
+      seated = jax.vmap(seat)(r, ctx.mask_T, keys)
       sent = jax.vmap(seating.sent)(seated)
 
-    x_own = x_GTD
     # One sum over the model axis in the backward pass, on tokens, not on rows.
-    x_GTD = compat.device_varying(x_GTD, axes.batch + axes.model)
+    over = axes.batch + axes.model
+    rows_GTD = compat.device_varying(x_GTD, over)
     y_GTD, cause_GN = self.dispatch(
-      *(self.experts, whole(axes.batch + axes.model), x_GTD),
-      *(sent, axes, shared['drop_key']),
+      self.experts, whole(over), rows_GTD, sent, axes, shared['drop_key']
     )
     y_GTD = collectives.psum(y_GTD, axes.model, name='model_sum')
     if self.local_experts:
       with jax.named_scope('local_experts'):
-        y_GTD += jax.vmap(
-          functools.partial(local.evaluate, self.local_experts), (None, 0, 0)
-        )(shared['local'], x_own, seated)
+        near = functools.partial(local.evaluate, self.local_experts)
+        y_GTD += jax.vmap(near, (None, 0, 0))(shared['local'], x_GTD, seated)
 
     with jax.named_scope('balancing'):
-      loss, losses, stats = balancing.evaluate(
-        self.balance, r, mask_GT, B, axes.batch, states, tokens.segments
-      )
-      sums = balancing.Sums(r, mask_GT, 1)
-      cause = jnp.stack(
-        [(cause_GN == c).sum() for c in range(len(types.CAUSES))]
-      )
-      load_E, cause, health_ = collectives.psum(
-        (
-          sums.load()[0],
-          cause.astype(jnp.int32),
-          health.sums(r, cause_GN, bias_E, sums),
-        ),
-        axes.batch,
-        name='moe_stats',
-      )
-    aux = types.MoEAux(loss, losses, stats, load_E, cause, health_, {})
-    carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
+      states = shared['states']
+      aux = statistics.of(self.balance, states, r, cause_GN, ctx, tokens, axes)
     record = {}
     if self.record:
       record = {
@@ -355,31 +382,41 @@ class MoE(nn.Module):
         'weight': seated.routing.weight_N,
         'cause': cause_GN,
       }
+    carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
     return y_GTD.reshape(B, L, D), carry, record, aux
 
-  def _features(self, params, axes):
+  def _check(self, r, ctx):
+    """Raises ValueError where router, rules and dispatch do not fit."""
+    name = type(self.router).__name__
+    if ctx.solve and r.solved_E is None:
+      raise UserError(
+        f'the router {name} shows no scores to the balancing rule that solves '
+        'for a bias'
+      )
+    if type(r) is not self.dispatch.routing:
+      raise UserError(
+        f'the router {name} and the dispatch {type(self.dispatch).__name__} do '
+        'not go together'
+      )
+
+  def _features(self, whole, axes):
     """What the routers see of the experts' weights, of all experts."""
+    if not self.router.reads_experts:
+      return {}
     total = lambda v: collectives.psum(v, axes.model, name='features')
     gather = lambda v: collectives.all_gather(
       v, axes.expert, dim=0, name='routing_features'
     )
-    return jax.tree.map(gather, self.experts.routing_features(params, total))
+    own = self.experts.routing_features(whole(axes.batch), total)
+    return jax.tree.map(gather, own)
 
-  def _dense_branch(self, x_BLD, train):
-    if self.dense_branch not in BRANCHES:
-      raise UserError(
-        f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
-      )
-    ffn = mlp.FFN(self.dense, self.mesh, self.dtype, name='dense')
-    y_BLD = ffn(x_BLD, train=train)
+  def _dense_branch(self, params, x_BLD, key, train):
+    y_BLD = self.ffn(params['dense']['ffn'], x_BLD, key, train=train)
     if self.dense_branch == 'gated':
-      init = nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
-      init = nn.with_logical_partitioning(init, (None, None))
-      w_D1 = self.param('dense_gate', init, (x_BLD.shape[-1], 1), jnp.float32)
       logit_BL1 = jnp.einsum(
         'bld,de->ble',
         x_BLD.astype(jnp.float32),
-        w_D1,
+        params['dense_gate'],
         precision=jax.lax.Precision.HIGHEST,
       )
       # In float32: the gradient of the gate is a sum over the width.

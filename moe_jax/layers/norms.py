@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_jax.layers import boxes
+
 
 class RMSNorm(nn.Module):
   """x / rms(x) * scale, in float32 (Zhang & Sennrich 2019, arXiv:1910.07467).
@@ -24,6 +26,6 @@ class RMSNorm(nn.Module):
     rms = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
     x *= rms
     if self.scaled:
-      init = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+      init = boxes.boxed(nn.initializers.ones, (None,))
       x *= self.param('scale', init, x.shape[-1:], jnp.float32)
     return x.astype(self.dtype)

@@ -1,5 +1,6 @@
 """A model from a config: call strings become methods, sizes are checked."""
 
+import dataclasses
 import functools
 import types
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
 from moe_jax.errors import UserError
-from moe_jax.layers import moe as moe_layer
+from moe_jax.layers import moe
 from moe_jax.models import decoder, encoder_decoder, pattern, stack
 from moe_jax.seating import capacity, orders
 
@@ -68,8 +69,8 @@ def _capacity(name: str, value: float) -> float | None:
   return value or None
 
 
-def moe_partial(config, fields: dict[str, Any]) -> functools.partial:
-  """What makes a stack's MoE layers, without mesh, dtype and name.
+def moe_layer(config, fields: dict[str, Any]) -> moe.MoE:
+  """A stack's MoE layers, without mesh and dtype.
 
   Args:
     config: for `config.model`.
@@ -78,7 +79,7 @@ def moe_partial(config, fields: dict[str, Any]) -> functools.partial:
   f = types.SimpleNamespace(**fields)
   model = config.model
   sizes = {'init_scale': model.init_scale, 'dropout': model.dropout}
-  choose('moe.dense_branch', f.dense_branch, moe_layer.BRANCHES)
+  choose('moe.dense_branch', f.dense_branch, moe.BRANCHES)
   if f.num_experts < 1:
     raise UserError(f'moe.num_experts={f.num_experts} must be at least 1')
   if f.group_size < 1:
@@ -90,8 +91,7 @@ def moe_partial(config, fields: dict[str, Any]) -> functools.partial:
     dense = registry.build(
       'experts', model.ffn, d_ff=f.dense_branch_d_ff, **sizes
     )
-  return functools.partial(
-    moe_layer.MoE,
+  return moe.MoE(
     num_experts=f.num_experts,
     router=router,
     experts=registry.build('experts', f.experts, d_ff=f.d_ff, **sizes),
@@ -155,10 +155,10 @@ def _stack(config, fields, mesh, cache_length) -> functools.partial:
   """Makes a stack's config, given what depends on the kind of model."""
   m = config.model
   sparse = pattern.sparse_layers(fields['layers'], m.num_layers)
-  moe = moe_partial(config, fields) if any(sparse) else None
-  if moe is not None and cache_length:
-    moe = functools.partial(
-      moe, capacity_factor=None, eval_capacity_factor=None
+  layer = moe_layer(config, fields) if any(sparse) else None
+  if layer and cache_length:
+    layer = dataclasses.replace(
+      layer, capacity_factor=None, eval_capacity_factor=None
     )
   return functools.partial(
     stack.StackConfig,
@@ -170,7 +170,7 @@ def _stack(config, fields, mesh, cache_length) -> functools.partial:
     ffn=registry.build(
       'experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale, dropout=m.dropout
     ),
-    moe=moe,
+    moe=layer,
     share_experts=fields['share_experts'],
     extra_ffn=fields['extra_ffn'],
     positions=m.positions,

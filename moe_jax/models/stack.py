@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +12,14 @@ from absl import logging
 from moe_jax import types
 from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import attention, embeddings, mlp, norms
+from moe_jax.layers import (
+  attention,
+  embeddings,
+  linen,
+  mlp,
+  moe as moe_layer,
+  norms,
+)
 from moe_jax.models import pattern
 from moe_jax.parallel import collectives, rules
 
@@ -29,7 +35,7 @@ class StackConfig:
     num_layers, d_model, num_heads, d_head: sizes.
     sparse: by layer, whether its FFN is an MoE.
     ffn: kind of the dense FFNs.
-    moe: makes the MoE layer (`functools.partial(moe.MoE, ...)`), or None.
+    moe: the MoE layers, or None; blocks give them mesh and dtype.
     share_experts: adjacent MoE layers that have one set of experts, each with
       a router of its own (ReXMoE, arXiv:2510.17483).
     extra_ffn: in sparse layers, a dense FFN sub-layer with its own norm and
@@ -58,7 +64,7 @@ class StackConfig:
   d_head: int
   sparse: tuple[bool, ...]
   ffn: experts_base.Experts
-  moe: Callable[..., nn.Module] | None = None
+  moe: moe_layer.MoE | None = None
   share_experts: int = 1
   extra_ffn: str = 'none'
   positions: str = 'rope'
@@ -94,7 +100,7 @@ class StackConfig:
     return pattern.places(self.sparse, self.share_experts)
 
   def _check_causal(self):
-    leak = self.moe(parent=None).leak()
+    leak = self.moe.leak()
     if leak and not self.allow_noncausal:
       raise UserError(
         f'a decoder with this MoE layer is not causal: {leak}, so the model '
@@ -159,15 +165,15 @@ class Block(nn.Module):
       cross = attend('cross', False, False, 0)
       x += drop(cross(h, shared['encoded'], shared['cross_mask']))
     ffn = lambda name: functools.partial(
-      mlp.FFN(c.ffn, c.mesh, c.dtype, name=name), train=self.train
+      linen.FFN(mlp.FFN(c.ffn, c.mesh, c.dtype), name=name), train=self.train
     )
     if not self.is_sparse:
       x += drop(ffn('ffn')(norm('ffn_norm')))
       return (x, layer, carry), ()
     if c.extra_ffn == 'before':
       x += drop(ffn('extra')(norm('extra_norm')))
-    moe = c.moe(mesh=c.mesh, dtype=c.dtype, name='moe')
-    y, carry, aux = moe(
+    core = dataclasses.replace(c.moe, mesh=c.mesh, dtype=c.dtype)
+    y, carry, aux = linen.MoE(core, name='moe')(
       norm('moe_norm'),
       shared['tokens'],
       carry,
@@ -182,17 +188,6 @@ class Block(nn.Module):
     if c.extra_ffn == 'after':
       x += drop(ffn('extra')(norm('extra_norm')))
     return (x, layer + 1, carry), aux
-
-
-class Pool(nn.Module):
-  """The experts of a group of MoE layers: parameters alone."""
-
-  config: StackConfig
-
-  @nn.compact
-  def __call__(self):
-    made = self.config.moe(parent=None)
-    return self.param('experts', made.init_experts, self.config.d_model)
 
 
 def blocks(config, kinds, make, pool_name, state, shared):
@@ -211,7 +206,8 @@ def blocks(config, kinds, make, pool_name, state, shared):
   aux, pool = {}, None
   for i, place in enumerate(kinds):
     if place == 1 and config.share_experts > 1:
-      pool = Pool(config, name=pool_name.format(i))()
+      name = pool_name.format(i)
+      pool = linen.Pool(config.moe, config.d_model, name=name)()
     block = make(i, place > 0)
     state, a = block(state, shared, pool if place else None)
     if place:
@@ -336,9 +332,8 @@ class Stack(nn.Module):
   def _first_carry(self, x_BLD):
     if self.config.moe is None:
       return ()
-    moe = self.config.moe(parent=None)
-    B, L = x_BLD.shape[:2]
-    carry = moe.router.init_carry(B * L, moe.num_experts + moe.num_local)
+    core, (B, L) = self.config.moe, x_BLD.shape[:2]
+    carry = core.router.init_carry(B * L, core.num_routed)
     return jax.tree.map(lambda v: v.reshape(B, L, *v.shape[1:]), carry)
 
   def _remat(self, module, scanned=False):

@@ -8,14 +8,12 @@
   | expert       | expert               | stacked expert weights             |
   | layers, None | -                    | scanned layers, all the rest       |
 
-Parameters are boxed with their logical axes by
-`flax.linen.with_logical_partitioning`; `specs` reads the boxes.
+Parameters are boxed with their logical axes by `layers.boxes`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
@@ -47,29 +45,6 @@ def spec(axes: Sequence[str | None], shape: Mapping[str, int]) -> P:
     used.update(names)
     out.append(names[0] if len(names) == 1 else names or None)
   return P(*out)
-
-
-def is_box(x: Any) -> bool:
-  return isinstance(x, nn.LogicallyPartitioned)
-
-
-def logical_axes(boxed) -> Any:
-  """Tree of logical axis tuples.
-
-  Raises:
-    ValueError: a parameter without its axes. Scanning would stack it unseen,
-      and its layer axis be taken for one of its own.
-  """
-
-  def one(path, leaf):
-    if not is_box(leaf):
-      raise UserError(
-        f'parameter {jax.tree_util.keystr(path)} has no logical axes; give its '
-        'initialiser nn.with_logical_partitioning'
-      )
-    return tuple(leaf.names)
-
-  return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
 
 
 def is_axes(x: Any) -> bool:

@@ -218,19 +218,15 @@ def _evaluate(cell: grid.Cell) -> dict[str, np.ndarray]:
   """Runs the layer of a cell, forward and backward: NumPy arrays by leaf."""
   arrays, mask_BL, out_BLD = inputs()
   arrays = dict(arrays)
-  state = {'balance': {'state': {'loss_free_bias': arrays.pop('bias')}}}
+  state = {'loss_free_bias': arrays.pop('bias')}
   layer = _layer(cell)
-  kept_layer = layer.clone(dispatch=_Kept(layer.dispatch))
+  kept_layer = dataclasses.replace(layer, dispatch=_Kept(layer.dispatch))
 
   def apply(layer, arrays):
     experts = {k: v for k, v in arrays.items() if k not in ('x', 'router')}
     params = {'router': {'kernel': arrays['router']}, 'experts': experts}
-    return layer.apply(
-      {'params': params, **state},
-      arrays['x'],
-      types.Tokens(mask_BL),
-      train=True,
-    )
+    tokens = types.Tokens(mask_BL)
+    return layer(params, state, arrays['x'], tokens, train=True)
 
   def loss(arrays):
     y, _, aux = apply(layer, arrays)

@@ -42,9 +42,7 @@ def check(rules: Sequence[balancing.Balance]) -> None:
 def rules(model) -> dict[str, tuple[balancing.Balance, ...]]:
   """The balancing rules of the stacks that have MoE layers."""
   return {
-    name: c.moe.keywords['balance']
-    for name, c in model.stacks.items()
-    if c.moe is not None
+    name: c.moe.balance for name, c in model.stacks.items() if c.moe is not None
   }
 
 
@@ -157,7 +155,7 @@ def total_weights(model, batch: Tree) -> dict[str, dict[str, jax.Array]]:
   for name, found in rules(model).items():
     prefix = 'encoder_' if name == 'encoder' else ''
     mask_BL = batch[prefix + 'segments'] > 0
-    if model.stacks[name].moe(parent=None).route_padding:
+    if model.stacks[name].moe.route_padding:
       mask_BL = jnp.ones_like(mask_BL)
     out[name] = balancing.total_weights(found, mask_BL)
   return out

@@ -68,7 +68,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
   rows = c.train.batch_size // axes.size(axes.batch) // c.train.accumulate
   for name in session_lib.sparse_stacks(c):
     stack = session.model.stacks[name]
-    made = stack.moe(parent=None)
+    made = stack.moe
     tokens = rows * session_lib.lengths(c)[name]
     E, Z, D = made.num_experts, made.num_local, stack.d_model
     T = made.tokens_of_group(tokens, train=True)
@@ -240,7 +240,7 @@ def compare(
       own = recorded[first : first + layer.layers]
       mean_QE = [loads_lib.popularity(share_E, K, rng) for share_E in own]
     first += layer.layers
-    made = session.model.stacks[name].moe(parent=None)
+    made = session.model.stacks[name].moe
     kept_QGE, wanted_QGE, dropped_QG = seats.simulate(
       made, layer.tokens, np.array(mean_QE), seed
     )

@@ -6,7 +6,6 @@ under 'probe/<name>/'.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -160,7 +159,7 @@ def _position_sums(session, name):
   length = session_lib.lengths(session.config)[name]
   stack = model.stacks[name]
   recording = dataclasses.replace(
-    stack, moe=functools.partial(stack.moe, record=True)
+    stack, moe=dataclasses.replace(stack.moe, record=True)
   )
   field = 'stack_config' if len(model.stacks) == 1 else f'{name}_config'
   model = model.clone(**{field: recording})

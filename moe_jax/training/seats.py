@@ -17,7 +17,7 @@ _LOGITS, _GROUPS = 2**24, 32
 
 def edges(layer: moe.MoE, T: int, D: int) -> int:
   """N, the edges that a layer's router stores for T tokens of width D."""
-  E, router = layer.num_experts + layer.num_local, layer.router
+  E, router = layer.num_routed, layer.router
 
   def route(x_TD):
     ctx = _context(router, T, E, jax.random.key(0))

@@ -93,8 +93,8 @@ class Session:
     for name, stack in self.model.stacks.items():
       share[name] = 1.0
       if any(stack.sparse):
-        made = stack.moe(parent=None)
-        E = made.num_experts + made.num_local
+        made = stack.moe
+        E = made.num_routed
         K = made.router.experts_per_token(E)
         share[name] = stack.share_experts * K / E
     return share

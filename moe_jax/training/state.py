@@ -11,6 +11,7 @@ import optax
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
+from moe_jax.layers import boxes
 from moe_jax.parallel import rules
 from moe_jax.planning import counts
 from moe_jax.training import optimizers
@@ -73,7 +74,7 @@ def layout(model: nn.Module, batch) -> Layout:
   )
   params = boxed['params']
   return Layout(
-    nn.unbox(params), boxed.get('balance', {}), rules.logical_axes(params)
+    nn.unbox(params), boxed.get('balance', {}), boxes.logical_axes(params)
   )
 
 

@@ -173,18 +173,17 @@ def _mesh(model):
 def _update_balance(model, balance, aux, trained):
   """New state of every MoE layer that moves, wherever its module put it."""
 
-  def walk(rules, state, aux, trained):
+  def walk(layer, state, aux, trained):
     if isinstance(aux, types.MoEAux):
       if not tuning.router_moves(trained):
         return state
-      state = balancing.update_states(rules, state['moe']['state'], aux.stats)
-      return {'moe': {'state': state}}
+      return {'moe': {'state': layer.update(state['moe']['state'], aux.stats)}}
     within = lambda k: None if trained is None else trained[k]
-    return {k: walk(rules, v, aux[k], within(k)) for k, v in state.items()}
+    return {k: walk(layer, v, aux[k], within(k)) for k, v in state.items()}
 
-  rules = accumulation.rules(model)
   of = lambda k: None if trained is None else trained[k]
-  return {k: walk(rules[k], v, aux[k], of(k)) for k, v in balance.items()}
+  stacks = model.stacks
+  return {k: walk(stacks[k].moe, v, aux[k], of(k)) for k, v in balance.items()}
 
 
 def make_eval_step(model, num_documents: int) -> Callable:

@@ -239,7 +239,7 @@ def seats(session: session_lib.Session, split: str) -> dict[str, int]:
   axes = axes_lib.make(session.mesh.shape)
   parts = axes.size(axes.batch) * (c.train.accumulate if training else 1)
   for name in session_lib.sparse_stacks(c):
-    made = session.model.stacks[name].moe(parent=None)
+    made = session.model.stacks[name].moe
     tokens = c[split].batch_size * session_lib.lengths(c)[name]
     factor = made.capacity_factor if training else made.eval_capacity_factor
     T = made.tokens_of_group(tokens // parts, training)

@@ -1,17 +1,64 @@
-"""Sums that tell how well a layer routes, for every router.
+"""What a layer tells of its routing: losses, loads, causes, health.
 
-`analysis.health` makes rates of them: a sum over micro-batches, layers or steps
-comes first, the division last.
+All are sums; `analysis.health` makes rates of them. A sum over micro-batches,
+layers or steps comes first, the division last.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.balancing import base as balancing
+from moe_jax.parallel import axes as axes_lib, collectives
 
 # The histogram of experts used by a token: 0 to 15, and more.
 USED = 17
+
+
+def of(
+  rules: Sequence[balancing.Balance],
+  states: dict[str, Any],
+  r: types.Routing,
+  cause_GN: jax.Array,
+  ctx: types.Context,
+  tokens: types.Tokens,
+  axes: axes_lib.Axes,
+) -> types.MoEAux:
+  """The MoEAux of all devices, less the record of edges.
+
+  Args:
+    rules, states: the layer's balancing rules and their states.
+    r: with leading axis G.
+    cause_GN: int32, what the dispatch returned.
+    ctx: that the routers had, leaves [G, ...].
+    tokens: of this device, leaves [B, L, ...].
+    axes: mesh axes.
+  """
+  mask_GT = ctx.mask_T
+  loss, losses, stats = balancing.evaluate(
+    rules,
+    r,
+    mask_GT,
+    tokens.mask.shape[0],
+    axes.batch,
+    states,
+    tokens.segments,
+  )
+  all_ = balancing.Sums(r, mask_GT, 1)
+  cause = jnp.stack([(cause_GN == c).sum() for c in range(len(types.CAUSES))])
+  load_E, cause, health = collectives.psum(
+    (
+      all_.load()[0],
+      cause.astype(jnp.int32),
+      sums(r, cause_GN, ctx.selection_bias_E, all_),
+    ),
+    axes.batch,
+    name='moe_stats',
+  )
+  return types.MoEAux(loss, losses, stats, load_E, cause, health, {})
 
 
 def sums(
@@ -20,7 +67,7 @@ def sums(
   bias_E: jax.Array,
   all_: balancing.Sums,
 ) -> dict[str, jax.Array]:
-  """Sums over the real tokens of a device.
+  """`MoEAux.health`: sums over the real tokens of a device.
 
   Args:
     r: with leading axis G.
