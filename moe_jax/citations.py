@@ -236,7 +236,7 @@ def methods() -> list[dict[str, Any]]:
     dropless: of routers, whether they can do without a capacity; of dispatches,
       whether they then hold no more rows than there are assignments.
     state: of balancing rules, whether they have one.
-    tests: 'oracle' where a row of tests/rows.py compares it with a reference,
+    tests: 'oracle' where a row of tests/ compares it with a reference,
       'contract' where rows have none, 'none' without a row; '' where the
       tests are not beside the package.
 
@@ -270,29 +270,32 @@ def methods() -> list[dict[str, Any]]:
 
 
 def _tested() -> dict[tuple[str, str], str] | None:
-  """How the methods with rows in tests/rows.py are tested, by reading it."""
-  path = pathlib.Path(__file__).parent.parent / 'tests' / 'rows.py'
-  if not path.exists():
+  """How the methods are tested, by reading the rows beside the package."""
+  tests = pathlib.Path(__file__).parent.parent / 'tests'
+  if not (tests / 'methods.py').exists():
     return None
   found = {}
-  for table_ in ast.parse(path.read_text()).body:
-    if not isinstance(table_, ast.Assign):
-      continue
-    family = table_.targets[0].id.lower().removeprefix('slot_')
-    for call in ast.walk(table_.value):
-      if not (isinstance(call, ast.Call) and _called(call) == 'Row'):
-        continue
-      key = family, registry.parse(call.args[0].value)[0]
-      oracle = len(call.args) > 2 or any(
-        k.arg == 'oracle' for k in call.keywords
-      )
-      if oracle or key not in found:
-        found[key] = 'oracle' if oracle else 'contract'
+  for family in registry.FAMILIES:
+    for path in (tests / family).glob('test_*.py'):
+      read = [oracle for _, oracle in _rows(ast.parse(path.read_text()))]
+      found[family, path.stem[5:]] = 'oracle' if any(read) else 'contract'
+  tables_ = tests / 'rows.py'
+  for table_ in ast.parse(tables_.read_text()).body if tables_.exists() else ():
+    if isinstance(table_, ast.Assign):
+      family = table_.targets[0].id.lower().removeprefix('slot_')
+      for call, oracle in _rows(table_.value):
+        key = family, registry.parse(call.args[0].value)[0]
+        if oracle or key not in found:
+          found[key] = 'oracle' if oracle else 'contract'
   return found
 
 
-def _called(call: ast.Call) -> str:
-  return call.func.id if isinstance(call.func, ast.Name) else ''
+def _rows(tree: ast.AST):
+  """The rows in a program, and whether they have an oracle."""
+  for call in ast.walk(tree):
+    if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'Row':
+      given = len(call.args) > 2 or 'oracle' in [k.arg for k in call.keywords]
+      yield call, given
 
 
 _HEADER = ('method', 'family', 'arXiv', 'causal', 'dropless', 'state', 'tests')

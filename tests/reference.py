@@ -3,34 +3,11 @@
 One token, one expert, one seat at a time; nothing here imports moe_jax.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 
-
-def softmax(x):
-  e = np.exp(x - x.max(-1, keepdims=True))
-  return e / e.sum(-1, keepdims=True)
-
-
-@dataclasses.dataclass
-class Choice:
-  """expert_TK, weight_TK of a group (before drops), and its probabilities."""
-
-  expert: np.ndarray
-  weight: np.ndarray
-  probs: np.ndarray
-  logits: np.ndarray
-  renormalize_kept: bool = False
-  smooth_load: np.ndarray | None = None
-  first_fit: bool = False
-  weight_on: str = 'output'
-  priority: np.ndarray | None = None  # [T, K], where it is not rank-major
-
-
-def linear(x_TD, params):
-  return x_TD.astype(np.float64) @ np.asarray(params['kernel'], np.float64)
+from tests.oracles import Choice, linear, softmax
 
 
 def top_k(x_TD, params, bias_E, mask_T, *, k, renormalize, threshold=0.0):

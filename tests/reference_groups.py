@@ -5,8 +5,7 @@ import math
 import numpy as np
 from scipy import optimize
 
-from tests.reference import Choice, linear, softmax
-from tests.reference_scores import best, sigmoid
+from tests.oracles import Choice, largest as best, linear, sigmoid, softmax
 
 
 def by_experts(chosen, probs, logits):

@@ -1,4 +1,4 @@
-"""Loop-written routers: (x_TD, params, bias_E, seen) -> reference.Choice.
+"""Loop-written routers: (x_TD, params, bias_E, seen) -> oracles.Choice.
 
 `seen` holds what the context brings, as NumPy arrays: mask_T, ids_T, forced_TK,
 carry, and the features 'down', 'mean', 'variance'; 'local' is how many of the
@@ -10,19 +10,14 @@ import math
 import jax
 import numpy as np
 
-from tests.reference import Choice, softmax
+from tests.oracles import Choice, largest, softmax
 
 
 def plain(oracle, **options):
   """An oracle (x_TD, params, bias_E, mask_T), which sees nothing else."""
-  return lambda x, params, bias, seen: oracle(
+  return lambda x, params, bias, seen, **_: oracle(
     x, params, bias, seen['mask_T'], **options
   )
-
-
-def largest(scores, k):
-  """Places of the k largest, the first of equals first."""
-  return sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:k]
 
 
 def _mix(x):

@@ -4,16 +4,7 @@ import math
 
 import numpy as np
 
-from tests.reference import Choice, linear, softmax
-
-
-def sigmoid(x):
-  return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
-
-
-def best(scores, k):
-  """Indices of the k largest, largest first, the first of equals."""
-  return sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:k]
+from tests.oracles import Choice, largest as best, linear, sigmoid, softmax
 
 
 def kept_softmax(x_TD, params, bias_E, mask_T, *, k, bias=False):
@@ -60,15 +51,6 @@ def group_limited(
     if norm:
       weight[t] /= weight[t].sum()
   return Choice(expert, scale * weight, s / s.sum(-1, keepdims=True), logits)
-
-
-def llama4(x_TD, params, bias_E, mask_T, *, k):
-  logits = linear(x_TD, params)
-  expert = np.array([best(l + bias_E, k) for l in logits])
-  s = sigmoid(logits)
-  weight = np.take_along_axis(s, expert, 1)
-  probs = s / s.sum(-1, keepdims=True)
-  return Choice(expert, weight, probs, logits, weight_on='input')
 
 
 def top_p(x_TD, params, bias_E, mask_T, *, p, k=0, strict=False):

@@ -1,11 +1,6 @@
 """One table a family: a method is tested by having a row here."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
-
-import jax
-import numpy as np
 
 from tests import (
   reference,
@@ -17,58 +12,7 @@ from tests import (
   reference_routers as routers,
   reference_scores as scores,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A call string, the paper it follows, and its independent oracle.
-
-  Attributes:
-    spec: call string.
-    arxiv: id that the method's docstring must cite.
-    oracle: a function of tests/reference.py.
-    causal: whether a token's routing may depend on later tokens (routers).
-    state: whether the rule has a state (balancing).
-    noisy: whether training draws at default options (routers).
-    local: zero-computation experts among those of the test (routers).
-    experts: kind that the router goes with (routers).
-    distinct: whether a token's experts differ (routers).
-    permutes: whether permuting tokens permutes what they get (routers).
-    train: whether contracts are tested in training, where the method differs
-      from evaluation (routers).
-    by_expert: whether edges are stored by expert, without first choices.
-    frozen: whether the parameters get no gradient.
-  """
-
-  spec: str
-  arxiv: str = ''
-  oracle: Callable | None = None
-  causal: bool = True
-  state: bool = False
-  noisy: bool = False
-  local: int = 0
-  experts: str = 'mlp(d_ff=12)'
-  distinct: bool = True
-  permutes: bool = True
-  train: bool = False
-  by_expert: bool = False
-  frozen: bool = False
-
-  @property
-  def plain(self) -> bool:
-    """Whether its oracle reads nothing of the context but the mask."""
-    return getattr(self.oracle, '__qualname__', '').startswith('plain.')
-
-
-def decided(params, scale):
-  """A router's parameters, scaled so that choices are clear of rounding.
-
-  Those that start at zero are drawn.
-  """
-  rng = np.random.default_rng(0)
-  draw = lambda v: 0.2 * rng.normal(size=v.shape).astype(v.dtype)
-  one = lambda v: scale * (v if np.any(v) else draw(v))
-  return jax.tree.map(lambda v: one(np.asarray(v)), params)
+from tests.methods import Row
 
 
 def _top_k(k, renormalize, **options):
@@ -77,6 +21,10 @@ def _top_k(k, renormalize, **options):
 
 def _of(oracle, **options):
   return functools.partial(oracle, **options)
+
+
+def _known(oracle, **options):
+  return lambda *args, **_: oracle(*args, **options)
 
 
 _V3 = {
@@ -89,11 +37,18 @@ _V3 = {
 }
 
 ROUTERS = (
-  Row('switch()', '2101.03961', routers.plain(reference.switch)),
-  Row('top_k()', '1701.06538', _top_k(2, True)),
-  Row('top_k(k=1, renormalize=False)', '1701.06538', _top_k(1, False)),
+  Row('switch()', '2101.03961', routers.plain(reference.switch), always=True),
+  Row('top_k()', '1701.06538', _top_k(2, True), always=True),
+  Row(
+    'top_k(k=1, renormalize=False)', '1701.06538', _top_k(1, False), always=True
+  ),
   Row('top_k(k=3, renormalize=False)', '1701.06538', _top_k(3, False)),
-  Row("top_k(k=2, renormalize='kept')", '1701.06538', _top_k(2, 'kept')),
+  Row(
+    "top_k(k=2, renormalize='kept')",
+    '1701.06538',
+    _top_k(2, 'kept'),
+    always=True,
+  ),
   Row(
     "top_k(k=3, second_policy='threshold', threshold=0.3, policy_in_eval=True)",
     '2202.08906',
@@ -103,51 +58,83 @@ ROUTERS = (
     'no_token_left_behind(k=3)',
     '2101.03961',
     routers.plain(reference.no_token_left_behind, k=3),
+    always=True,
   ),
-  Row('vmoe()', '2106.05974', _top_k(2, False), noisy=True),
-  Row('hash(k=2, seed=7)', '2106.04426', _of(routers.hash_, k=2, seed=7)),
-  Row('adamoe(k=3)', '2406.13233', _of(routers.adamoe, k=3), local=2),
-  Row('moe_plus_plus()', '2410.07348', _of(routers.moe_plus_plus, k=2)),
+  Row('vmoe()', '2106.05974', _top_k(2, False), noisy=True, always=True),
+  Row(
+    'hash(k=2, seed=7)',
+    '2106.04426',
+    _known(routers.hash_, k=2, seed=7),
+    context=True,
+    always=True,
+  ),
+  Row(
+    'adamoe(k=3)',
+    '2406.13233',
+    _known(routers.adamoe, k=3),
+    context=True,
+    local=2,
+    always=True,
+  ),
+  Row(
+    'moe_plus_plus()',
+    '2410.07348',
+    _known(routers.moe_plus_plus, k=2),
+    context=True,
+    always=True,
+  ),
   Row(
     'moe_plus_plus(residual=False)',
     '2410.07348',
-    _of(routers.moe_plus_plus, k=2, residual=False),
+    _known(routers.moe_plus_plus, k=2, residual=False),
+    context=True,
   ),
   Row(
     'autonomy()',
     '2501.13074',
-    _of(routers.autonomy, k=2),
+    _known(routers.autonomy, k=2),
+    context=True,
     experts='autonomy(d_ff=12, d_low=3)',
+    always=True,
   ),
-  Row('moe_x()', '2503.07639', _of(routers.moe_x, k=2)),
+  Row(
+    'moe_x()',
+    '2503.07639',
+    _known(routers.moe_x, k=2),
+    context=True,
+    always=True,
+  ),
   Row(
     'product_keys(heads=3, k=2, d_key=6)',
     '2407.04153',
-    _of(routers.product_keys, heads=3, k=2),
+    _known(routers.product_keys, heads=3, k=2),
+    context=True,
     distinct=False,
     experts='mlp(d_ff=1)',
+    always=True,
   ),
   Row(
     'segment(size=3, k=2)',
     '2601.21641',
-    _of(routers.segment, size=3, k=2),
+    _known(routers.segment, size=3, k=2),
+    context=True,
     causal=False,
     permutes=False,
+    always=True,
   ),
-  Row('replay()', '', _of(routers.replay)),
+  Row('replay()', '', _known(routers.replay), context=True, always=True),
   Row(
     'noisy_top_k(k=2)',
     '1701.06538',
     routers.plain(scores.kept_softmax, k=2),
     noisy=True,
+    always=True,
   ),
   Row(
     'gpt_oss(k=3)',
     '2508.10925',
     routers.plain(scores.kept_softmax, k=3, bias=True),
   ),
-  Row('llama4()', '', routers.plain(scores.llama4, k=1)),
-  Row('llama4(k=2)', '', routers.plain(scores.llama4, k=2)),
   Row(
     'sigmoid_top_k(k=2)',
     '2412.19437',
@@ -179,6 +166,7 @@ ROUTERS = (
     routers.plain(groups.expert_choice, choices=1.5),
     causal=False,
     by_expert=True,
+    always=True,
   ),
   Row(
     'capped_expert_choice(choices=2, cap=2, entropy=0.05, iterations=300)',
@@ -214,17 +202,22 @@ ROUTERS = (
     '2403.07652',
     routers.plain(scores.top_p, p=0.95, k=3, strict=True),
   ),
-  Row('relu()', '2412.14711', routers.plain(scores.relu)),
+  Row('relu()', '2412.14711', routers.plain(scores.relu), always=True),
   Row('relu(max_choices=2)', '2412.14711', routers.plain(scores.relu, k=2)),
   Row('cosine()', '2204.09179', routers.plain(scores.cosine, k=1)),
   Row('cosine(k=2)', '2204.09179', routers.plain(scores.cosine, k=2)),
-  Row('dselect_k()', '2106.03760', routers.plain(scores.dselect_k, k=2)),
+  Row(
+    'dselect_k()',
+    '2106.03760',
+    routers.plain(scores.dselect_k, k=2),
+    always=True,
+  ),
   Row(
     'dselect_k(k=3, width=0.3)',
     '2106.03760',
     routers.plain(scores.dselect_k, k=3, width=0.3),
   ),
-  Row('comet()', '2306.02824', routers.plain(scores.comet, k=2)),
+  Row('comet()', '2306.02824', routers.plain(scores.comet, k=2), always=True),
   Row(
     'comet(k=3, width=0.3)',
     '2306.02824',
@@ -233,60 +226,50 @@ ROUTERS = (
   Row(
     'round_robin(k=3)',
     '',
-    _of(routers.round_robin, k=3),
+    _known(routers.round_robin, k=3),
+    context=True,
     permutes=False,
   ),
-  Row('random(k=2)', '2110.04260', _of(routers.random, k=2), permutes=False),
-  Row('prototype()', '2410.10469', _of(routers.prototype, k=2)),
+  Row(
+    'random(k=2)',
+    '2110.04260',
+    _known(routers.random, k=2),
+    context=True,
+    permutes=False,
+    always=True,
+  ),
+  Row(
+    'prototype()', '2410.10469', _known(routers.prototype, k=2), context=True
+  ),
   Row(
     'sparse_mixer(eps=0.5)',
     '2409.12136',
-    _of(routers.sparse_mixer, eps=0.5),
+    _known(routers.sparse_mixer, eps=0.5),
+    context=True,
     noisy=True,
+    always=True,
   ),
   # In the tests' layer and step three of its four choices are used.
   Row(
     'scheduled_top_k(k=1, first=(4, 3), until=10)',
     '2512.16248',
-    _of(routers.scheduled_top_k, k=4, used=3),
+    _known(routers.scheduled_top_k, k=4, used=3),
+    context=True,
     train=True,
+    always=True,
   ),
-  Row('rexmoe(start=2, end=8)', '2510.17483', _top_k(2, False), noisy=True),
-)
-
-# One of each kind of `Routing` and of all that a router may read or draw; a
-# layer is the same for the rest. Costly contracts leave those to the slow mark.
-ALWAYS = (
-  'switch()',
-  'top_k()',
-  'top_k(k=1, renormalize=False)',
-  "top_k(k=2, renormalize='kept')",
-  'no_token_left_behind(k=3)',
-  'vmoe()',
-  'noisy_top_k(k=2)',
-  'sparse_mixer(eps=0.5)',
-  'rexmoe(start=2, end=8)',
-  'random(k=2)',
-  'hash(k=2, seed=7)',
-  'replay()',
-  'segment(size=3, k=2)',
-  'scheduled_top_k(k=1, first=(4, 3), until=10)',
-  'moe_x()',
-  'adamoe(k=3)',
-  'moe_plus_plus()',
-  'autonomy()',
-  'product_keys(heads=3, k=2, d_key=6)',
-  'llama4()',
-  'llama4(k=2)',
-  'expert_choice(choices=1.5)',
-  'relu()',
-  'dselect_k()',
-  'comet()',
+  Row(
+    'rexmoe(start=2, end=8)',
+    '2510.17483',
+    _top_k(2, False),
+    noisy=True,
+    always=True,
+  ),
 )
 
 # Their slots are mixtures of tokens: other contracts, in test_soft.py.
-SLOT_ROUTERS = (Row('soft(slots=2)', '2308.00951', causal=False),)
-SLOT_DISPATCH = (Row('slots()', '2308.00951'),)
+SLOT_ROUTERS = (Row('soft(slots=2)', '2308.00951', causal=False, slots=True),)
+SLOT_DISPATCH = (Row('slots()', '2308.00951', slots=True),)
 
 BALANCING = (
   Row('switch_loss()', '2101.03961', reference.switch_loss),

@@ -16,7 +16,7 @@ from moe_jax.training import (
   state as state_lib,
   step as step_lib,
 )
-from tests import rows, tiny
+from tests import methods, tiny
 
 B, L, E = 8, 12, 4
 # Rows 0, 1, 4 and 5 are the first of two micro-batches on two devices: empty.
@@ -119,7 +119,7 @@ SELECTOR = ('selector_loss(weight=1.0, reach=0.5)',)
 def test_every_rule_is_here():
   """`bip` cannot be: it needs the scores of the whole batch at once."""
   named = {registry.parse(spec)[0] for spec in VMOE + RELU + SELECTOR}
-  every = {registry.parse(row.spec)[0] for row in rows.BALANCING}
+  every = {registry.parse(row.spec)[0] for row in methods.rows('balancing')}
   assert named == every - {'bip'}
 
 

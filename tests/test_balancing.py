@@ -11,12 +11,12 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.balancing import base
 from moe_jax.layers import linen, moe
-from tests import reference, reference_balancing, rows
+from tests import methods, reference, reference_balancing
 
 G, T, E, K, B = 4, 6, 5, 2, 2  # two sequences of two groups each
 ids = lambda row: row.spec
 with_loss = pytest.mark.parametrize(
-  'row', [r for r in rows.BALANCING if r.oracle], ids=ids
+  'row', [r for r in methods.rows('balancing') if r.oracle], ids=ids
 )
 
 
@@ -178,7 +178,11 @@ def test_a_layer_knows_the_documents_of_its_rows():
 
 @pytest.mark.parametrize(
   'spec',
-  [r.spec for r in rows.BALANCING if r.spec.startswith('switch_loss')],
+  [
+    r.spec
+    for r in methods.rows('balancing')
+    if r.spec.startswith('switch_loss')
+  ],
 )
 def test_balanced_routing_gives_one_or_what_is_published(spec):
   rule = registry.build('balancing', spec)

@@ -10,11 +10,11 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base
-from tests import reference, reference_losses, rows
+from tests import methods, reference, reference_losses
 
 E, K, T, G = 6, 2, 12, 2
 LN = np.log(E)
-with_loss = [r.spec for r in rows.BALANCING if r.oracle]
+with_loss = [r.spec for r in methods.rows('balancing') if r.oracle]
 
 # Of even loads: loss where every affinity is 1 / E, and where all tokens are
 # sure of their first choices, which are even too. The default is (1, 1).

@@ -14,10 +14,13 @@ import pytest
 
 from configs import presets
 from moe_jax.models import factory, stack
-from tests import rows, tiny
+from tests import tiny
 
 B, L, V, CUT = 8, 16, 32, 9
 TIGHT, AMPLE = 0.5, 4.0
+THRESHOLD = (
+  "top_k(k=3, second_policy='threshold', threshold=0.3, policy_in_eval=True)"
+)
 # (router, seating, capacity factor) -> whether the past may not change.
 CASES = [
   ('switch()', 'rank_major()', TIGHT, True),
@@ -31,8 +34,8 @@ CASES = [
   ('top_k()', 'batch_prioritized()', TIGHT, False),
   ("top_k(k=3, renormalize='kept')", 'token_major()', TIGHT, True),
   ("top_k(renormalize='kept')", 'rank_major()', TIGHT, False),
-  (rows.ROUTERS[5].spec, 'rank_major()', TIGHT, False),
-  (rows.ROUTERS[5].spec, 'token_major()', TIGHT, True),
+  (THRESHOLD, 'rank_major()', TIGHT, False),
+  (THRESHOLD, 'token_major()', TIGHT, True),
   ('no_token_left_behind(k=3)', 'rank_major()', TIGHT, False),
   ('no_token_left_behind(k=3)', 'token_major()', TIGHT, False),
   ('vmoe()', 'rank_major()', TIGHT, False),

@@ -1,8 +1,6 @@
-"""The house rules: every method has a row, and imports go one way."""
+"""The house rules: imports go one way, files are short."""
 
 import ast
-import dataclasses
-import importlib
 import pathlib
 import re
 import subprocess
@@ -12,31 +10,8 @@ import pytest
 
 import moe_jax
 from moe_jax import registry
-from tests import rows
 
 ROOT = pathlib.Path(moe_jax.__file__).parent
-METHODS = [(f, n) for f in registry.FAMILIES for n in registry.names(f)]
-
-
-@pytest.mark.parametrize('family', registry.FAMILIES)
-def test_every_method_has_a_row(family):
-  built = {registry.parse(row.spec)[0] for row in rows.FAMILIES[family]}
-  assert built == set(registry.names(family))
-
-
-@pytest.mark.parametrize(('family', 'name'), METHODS)
-def test_method_files_are_in_shape(family, name):
-  """One frozen dataclass a file, short, that cites its paper."""
-  path = ROOT / family / f'{name}.py'
-  cls = registry.method_class(family, name)
-  assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
-  assert cls.__subclasses__() == []
-  limit = 400 if family == 'dispatch' else 101
-  assert len(path.read_text().splitlines()) <= limit
-  text = importlib.import_module(f'moe_jax.{family}.{name}').__doc__
-  for row in rows.FAMILIES[family]:
-    if registry.parse(row.spec)[0] == name and row.arxiv:
-      assert f'arXiv:{row.arxiv}' in text, row
 
 
 # What a room may import of ours, beside itself; rooms not named: anything but

@@ -9,11 +9,11 @@ from moe_jax import registry
 from moe_jax.dispatch import base as dispatching
 from moe_jax.experts import base
 from moe_jax.layers import mlp
-from tests import rows
+from tests import methods
 
 E, R, D = 3, 5, 8
 ids = lambda row: row.spec
-each_kind = pytest.mark.parametrize('row', rows.EXPERTS, ids=ids)
+each_kind = pytest.mark.parametrize('row', methods.rows('experts'), ids=ids)
 
 
 def build(spec):

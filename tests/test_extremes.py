@@ -11,7 +11,7 @@ from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
 from moe_jax.kernels import gates
 from moe_jax.seating import seat
-from tests import reference, rows, test_routers as contract
+from tests import methods, oracles, routing as contract
 
 E, D, T = contract.E, contract.D, contract.T
 # Selection biases that change nothing, and that choose the least likely.
@@ -88,7 +88,7 @@ EVERY = [
     id=row.spec,
     marks=[] if row.spec in DEFAULT else pytest.mark.slow,
   )
-  for row in rows.ROUTERS
+  for row in methods.rows('routers')
 ]
 
 
@@ -119,14 +119,11 @@ def test_every_router(row):
   if row.by_expert or not row.causal or row.noisy:
     return  # the sum is not a token's own, or drawn
   double = lambda v: np.asarray(v, np.float64)
-  seen = jax.tree.map(double, ctx.features)
-  seen |= {'carry': double(ctx.carry), 'local': row.local}
-  seen |= {k: np.asarray(getattr(ctx, k)) for k in ('ids_T', 'forced_TK')}
-  seen['mask_T'] = np.ones(T, bool)
+  seen = contract.seen(ctx, row)
   by_token = lambda v_GN: np.asarray(v_GN).reshape(2, r.choices, T).sum(1)
   for got_T, bias_E in zip(by_token(r.weight_N), BIAS_GE):
     p = jax.tree.map(double, params)
-    want = row.oracle(double(X), p, double(bias_E), seen)
+    want = row.expected(double(X), p, double(bias_E), seen)
     np.testing.assert_allclose(got_T, want.weight.sum(1), rtol=1e-4, atol=1e-6)
   if r.renormalize_kept:
     seats_GT = by_token(seated.cause_N == types.KEPT)
@@ -285,12 +282,14 @@ def sigmoid_shares(z):
   return s / s.sum(-1, keepdims=True)
 
 
-LOSSES = [r for r in rows.BALANCING if r.oracle or 'loss()' in r.spec]
+LOSSES = [
+  r for r in methods.rows('balancing') if r.oracle or 'loss()' in r.spec
+]
 SHARES = ('switch_loss(second', 'sequence_loss()', 'importance_loss')
 # Routers: their affinities by hand, where every token has some, and rules;
 # saturated sigmoids tie, and the sequence loss ranks them.
 KINDS = {
-  'vmoe()': (reference.softmax, ('relu', 'selector')),
+  'vmoe()': (oracles.softmax, ('relu', 'selector')),
   'sigmoid_top_k(k=2)': (
     sigmoid_shares,
     ('relu', 'selector', 'load', 'sequence'),
@@ -309,7 +308,7 @@ KINDS = {
 )
 def test_every_rule(spec):
   """Gradients are finite; values are the oracles', in float64."""
-  router, params = drawn(rows.Row(spec))
+  router, params = drawn(methods.Row(spec))
   _, ctx = contract.group()
   mask_GT, states = jnp.ones((2, T), bool), {'relu_loss': jnp.float32(1)}
   affinities, names = KINDS[spec]
@@ -335,7 +334,7 @@ def test_every_rule(spec):
   double = lambda v: np.asarray(v, np.float64)
   probs_TE = affinities(double(LOGITS))
   choices = [
-    reference.Choice(
+    oracles.Choice(
       *(expert_N.reshape(-1, T).T, None, probs_TE, double(LOGITS)),
       smooth_load=double(r.terms.get('smooth_load', r.probs_TE)[g]),
     )

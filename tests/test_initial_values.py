@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax import registry
 from moe_jax.models import factory
-from tests import rows, tiny
+from tests import methods, tiny
 
 D, H, J, F, V, E = 96, 2, 32, 80, 200, 8
 SCALE = 0.1  # of all kernels; routers and gates have it by themselves
@@ -135,7 +135,7 @@ CONSTANT = {
 
 def test_routers():
   """Those of all rows at their options."""
-  specs = [r.spec for r in rows.ROUTERS + rows.SLOT_ROUTERS]
+  specs = [r.spec for r in methods.rows('routers', slots=True)]
   routers = {s: registry.build('routers', s) for s in specs}
   # One of each class and deviation: the other options are not read.
   few = {(type(r), getattr(r, 'init_std', None)): s for s, r in routers.items()}

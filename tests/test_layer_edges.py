@@ -11,10 +11,10 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.layers import linen, moe
 from moe_jax.seating import capacity
-from tests import rows, test_routers as contract
+from tests import methods, routing as contract
 
 D, F = 2, 3
-DISPATCH = [r.spec for r in rows.DISPATCH]
+DISPATCH = [r.spec for r in methods.rows('dispatch')]
 
 
 def layer(router, E=2, dispatch='scatter()', T=4, **fields):
@@ -159,7 +159,7 @@ NONCAUSAL = [
   pytest.param(
     r, marks=pytest.mark.slow if 'capped' in r.spec else [], id=r.spec
   )
-  for r in (*rows.ROUTERS, *rows.SLOT_ROUTERS)
+  for r in methods.rows('routers', slots=True)
   if not r.causal
 ]
 
@@ -169,10 +169,10 @@ NONCAUSAL = [
 def test_routers_that_compare_a_group_say_so(row, train):
   """Half a group alone goes where it went, or the group is the method.
 
-  Causal routers do not see the other half: `test_routers.py`.
+  Causal routers do not see the other half: `contracts/test_routers.py`.
   """
   router = registry.build('routers', row.spec)
-  params = rows.decided(router.init(jax.random.key(2), contract.E, 8), 8)
+  params = contract.decided(router.init(jax.random.key(2), contract.E, 8), 8)
   x_TD, ctx = contract.group(row=row)
   T = contract.T
   whole = np.arange(T) < T // 2
@@ -345,7 +345,7 @@ HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 
 
 @pytest.mark.parametrize(
-  'row', (*rows.ROUTERS, *rows.SLOT_ROUTERS), ids=lambda r: r.spec
+  'row', methods.rows('routers', slots=True), ids=lambda r: r.spec
 )
 def test_routers_multiply_in_float32(row):
   """bf16 tokens; a CPU would not show what a TPU rounds to bf16."""

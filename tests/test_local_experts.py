@@ -11,7 +11,7 @@ from moe_jax.layers import linen, moe
 from moe_jax.local_experts import base
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.seating import capacity, seat
-from tests import rows
+from tests import methods
 
 B, L, D, E, T = 8, 4, 8, 4, 8
 LOCAL = ('zero()', 'copy()', 'constant(count=2)')
@@ -21,7 +21,7 @@ Z = 4
 def test_each_kind_equals_its_loop():
   x_TD = jax.random.normal(jax.random.key(0), (5, D))
   weight_TJ = jax.random.uniform(jax.random.key(1), (5, 2))
-  for row in rows.LOCAL_EXPERTS:
+  for row in methods.rows('local_experts'):
     kind = registry.build('local_experts', row.spec)
     params = kind.init(jax.random.key(2), D)
     params = jax.tree.map(lambda v: 30 * v, params)
@@ -80,7 +80,7 @@ def by_loop(m, params, factor):
   x = np.asarray(X, np.float64).reshape(-1, T, D)
   p = jax.tree.map(lambda v: np.asarray(v, np.float64), params)
   y, sent, local = np.zeros_like(x), 0, 0
-  local_rows = rows.LOCAL_EXPERTS
+  local_rows = methods.rows('local_experts')
   place = {E: (0, 0), E + 1: (1, 0), E + 2: (2, 0), E + 3: (2, 1)}
   for g in range(x.shape[0]):
     logits = x[g] @ p['router']['kernel']

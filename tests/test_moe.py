@@ -16,7 +16,7 @@ from moe_jax.layers import linen, moe
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.routers import base as routers
 from moe_jax.seating import orders
-from tests import reference, rows
+from tests import methods, reference, routing
 
 B, L, D, E, F, T = 8, 8, 8, 4, 12, 8
 MESHES = (
@@ -26,7 +26,7 @@ MESHES = (
   dict(data=8),
 )
 RULES = ('z_loss()', 'loss_free_bias()')
-BY_EXPERT = {r.spec for r in rows.ROUTERS if r.by_expert}
+BY_EXPERT = {r.spec for r in methods.rows('routers') if r.by_expert}
 
 
 def make_mesh(sizes):
@@ -61,7 +61,7 @@ def variables(router='top_k()', **fields):
     jax.random.key(0)
   )
   if 'router' in v['params']:
-    v['params']['router'] = rows.decided(v['params']['router'], 5)
+    v['params']['router'] = routing.decided(v['params']['router'], 5)
   for name in ('bi', 'bo'):
     if name in v['params']['experts']:
       v['params']['experts'][name] += 0.1
@@ -109,14 +109,14 @@ def want(router, capacity_factor, kind):
   return run(m, variables(router, **fields))
 
 
-CLEAN = [r for r in rows.ROUTERS if r.plain and not r.noisy]
+CLEAN = [r for r in methods.rows('routers') if not r.context and not r.noisy]
 MORE = ('switch()', 'top_k()', "top_k(k=2, renormalize='kept')")
 LOOPS = [
   pytest.param(
     *(row, cf),
     id=f'{row.spec}-{cf}',
     marks=[]
-    if row.spec in (rows.ALWAYS if cf == 1.0 else MORE)
+    if (row.always if cf == 1.0 else row.spec in MORE)
     else pytest.mark.slow,
   )
   for row in CLEAN
@@ -159,7 +159,7 @@ def test_two_dispatches_equal_loops(row, capacity_factor):
     X.reshape(-1, T, D),
     p.get('router', {}),
     v['balance']['state']['loss_free_bias'],
-    row.oracle,
+    row.expected,
     lambda e, x: expert(e, x),
     MASK.reshape(-1, T),
     C,
@@ -305,7 +305,7 @@ def run_reordered(dispatch, order, weight_on):
   return run(m, variables(experts='mlp()'))
 
 
-@pytest.mark.parametrize('dispatch', [r.spec for r in rows.DISPATCH])
+@pytest.mark.parametrize('dispatch', [r.spec for r in methods.rows('dispatch')])
 @pytest.mark.parametrize(('order', 'weight_on'), ORDERS)
 def test_edges_in_any_order_and_weights_on_the_input(
   dispatch, order, weight_on
@@ -471,7 +471,7 @@ def test_errors_name_value_and_choices():
 
 
 def test_rules_with_a_state_are_declared():
-  for row in rows.BALANCING:
+  for row in methods.rows('balancing'):
     rule = registry.build('balancing', row.spec)
     assert (rule.init(E) is not None) == row.state
     assert not row.state or rule.scope == 'global'

@@ -12,7 +12,8 @@ from experiments import tables
 from moe_jax import registry
 from moe_jax.models import factory
 from moe_jax.training import plans, step as step_lib
-from tests import reference, reference_routers, rows, test_routers, tiny
+from tests import methods, reference, reference_routers, tiny
+from tests.contracts import test_routers
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -38,7 +39,7 @@ def example(tmp_path, monkeypatch):
   exec(oracle, names)  # as it would stand in tests/reference.py
   monkeypatch.setattr(reference, 'above', names['above'], raising=False)
   given = {
-    'Row': rows.Row,
+    'Row': methods.Row,
     'routers': reference_routers,
     'reference': reference,
   }

@@ -11,7 +11,7 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.layers import linen, moe
 from moe_jax.parallel import mesh as mesh_lib
-from tests import rows
+from tests import methods
 
 B, L, D, E, T = 8, 6, 8, 4, 6
 X = jax.random.normal(jax.random.key(5), (B, L, D))
@@ -68,9 +68,9 @@ def run(m, params, carry):
     pytest.param(
       row,
       id=row.spec,
-      marks=() if row.spec in rows.ALWAYS else pytest.mark.slow,
+      marks=() if row.always else pytest.mark.slow,
     )
-    for row in rows.ROUTERS
+    for row in methods.rows('routers')
   ],
 )
 def test_layer_on_a_mesh(row):
@@ -127,9 +127,8 @@ SAME = {'choices': 1, 'num_experts': E, 'num_local': 0}
 
 @pytest.mark.slow
 def test_each_kind_of_routing_is_always_tested(monkeypatch):
-  have = {signature(r, monkeypatch) for r in rows.ROUTERS}
-  always = [r for r in rows.ROUTERS if r.spec in rows.ALWAYS]
-  assert len(always) == len(rows.ALWAYS)
+  have = {signature(r, monkeypatch) for r in methods.rows('routers')}
+  always = [r for r in methods.rows('routers') if r.always]
   assert {signature(r, monkeypatch) for r in always} == have
   # Taken away, a kind is missed.
   fewer = [r for r in always if r.spec != 'no_token_left_behind(k=3)']
@@ -137,21 +136,21 @@ def test_each_kind_of_routing_is_always_tested(monkeypatch):
 
 
 def test_what_a_router_does_not_get():
-  row = rows.Row('hash()')
+  row = methods.Row('hash()')
   m = layer(row, 'scatter()', {})
   with pytest.raises(ValueError, match='hash needs ids_T, which is not known'):
     jax.eval_shape(lambda: m.init(jax.random.key(0), X, train=True))
-  m = layer(rows.Row('autonomy()'), 'scatter()', {})
+  m = layer(methods.Row('autonomy()'), 'scatter()', {})
   with pytest.raises(ValueError, match="show 'down'; these show 'mean', 'var"):
     jax.eval_shape(lambda: m.init(jax.random.key(0), X, train=True))
-  m = layer(rows.Row('switch()'), 'slots()', {})
+  m = layer(methods.Row('switch()'), 'slots()', {})
   with pytest.raises(ValueError, match='Switch and the dispatch Slots do not'):
     jax.eval_shape(lambda: m.init(jax.random.key(0), X, train=True))
 
 
 def test_record_and_replay():
   """What was recorded happens again, drops and gradients included."""
-  m = layer(rows.Row('top_k(k=2)'), 'scatter()', {})
+  m = layer(methods.Row('top_k(k=2)'), 'scatter()', {})
   m = linen.MoE(dataclasses.replace(m.core, record=True))
   init = jax.jit(lambda k: m.init(k, X, KNOWN, train=True))
   params = nn.unbox(init(jax.random.key(0)))['params']
@@ -164,7 +163,7 @@ def test_record_and_replay():
   expert = record['expert'].reshape(-1, 2, T).swapaxes(1, 2)
   forced = np.zeros((B, L, 2, 2), int)
   forced[:, :, 1] = expert.reshape(B, L, 2)
-  again = layer(rows.Row('replay()'), 'gather_reduce()', {})
+  again = layer(methods.Row('replay()'), 'gather_reduce()', {})
 
   def loss(params):
     tokens = KNOWN.replace(forced=jnp.asarray(forced))

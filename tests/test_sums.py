@@ -16,7 +16,7 @@ from moe_jax import registry, types
 from moe_jax.layers import attention, embeddings, linen, mlp, moe
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib
 from moe_jax.seating import seat as seating
-from tests import rows
+from tests import methods
 
 D, BF16 = 8, jnp.bfloat16
 ONE = axes_lib.make(mesh_lib.exact())
@@ -27,7 +27,7 @@ GLU = "glu(bias='multiplicative', activation='relu')"
 BIASES = {'bi': 0.0, 'bo': 0.0, 'bias': 1.0}
 SORTED = "gather_reduce(matmul='ragged_dot')"
 OWN = {'gather_reduce()': SORTED}  # the other products are in other rows
-DISPATCHES = [OWN.get(r.spec, r.spec) for r in rows.DISPATCH]
+DISPATCHES = [OWN.get(r.spec, r.spec) for r in methods.rows('dispatch')]
 
 
 def params(spec, E):

@@ -12,7 +12,7 @@ from moe_jax.training import (
   state as state_lib,
   step as step_lib,
 )
-from tests import rows, tiny
+from tests import methods, tiny
 
 E, B, L, STEPS = 4, 8, 12, 30
 FEW = ('switch()', 'moe_plus_plus()', 'loss_free_bias()')
@@ -85,7 +85,7 @@ def marked(row):
 
 
 def fields(row):
-  if row in rows.SLOT_ROUTERS:
+  if row.slots:
     return {'moe.dispatch': 'slots()', 'moe.capacity_factor': 0.0}
   out = {'moe.experts': row.experts}
   if row.local:
@@ -99,7 +99,7 @@ def fields(row):
   'row',
   [
     marked(r)
-    for r in rows.ROUTERS + rows.SLOT_ROUTERS
+    for r in methods.rows('routers', slots=True)
     # Its batches bring experts; those that initialise a model do not.
     if not r.spec.startswith('replay')
   ],
@@ -123,7 +123,9 @@ def test_shared_experts_train():
   )
 
 
-@pytest.mark.parametrize('row', [marked(r) for r in rows.BALANCING if r.state])
+@pytest.mark.parametrize(
+  'row', [marked(r) for r in methods.rows('balancing') if r.state]
+)
 def test_state_follows_the_steps(row):
   """A state changes at every step, in every layer, and stays finite."""
   router = 'relu()' if row.spec.startswith('relu') else 'top_k(k=2)'

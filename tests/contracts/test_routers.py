@@ -1,6 +1,5 @@
 """Contracts of every router row."""
 
-import functools
 import math
 
 import jax
@@ -10,63 +9,11 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
-from tests import reference, rows
-
-E, D, T = 4, 8, 12
-
-
-def group(seed=0, dtype=jnp.float32, masked=0, row=None):
-  """Tokens of a group, and a context in which everything is known."""
-  x_TD = jax.random.normal(jax.random.key(seed), (T, D), dtype)
-  mask_T = jnp.arange(T) < T - masked
-  first_T = jnp.arange(T) % (E + 1)  # E is nobody
-  draw = lambda i, *shape: jax.random.normal(jax.random.key(20 + i), shape)
-  ctx = types.Context(
-    key=jax.random.key(1),
-    mask_T=mask_T,
-    selection_bias_E=jnp.zeros(E),
-    carry=draw(0, T, E),
-    ids_T=7 * jnp.arange(T) % 5,
-    positions_T=jnp.arange(T),
-    segments_T=jnp.ones(T, jnp.int32),
-    forced_TK=jnp.stack([first_T, (first_T + 2) % E], 1),
-    step=jnp.int32(3),
-    layer=jnp.int32(1),
-    layer_key=jax.random.key(2),
-    features={
-      'down': draw(1, E, D, 3),
-      'mean': 0.1 * draw(2, E, D),
-      'variance': draw(3, E, D) ** 2,
-    },
-    num_local=row.local if row else 0,
-  )
-  return x_TD, ctx
-
-
-def permuted(ctx, order):
-  """The context of the tokens in another order."""
-  of_token = ('mask_T', 'carry', 'ids_T', 'positions_T', 'segments_T')
-  of_token += ('forced_TK',)
-  return ctx.replace(**{k: getattr(ctx, k)[order] for k in of_token})
-
-
-@functools.cache
-def build(row):
-  """A router with parameters, as a jitted function; trains if the row does."""
-  router = registry.build('routers', row.spec)
-  params = rows.decided(router.init(jax.random.key(2), E, D), 8)
-  route = lambda p, x_TD, ctx: router(p, x_TD, ctx.replace(train=row.train))
-  return router, params, jax.jit(route)
-
-
-def table(r):
-  """{(token, expert): weight} of all edges that go to somebody."""
-  edges = zip(*map(np.asarray, (r.token_N, r.expert_N, r.weight_N)))
-  return {(int(t), int(e)): float(w) for t, e, w in edges if e < E}
-
+from tests import methods, oracles
+from tests.routing import D, E, T, build, group, permuted, seen, table
 
 ids = lambda row: row.spec
-each_router = pytest.mark.parametrize('row', rows.ROUTERS, ids=ids)
+each_router = pytest.mark.parametrize('row', methods.rows('routers'), ids=ids)
 
 
 @pytest.mark.parametrize('masked', [0, 3])
@@ -78,10 +25,8 @@ def test_equals_reference(row, masked):
   r = route(params, x_TD, ctx.replace(selection_bias_E=jnp.asarray(bias_E)))
   mask_T = np.asarray(ctx.mask_T)
   double = lambda v: np.asarray(v, np.float64)
-  seen = jax.tree.map(double, ctx.features)
-  seen |= {'carry': double(ctx.carry), 'local': row.local, 'mask_T': mask_T}
-  seen |= {k: np.asarray(getattr(ctx, k)) for k in ('ids_T', 'forced_TK')}
-  want = row.oracle(double(x_TD), jax.tree.map(double, params), bias_E, seen)
+  p = jax.tree.map(double, params)
+  want = row.expected(double(x_TD), p, bias_E, seen(ctx, row))
   if row.by_expert:
     assert r.choices is None
     edges = np.argwhere((want.expert < E) & mask_T[:, None]).tolist()
@@ -362,7 +307,7 @@ def test_vmoe_noise_and_smooth_load():
   np.testing.assert_allclose(noise.mean(0), 0.0, atol=0.01)
   np.testing.assert_allclose(r.terms['clean_logits'][0], logits, rtol=1e-6)
   # Raw weights of the noisy softmax.
-  probs = reference.softmax(np.asarray(r.logits_TE, np.float64))
+  probs = oracles.softmax(np.asarray(r.logits_TE, np.float64))
   np.testing.assert_allclose(
     weight, np.take_along_axis(probs, expert, 1), rtol=1e-5
   )
@@ -423,7 +368,7 @@ def test_router_initialisation(options, std):
 
 def test_softmax_of_the_chosen_logits_is_renormalised_top_k():
   """Mixtral's form equals Shazeer's: lecture notes' equivalence."""
-  _, params, route = build(rows.Row('top_k()'))
+  _, params, route = build(methods.Row('top_k()'))
   r = route(params, *group())
   logits_TK = np.take_along_axis(
     np.asarray(r.logits_TE), np.asarray(r.expert_N).reshape(2, T).T, -1
