@@ -1,10 +1,18 @@
 """Papers of the methods: a table of all methods, and BibTeX for a config.
 
-A method's papers are those whose arXiv numbers its file's docstring names; the
-first of them is the one it follows.
+A method's papers are those whose arXiv numbers its file's docstring names. The
+first is the one it follows, and is cited in full at the start of a paragraph:
+
+  Yanqi Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS
+  2022, arXiv:2202.09368, section 3.2.
+
+Authors, title, venue (where there is one), year, number. Others are cited so in
+parentheses, or by their number alone where another method has the rest.
 """
 
 import ast
+import dataclasses
+import functools
 import importlib
 import pathlib
 import re
@@ -14,159 +22,71 @@ import ml_collections
 
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
+from moe_jax.errors import UserError
 from moe_jax.planning import layers
 from moe_jax.plots import tables
 
-# arXiv number: first author (and others, unless marked alone), title.
-_PAPERS = {
-  '1701.06538': (
-    'Shazeer, Noam',
-    'Outrageously Large Neural Networks: The Sparsely-Gated '
-    'Mixture-of-Experts Layer',
-  ),
-  '1706.03762': ('Vaswani, Ashish', 'Attention Is All You Need'),
-  '1907.05242': (
-    'Lample, Guillaume',
-    'Large Memory Layers with Product Keys',
-  ),
-  '2002.05202': ('Shazeer, Noam', 'GLU Variants Improve Transformer'),
-  '2006.16668': (
-    'Lepikhin, Dmitry',
-    'GShard: Scaling Giant Models with Conditional Computation and Automatic '
-    'Sharding',
-  ),
-  '2101.03961': (
-    'Fedus, William',
-    'Switch Transformers: Scaling to Trillion Parameter Models with Simple '
-    'and Efficient Sparsity',
-  ),
-  '2103.16716': (
-    'Lewis, Mike',
-    'BASE Layers: Simplifying Training of Large, Sparse Models',
-  ),
-  '2106.03760': (
-    'Hazimeh, Hussein',
-    'DSelect-k: Differentiable Selection in the Mixture of Experts with '
-    'Applications to Multi-Task Learning',
-  ),
-  '2106.04426': ('Roller, Stephen', 'Hash Layers For Large Sparse Models'),
-  '2106.05974': (
-    'Riquelme, Carlos',
-    'Scaling Vision with Sparse Mixture of Experts',
-  ),
-  '2110.04260': (
-    'Zuo, Simiao',
-    'Taming Sparsely Activated Transformer with Stochastic Experts',
-  ),
-  '2202.01169': (
-    'Clark, Aidan',
-    'Unified Scaling Laws for Routed Language Models',
-  ),
-  '2202.08906': (
-    'Zoph, Barret',
-    'ST-MoE: Designing Stable and Transferable Sparse Expert Models',
-  ),
-  '2202.09368': (
-    'Zhou, Yanqi',
-    'Mixture-of-Experts with Expert Choice Routing',
-  ),
-  '2204.09179': (
-    'Chi, Zewen',
-    'On the Representation Collapse of Sparse Mixture of Experts',
-  ),
-  '2206.03382': (
-    'Hwang, Changho',
-    'Tutel: Adaptive Mixture-of-Experts at Scale',
-  ),
-  '2211.15841': (
-    'Gale, Trevor',
-    'MegaBlocks: Efficient Sparse Training with Mixture-of-Experts',
-  ),
-  '2212.08066': (
-    'Chen, Zitian',
-    'Mod-Squad: Designing Mixture of Experts As Modular Multi-Task Learners',
-  ),
-  '2306.02824': (
-    'Ibrahim, Shibal',
-    'COMET: Learning Cardinality Constrained Mixture of Experts with Trees '
-    'and Local Search',
-  ),
-  '2306.04640': (
-    'Shen, Yikang',
-    'ModuleFormer: Modularity Emerges from Mixture-of-Experts',
-  ),
-  '2308.00951': (
-    'Puigcerver, Joan',
-    'From Sparse to Soft Mixtures of Experts',
-  ),
-  '2310.00811': (
-    'Liu, Liyuan',
-    'Sparse Backpropagation for MoE Training',
-  ),
-  '2401.04088': ('Jiang, Albert Q.', 'Mixtral of Experts'),
-  '2401.06066': (
-    'Dai, Damai',
-    'DeepSeekMoE: Towards Ultimate Expert Specialization in '
-    'Mixture-of-Experts Language Models',
-  ),
-  '2403.07652': (
-    'Huang, Quzhe',
-    'Harder Tasks Need More Experts: Dynamic Routing in MoE Models',
-  ),
-  '2405.04434': (
-    '{DeepSeek-AI}',
-    'DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts '
-    'Language Model',
-  ),
-  '2406.13233': (
-    'Zeng, Zihao',
-    'AdaMoE: Token-Adaptive Routing with Null Experts for Mixture-of-Experts '
-    'Language Models',
-  ),
-  '2407.04153': ('He, Xu Owen', 'Mixture of A Million Experts'),
-  '2408.15664': (
-    'Wang, Lean',
-    'Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts',
-  ),
-  '2409.02060': (
-    'Muennighoff, Niklas',
-    'OLMoE: Open Mixture-of-Experts Language Models',
-  ),
-  '2409.12136': ('Liu, Liyuan', 'GRIN: GRadient-INformed MoE'),
-  '2410.07348': (
-    'Jin, Peng',
-    'MoE++: Accelerating Mixture-of-Experts Methods with Zero-Computation '
-    'Experts',
-  ),
-  '2410.10469': (
-    'Liu, Xu',
-    'Moirai-MoE: Empowering Time Series Foundation Models with Sparse Mixture '
-    'of Experts',
-  ),
-  '2412.14711': (
-    'Wang, Ziteng',
-    'ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing',
-  ),
-  '2412.19437': ('{DeepSeek-AI}', 'DeepSeek-V3 Technical Report'),
-  '2501.13074': ('Lv, Ang', 'Autonomy-of-Experts Models'),
-  '2502.15451': (
-    'Sun, Yuan',
-    'Binary-Integer-Programming Based Algorithm for Expert Load Balancing in '
-    'Mixture-of-Experts Models',
-  ),
-  '2503.07639': (
-    'Yang, Xingyi',
-    'Mixture of Experts Made Intrinsically Interpretable',
-  ),
-  '2508.10925': ('{OpenAI}', 'gpt-oss-120b & gpt-oss-20b Model Card'),
-  '2510.17483': (
-    'Tan, Zheyue',
-    'ReXMoE: Reusing Experts with Minimal Overhead in Mixture-of-Experts',
-  ),
-  '2512.16248': ('Hu', 'Sigma-MoE-Tiny Technical Report'),
-  '2601.21641': ('Ortigossa', 'Seg-MoE'),
-}
-_ALONE = ('2002.05202', '2407.04153', '2405.04434', '2412.19437', '2508.10925')
+_WORD = r"[^\W\da-z_][\w.'-]*"  # a capital, then what names have
+_NAME = rf'{_WORD}(?:\s(?:{_WORD}|de|den|der|la|van|von))*'
+_CITATION = re.compile(
+  rf'(?:\A|\n\n|\()(?P<authors>{_NAME}(?:(?:,|\sand)\s{_NAME})*'
+  r'(?:\set\sal\.)?),'
+  r'\s"(?P<title>[^"]+)",'
+  r'\s(?:(?P<venue>[^",]+)\s)?(?P<year>\d{4}),'
+  r'\sarXiv:(?P<number>\d{4}\.\d{5})'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+  """A full citation, as its words: authors may end in 'et al.'."""
+
+  authors: str
+  title: str
+  venue: str  # may be ''
+  year: str
+  number: str  # arXiv's
+
+  def bibtex(self) -> str:
+    """An entry; an author of one word is an institution."""
+    authors = self.authors.replace(' et al.', ' and others')
+    authors = map(_last_name_first, re.split(', | and ', authors))
+    return (
+      f'@misc{{arxiv{self.number.replace(".", "_")},\n'
+      f'  author = {{{" and ".join(authors)}}},\n'
+      f'  title = {{{{{self.title.replace("&", chr(92) + "&")}}}}},\n'
+      f'  year = {{{self.year}}},\n'
+      f'  eprint = {{{self.number}}},\n'
+      '  archivePrefix = {arXiv},\n'
+      '}'
+    )
+
+
+def _last_name_first(name: str) -> str:
+  words = name.split()
+  if len(words) == 1:
+    return name if name == 'others' else f'{{{name}}}'
+  small = [i for i, w in enumerate(words) if w[0].islower()]
+  last = min(small, default=len(words) - 1)  # 'van' begins a last name
+  return f'{" ".join(words[last:])}, {" ".join(words[:last])}'
+
+
+def cited(docstring: str) -> tuple[Paper, ...]:
+  """The papers that a docstring cites in full."""
+  found = _CITATION.finditer(docstring)
+  fields = ({k: v or '' for k, v in m.groupdict().items()} for m in found)
+  return tuple(
+    Paper(**{k: ' '.join(v.split()) for k, v in f.items()}) for f in fields
+  )
+
+
+def citation_lines(docstring: str) -> set[int]:
+  """Numbers of the lines, from 0, that are full citations, whole or in part."""
+  lines = set()
+  for m in _CITATION.finditer(docstring):
+    line = lambda at: docstring.count('\n', 0, at)
+    lines.update(range(line(m.start('authors')), line(m.end()) + 1))
+  return lines
 
 
 _FIELDS = {
@@ -178,39 +98,35 @@ _FIELDS = {
 }
 
 
-def _module(family: str, name: str):
-  return importlib.import_module(f'moe_jax.{family}.{name}')
+def _docstring(family: str, name: str) -> str:
+  """Of a method's file, also of one outside of moe_jax, by a dotted name."""
+  module = registry.method_class(family, name).__module__
+  return importlib.import_module(module).__doc__ or ''
 
 
 def papers(family: str, name: str) -> tuple[str, ...]:
   """arXiv numbers of a method, the one it follows first; may be none."""
-  found = re.findall(r'arXiv:(\d{4}\.\d{5})', _module(family, name).__doc__)
+  found = re.findall(r'arXiv:(\d{4}\.\d{5})', _docstring(family, name))
   return tuple(dict.fromkeys(found))
 
 
-def bibtex(number: str) -> str:
-  """An entry, by arXiv number."""
-  author, title = _PAPERS[number]
-  others = '' if number in _ALONE else ' and others'
-  return (
-    f'@misc{{arxiv{number.replace(".", "_")},\n'
-    f'  author = {{{author}{others}}},\n'
-    f'  title = {{{{{title.replace("&", chr(92) + "&")}}}}},\n'
-    f'  year = {{20{number[:2]}}},\n'
-    f'  eprint = {{{number}}},\n'
-    '  archivePrefix = {arXiv},\n'
-    '}'
-  )
+@functools.cache
+def known() -> dict[str, Paper]:
+  """All papers that methods of moe_jax cite in full, by arXiv number."""
+  methods_ = [(f, n) for f in registry.FAMILIES for n in registry.names(f)]
+  return {p.number: p for m in methods_ for p in cited(_docstring(*m))}
 
 
 def citation(config: ml_collections.ConfigDict) -> str:
   """BibTeX of the papers behind a config's methods, by number.
 
-  Methods from outside moe_jax, by dotted names, have no papers here.
-
   Args:
     config: as experiments.train takes it; read are `model.ffn`, what builds
       methods in `moe`, and in `moe.decoder` what differs there.
+
+  Raises:
+    UserError: a method from outside of moe_jax names a paper that neither it
+      nor any other cites in full.
   """
   specs = [('experts', config.model.ffn)]
   if config.moe.layers != 'none':
@@ -219,12 +135,18 @@ def citation(config: ml_collections.ConfigDict) -> str:
         value = fields.get(field, ())
         values = (value,) if isinstance(value, str) else value
         specs += [(family, spec) for spec in values]
-  found = set()
+  found = {}
   for family, spec in specs:
-    name, _ = registry.parse(spec)
-    if '.' not in name:
-      found.update(papers(family, name))
-  return '\n\n'.join(bibtex(number) for number in sorted(found))
+    method = family, registry.parse(spec)[0]
+    whole = known() | {p.number: p for p in cited(_docstring(*method))}
+    for number in papers(*method):
+      if number not in whole:
+        raise UserError(
+          f'{method[1]}: expected \'Authors, "Title", Venue Year, '
+          f"arXiv:{number}' at the start of a paragraph of its docstring"
+        )
+      found[number] = whole[number].bibtex()
+  return '\n\n'.join(found[number] for number in sorted(found))
 
 
 def methods() -> list[dict[str, Any]]:
@@ -236,9 +158,8 @@ def methods() -> list[dict[str, Any]]:
     dropless: of routers, whether they can do without a capacity; of dispatches,
       whether they then hold no more rows than there are assignments.
     state: of balancing rules, whether they have one.
-    tests: 'oracle' where a row of tests/ compares it with a reference,
-      'contract' where rows have none, 'none' without a row; '' where the
-      tests are not beside the package.
+    tests: 'oracle' where a row in its test file has one, 'contract' where none
+      has, 'none' without a row; '' where the tests are not beside the package.
 
   What does not apply is None.
   """
@@ -253,7 +174,7 @@ def methods() -> list[dict[str, Any]]:
         dropless = name not in (*layers.PADDED, 'dense')
       if family == 'balancing':
         state = built.init is not balancing.Balance.init
-      summary = _module(family, name).__doc__.strip().split('\n\n')[0]
+      summary = _docstring(family, name).strip().split('\n\n')[0]
       rows.append(
         {
           'family': family,

@@ -105,23 +105,26 @@ def build(family: str, spec: str, **sizes: Any) -> Any:
   if family not in FAMILIES:
     raise unknown('family', family, FAMILIES)
   name, keywords = parse(spec)
-  if '.' in name:
-    module, _, attribute = name.rpartition('.')
-    try:
-      cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-      raise UserError(f'{family}: cannot import {name!r}: {e}') from None
-  else:
-    if name not in names(family):
-      raise unknown(f'method of {family}', name, names(family))
-    cls = method_class(family, name)
+  cls = method_class(family, name)
   fields = {f.name for f in dataclasses.fields(cls) if f.init}
   keywords = {k: v for k, v in sizes.items() if k in fields} | keywords
   return _call(cls, keywords, f'{family} {name!r}')
 
 
 def method_class(family: str, name: str) -> type:
-  """The registered class of the file `moe_jax/<family>/<name>.py`."""
+  """The registered class of `moe_jax/<family>/<name>.py`, or a dotted name's.
+
+  Raises:
+    ValueError: no such method or class.
+  """
+  if '.' in name:
+    module, _, attribute = name.rpartition('.')
+    try:
+      return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+      raise UserError(f'{family}: cannot import {name!r}: {e}') from None
+  if name not in names(family):
+    raise unknown(f'method of {family}', name, names(family))
   module = importlib.import_module(f'moe_jax.{family}.{name}')
   found = [
     c

@@ -1,9 +1,10 @@
 """BIP balancing: the dual of the assignment problem, solved at every step.
 
-Sun, "Binary-Integer-Programming Based Algorithm for Expert Load Balancing",
-2025, arXiv:2502.15451, algorithm 1; read through a derivation that restates it.
-Selection is by s - q, where p and q are the duals of 'K experts a token' and
-'K T / E tokens an expert'; T_it times in turn
+Yuan Sun et al., "Binary-Integer-Programming Based Algorithm for Expert Load
+Balancing in Mixture-of-Experts Models", 2025, arXiv:2502.15451, algorithm 1;
+read through a derivation that restates it. Selection is by s - q, where p and q
+are the duals of 'K experts a token' and 'K T / E tokens an expert'; T_it times
+in turn
 
   p_t = max(0, (K+1)-th largest of s_t - q)
   q_e = max(0, (floor(K T / E) + 1)-th largest of s_e - p)

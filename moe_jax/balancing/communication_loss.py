@@ -1,7 +1,8 @@
 """DeepSeek-V2's communication balance: what each group of experts receives.
 
-DeepSeek-AI, "DeepSeek-V2", 2024, arXiv:2405.04434, section 2.2.3 (weight 0.02,
-beside 0.003 for the experts and 0.05 for the devices).
+DeepSeek-AI, "DeepSeek-V2: A Strong, Economical, and Efficient
+Mixture-of-Experts Language Model", 2024, arXiv:2405.04434, section 2.2.3
+(weight 0.02, beside 0.003 for the experts and 0.05 for the devices).
 
 Group-limited routing bounds what a device sends, this loss evens out what it
 receives. Sum over D groups of f''_d P''_d: f''_d is D / (M T) times the number

@@ -1,8 +1,9 @@
 """Device-level balance: the load of groups of experts, not of each of them.
 
-Dai et al., "DeepSeekMoE", 2024, arXiv:2401.06066, section 3.3, equations 15 to
-17 (weight 0.05 beside 0.003 for the experts); DeepSeek-V2 (2024,
-arXiv:2405.04434, section 2.2.3).
+Damai Dai et al., "DeepSeekMoE: Towards Ultimate Expert Specialization in
+Mixture-of-Experts Language Models", 2024, arXiv:2401.06066, section 3.3,
+equations 15 to 17 (weight 0.05 beside 0.003 for the experts); DeepSeek-V2
+(2024, arXiv:2405.04434, section 2.2.3).
 
 Sum over D groups of f'_d P'_d: f'_d the mean over the group's experts of f_i =
 E / (K T) times the assignments to i, P'_d the sum of their mean affinities. 1

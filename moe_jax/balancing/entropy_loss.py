@@ -1,7 +1,7 @@
 """Entropy loss: the mean entropy of the tokens' affinities, to be made small.
 
-Huang et al., "Harder Tasks Need More Experts: Dynamic Routing in MoE Models",
-2024, arXiv:2403.07652, its dynamic loss (weight 0.0001).
+Quzhe Huang et al., "Harder Tasks Need More Experts: Dynamic Routing in MoE
+Models", ACL 2024, arXiv:2403.07652, its dynamic loss (weight 0.0001).
 
 For top-p routing: without it the router flattens its probabilities, and more
 experts reach the threshold. It does not balance: pair it with `switch_loss`. 0

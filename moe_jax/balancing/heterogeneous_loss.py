@@ -1,10 +1,11 @@
 """MoE++'s balancing loss: zero-computation experts may have more load.
 
-Jin et al. 2024, arXiv:2410.07348, section 3.3, equation 7: sum_e eta_e f_e P_e
-with eta = 1 for experts and tau for zero-computation ones, which then get
-1 / tau times the load of an expert. Here it is divided by its value at that
-balance, so that this is 1: without zero-computation experts it is the Switch
-loss over all choices.
+Peng Jin et al., "MoE++: Accelerating Mixture-of-Experts Methods with
+Zero-Computation Experts", 2024, arXiv:2410.07348, section 3.3, equation 7:
+sum_e eta_e f_e P_e with eta = 1 for experts and tau for zero-computation ones,
+which then get 1 / tau times the load of an expert. Here it is divided by its
+value at that balance, so that this is 1: without zero-computation experts it is
+the Switch loss over all choices.
 """
 
 import dataclasses

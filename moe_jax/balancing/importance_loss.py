@@ -1,11 +1,13 @@
 """Importance loss: the squared coefficient of variation of summed gates.
 
-Shazeer et al. 2017, arXiv:1701.06538, section 4, equations 6 and 7; as in
-V-MoE (Riquelme et al. 2021, arXiv:2106.05974, appendix A.1, weight 0.005), an
-expert's importance is the sum of its softmax probabilities over the tokens,
-without the router's noise. A router with gates of its own, 0 where an expert is
-not chosen, gives them as the term 'gates' (Shazeer's: `noisy_top_k`). 0 for
-balanced routing. Equal importance is not equal load: pair it with `load_loss`.
+Noam Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated
+Mixture-of-Experts Layer", ICLR 2017, arXiv:1701.06538, section 4, equations 6
+and 7; as in V-MoE (Riquelme et al. 2021, arXiv:2106.05974, appendix A.1, weight
+0.005), an expert's importance is the sum of its softmax probabilities over the
+tokens, without the router's noise. A router with gates of its own, 0 where an
+expert is not chosen, gives them as the term 'gates' (Shazeer's: `noisy_top_k`).
+0 for balanced routing. Equal importance is not equal load: pair it with
+`load_loss`.
 """
 
 import dataclasses

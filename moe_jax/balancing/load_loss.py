@@ -1,7 +1,9 @@
 """Load loss: the squared coefficient of variation of a smooth load.
 
-Shazeer et al. 2017, arXiv:1701.06538, appendix A, equations 8 to 10; V-MoE
-(Riquelme et al. 2021, arXiv:2106.05974, appendix A.2, weight 0.005).
+Noam Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated
+Mixture-of-Experts Layer", ICLR 2017, arXiv:1701.06538, appendix A, equations 8
+to 10; V-MoE (Riquelme et al. 2021, arXiv:2106.05974, appendix A.2, weight
+0.005).
 
 Counts of assignments have no gradient. The smooth load of an expert is the sum
 over tokens of the probability that it would be chosen if the router's noise

@@ -1,6 +1,6 @@
 """Loss-free balancing: a bias on selection that follows the load.
 
-Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for
+Lean Wang et al., "Auxiliary-Loss-Free Load Balancing Strategy for
 Mixture-of-Experts", 2024, arXiv:2408.15664, section 3, algorithm 1; used by
 DeepSeek-V3 (2024, arXiv:2412.19437, section 2.1.2).
 

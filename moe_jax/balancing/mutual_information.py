@@ -1,8 +1,9 @@
 """Mutual-information loss: experts even over all tokens, each token sure.
 
-Shen et al., "ModuleFormer: Modularity Emerges from Mixture-of-Experts", 2023,
-arXiv:2306.04640; after Mod-Squad (Chen et al. 2022, arXiv:2212.08066). Weight
-0.001.
+Yikang Shen et al., "ModuleFormer: Modularity Emerges from Mixture-of-Experts",
+2023, arXiv:2306.04640; after Mod-Squad (Zitian Chen et al., "Mod-Squad:
+Designing Mixture of Experts As Modular Multi-Task Learners", 2022,
+arXiv:2212.08066). Weight 0.001.
 
 The negative mutual information of token and expert in nats: the mean entropy of
 the tokens' affinities less the entropy of their mean. 0 where all tokens agree,

@@ -1,9 +1,11 @@
 """AdaMoE's balancing loss: null experts share their load.
 
-Zeng et al. 2024, arXiv:2406.13233, section 3.2: the Switch loss over true and
-null experts, in which every null expert has the mean load of all of them: which
-of them a token chose makes no difference. 1 for balanced routing: the paper's
-coefficient (0.02, then 0.0001) counts k fold, as its shares sum to k.
+Zihao Zeng et al., "AdaMoE: Token-Adaptive Routing with Null Experts for
+Mixture-of-Experts Language Models", 2024, arXiv:2406.13233, section 3.2: the
+Switch loss over true and null experts, in which every null expert has the mean
+load of all of them: which of them a token chose makes no difference. 1 for
+balanced routing: the paper's coefficient (0.02, then 0.0001) counts k fold, as
+its shares sum to k.
 """
 
 import dataclasses

@@ -1,12 +1,12 @@
 """ReMoE's loss: an L1 norm of the gates whose factor seeks the wanted sparsity.
 
-Wang et al., "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing",
-ICLR 2025, arXiv:2412.14711, section 3 (recalled, not checked against the
-paper): sum_e f_e mean_t R_te, R being the gates and f_e = E / (k T) times the
-tokens with R_te > 0, so that busy experts are pushed harder. The factor is
+Ziteng Wang et al., "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU
+Routing", ICLR 2025, arXiv:2412.14711, section 3 (recalled, not checked against
+the paper): sum_e f_e mean_t R_te, R being the gates and f_e = E / (k T) times
+the tokens with R_te > 0, so that busy experts are pushed harder. The factor is
 multiplied by `growth` after a step that used more than k experts a token, and
-divided by it after one that used fewer; it starts at 1e-8, growth is 1.2.
-Ours stays from 1e-30 to 1e30.
+divided by it after one that used fewer; it starts at 1e-8, growth is 1.2. Ours
+stays from 1e-30 to 1e30.
 
 Differs from the paper: each layer has a factor of its own and its own k, where
 the paper counts over all layers. Goes with `relu`; the factor must not be

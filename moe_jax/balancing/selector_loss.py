@@ -1,8 +1,10 @@
 """Entropy of smooth selectors, to be made small: `dselect_k` and `comet`.
 
-Hazimeh et al. 2021, arXiv:2106.03760, section 3 (DSelect-k), and Ibrahim et al.
-2023, arXiv:2306.02824, section 3 (COMET): -r log(r + 1e-6), summed over experts
-and selectors or trees, mean over tokens. It does not balance; it drives smooth
+Hussein Hazimeh et al., "DSelect-k: Differentiable Selection in the Mixture of
+Experts with Applications to Multi-Task Learning", NeurIPS 2021,
+arXiv:2106.03760, section 3 (DSelect-k), and Ibrahim et al. 2023,
+arXiv:2306.02824, section 3 (COMET): -r log(r + 1e-6), summed over experts and
+selectors or trees, mean over tokens. It does not balance; it drives smooth
 steps to 0 or 1, so that few experts are used. The papers searched its weight
 from 0.05 to 10.
 

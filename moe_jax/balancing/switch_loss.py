@@ -1,8 +1,10 @@
 """The load-balancing loss of Switch Transformer: E * sum_i f_i P_i.
 
-Fedus et al. 2021, arXiv:2101.03961, section 2.2, equations 4 to 6 (weight
-0.01); the same form in GShard (Lepikhin et al. 2020, arXiv:2006.16668) and
-ST-MoE (Zoph et al. 2022, arXiv:2202.08906, equations 7 to 9).
+William Fedus et al., "Switch Transformers: Scaling to Trillion Parameter Models
+with Simple and Efficient Sparsity", JMLR 2022, arXiv:2101.03961, section 2.2,
+equations 4 to 6 (weight 0.01); the same form in GShard (Lepikhin et al. 2020,
+arXiv:2006.16668) and ST-MoE (Zoph et al. 2022, arXiv:2202.08906, equations 7 to
+9).
 
 f_i is the share of assignments to expert i before drops, P_i the mean router
 probability. 1 for balanced routing, which is no lower bound: f and P may

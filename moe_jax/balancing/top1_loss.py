@@ -1,7 +1,7 @@
 """Top-1 loss of Sigma-MoE-Tiny: a load with a gradient, for one expert a token.
 
-Hu et al., "Sigma-MoE-Tiny Technical Report", 2025, arXiv:2512.16248, the
-Top-1 loss (temperature 0.1; the weight here is Switch's).
+Qingguo Hu et al., "Sigma-MoE-Tiny Technical Report", 2025, arXiv:2512.16248,
+the Top-1 loss (temperature 0.1; the weight here is Switch's).
 
 In E sum f P the load f has no gradient: with many experts and one choice P
 becomes uniform while f stays skewed, at the loss's lowest value. Here both

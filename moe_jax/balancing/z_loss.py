@@ -1,7 +1,7 @@
 """Router z-loss: the mean squared log-partition of the router's logits.
 
-Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert Models",
-2022, arXiv:2202.08906, section 3.3, equation 5 (weight 0.001).
+Barret Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert
+Models", 2022, arXiv:2202.08906, section 3.3, equation 5 (weight 0.001).
 
 It keeps logits small, where a softmax in low precision is accurate; it does
 not balance. (ln E)^2 for zero logits. Real tokens only, before the selection

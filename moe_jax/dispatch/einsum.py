@@ -1,11 +1,12 @@
 """One-hot dispatch and combine masks [G, T, E, C], for the record.
 
-The papers' own form: GShard (Lepikhin et al. 2020, arXiv:2006.16668, algorithm
-2), Mesh-TensorFlow, Switch Transformer (Fedus et al. 2021, arXiv:2101.03961,
-appendix F). Its two products cost T / F times the FLOPs of ReLU experts on top
-of theirs: with groups of 4,096 tokens and F = 2,048 twice as much. Use
-`scatter`. Combine weights enter a product, which rounds them where a platform
-rounds float32 products (TPU).
+Dmitry Lepikhin et al., "GShard: Scaling Giant Models with Conditional
+Computation and Automatic Sharding", 2020, arXiv:2006.16668, algorithm 2; the
+same in Mesh-TensorFlow and Switch Transformer (Fedus et al. 2021,
+arXiv:2101.03961, appendix F). Its two products cost T / F times the FLOPs of
+ReLU experts on top of theirs: with groups of 4,096 tokens and F = 2,048 twice
+as much. Use `scatter`. Combine weights enter a product, which rounds them where
+a platform rounds float32 products (TPU).
 
 Forward compiles to two all-to-alls where the expert axis exceeds 1.
 """

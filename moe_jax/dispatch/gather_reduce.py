@@ -1,7 +1,8 @@
 """All-gather the tokens, run the local experts, reduce-scatter: dropless.
 
-MaxText's "ring of experts", on rows sorted by expert as in MegaBlocks (Gale et
-al. 2022, arXiv:2211.15841): every edge that seating kept is computed, and
+Trevor Gale et al., "MegaBlocks: Efficient Sparse Training with
+Mixture-of-Experts", 2022, arXiv:2211.15841: rows sorted by expert; here in
+MaxText's "ring of experts": every edge that seating kept is computed, and
 nothing is padded to a capacity. On one device it is the plain sorted path
 without a collective: the one for small models.
 

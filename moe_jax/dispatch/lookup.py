@@ -1,9 +1,9 @@
 """Every edge looks its expert's weights up: for very many, very small experts.
 
-PEER (He 2024, arXiv:2407.04153, section 2.2): the weights of an edge's expert
-are gathered, N x D numbers for experts of one neuron, instead of sending tokens
-to experts. Nothing is sorted and nothing padded. Backward adds up by scatter,
-in float32.
+Xu Owen He, "Mixture of A Million Experts", 2024, arXiv:2407.04153, section 2.2
+(PEER): the weights of an edge's expert are gathered, N x D numbers for experts
+of one neuron, instead of sending tokens to experts. Nothing is sorted and
+nothing padded. Backward adds up by scatter, in float32.
 
 On an expert axis of S devices each gathers the tokens and edges of the others,
 as `gather_reduce` does, looks up what its own experts compute and returns

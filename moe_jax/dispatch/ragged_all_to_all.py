@@ -1,9 +1,10 @@
 """Sorted rows and two ragged all-to-alls: what the router asks, no padding.
 
-Rows sorted by expert (MegaBlocks: Gale et al. 2022, arXiv:2211.15841) go to the
-devices of their experts, as in MaxText and others, are sorted by expert there,
-and come back. A device sends the rows it has, K a token however large the
-expert axis.
+Trevor Gale et al., "MegaBlocks: Efficient Sparse Training with
+Mixture-of-Experts", 2022, arXiv:2211.15841: rows sorted by expert. They go to
+the devices of their experts, as in MaxText and others, are sorted by expert
+there, and come back. A device sends the rows it has, K a token however large
+the expert axis.
 
 How many rows will come is not known when the program is compiled: a device's
 buffer holds `buffer_factor` times the rows of a balanced load, at most the

@@ -1,8 +1,9 @@
 """Padded expert buffers [E, C, D] and two plain all-to-alls: the default.
 
-GShard's exchange (Lepikhin et al. 2020, arXiv:2006.16668, section 3.2) with
-gathers by index in place of its one-hot products. Runs on CPU, GPU and TPU
-with static shapes.
+Dmitry Lepikhin et al., "GShard: Scaling Giant Models with Conditional
+Computation and Automatic Sharding", 2020, arXiv:2006.16668, section 3.2, its
+exchange with gathers by index in place of its one-hot products. Runs on CPU,
+GPU and TPU with static shapes.
 
 Per device: E x G x C rows of width D are sent, computed and returned. Forward
 compiles to two all-to-alls where the expert axis exceeds 1 and to no other
@@ -11,8 +12,9 @@ stages with `host`. Dropless (C = T) pads E / K times: for small models, tests
 and generation.
 
 Chunks overlap communication and compute, and two stages make few large messages
-between hosts of many small ones, as in Tutel (Hwang et al. 2022,
-arXiv:2206.03382; recalled, not read).
+between hosts of many small ones, as in Tutel (Changho Hwang et al., "Tutel:
+Adaptive Mixture-of-Experts at Scale", 2022, arXiv:2206.03382; recalled, not
+read).
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Slots that are mixtures of tokens, for Soft MoE alone.
 
-Puigcerver et al., 2023, arXiv:2308.00951, section 2.1; recalled, not read.
+Joan Puigcerver et al., "From Sparse to Soft Mixtures of Experts", 2023,
+arXiv:2308.00951, section 2.1; recalled, not read.
 
 Two plain products per group, [T, E S] weights each, and the two all-to-alls of
 `scatter`, on E x S rows a group. The products round the weights where a

@@ -1,8 +1,9 @@
 """The expert of Autonomy-of-Experts: its gate has low rank.
 
-Lv et al., 2025, arXiv:2501.13074, section 3: (silu(x W_down W_gate) * x W_up)
-W_o, where routers see W_down. The width that makes it as large as a gated
-expert of width d_ff is (3 D d_ff - d_low D) / (d_low + 2 D).
+Ang Lv et al., "Autonomy-of-Experts Models", 2025, arXiv:2501.13074, section 3:
+(silu(x W_down W_gate) * x W_up) W_o, where routers see W_down. The width that
+makes it as large as a gated expert of width d_ff is (3 D d_ff - d_low D) /
+(d_low + 2 D).
 """
 
 import dataclasses

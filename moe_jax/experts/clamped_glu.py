@@ -1,10 +1,10 @@
 """Clamped gated expert of gpt-oss: (u + 1) * g * sigmoid(alpha * g), clamped.
 
 OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", 2025, arXiv:2508.10925, section
-2.2 (a SwiGLU with clamping and a residual connection), as in the released
-code: g = min(x W_g + b_g, limit), u = clip(x W_u + b_u, -limit, limit), and
-biases everywhere. Checkpoints hold gate and up columns in turn; here they are
-apart. The gate is clamped from above alone.
+2.2 (a SwiGLU with clamping and a residual connection), as in the released code:
+g = min(x W_g + b_g, limit), u = clip(x W_u + b_u, -limit, limit), and biases
+everywhere. Checkpoints hold gate and up columns in turn; here they are apart.
+The gate is clamped from above alone.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Gated expert: (act(x W_g) * x W_u) W_o.
 
-Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202, equation
-6: GEGLU with activation='gelu' (ST-MoE), SwiGLU with 'silu' (Mixtral, OLMoE,
-DeepSeek). No biases, as in the code of all of them, but for ST-MoE's bias on
-the gated product (Zoph et al. 2022, arXiv:2202.08906, appendix C: the
+Noam Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202,
+equation 6: GEGLU with activation='gelu' (ST-MoE), SwiGLU with 'silu' (Mixtral,
+OLMoE, DeepSeek). No biases, as in the code of all of them, but for ST-MoE's
+bias on the gated product (Zoph et al. 2022, arXiv:2202.08906, appendix C: the
 multiplicative one helped).
 """
 

@@ -1,8 +1,8 @@
 """Two-layer expert: act(x W_i) W_o.
 
-The FFN of Vaswani et al. 2017, arXiv:1706.03762, section 3.3 (ReLU), as expert
-in Switch Transformer (Fedus et al. 2021, arXiv:2101.03961, section 2.1). No
-biases unless asked for, as in T5.
+Ashish Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
+arXiv:1706.03762, section 3.3 (ReLU); as expert in Switch Transformer (Fedus et
+al. 2021, arXiv:2101.03961, section 2.1). No biases unless asked for, as in T5.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Experts that mix the token with a learned vector.
 
-MoE++ (Jin et al. 2024, arXiv:2410.07348, section 3.1, equations 4 and 5):
-a1 x + a2 v with (a1, a2) = softmax(W_c x), W_c and v of each expert.
+Peng Jin et al., "MoE++: Accelerating Mixture-of-Experts Methods with
+Zero-Computation Experts", 2024, arXiv:2410.07348, section 3.1, equations 4 and
+5: a1 x + a2 v with (a1, a2) = softmax(W_c x), W_c and v of each expert.
 """
 
 import dataclasses

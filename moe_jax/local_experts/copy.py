@@ -1,7 +1,8 @@
 """Experts that give the token back: a skip.
 
-MoE++ (Jin et al. 2024, arXiv:2410.07348, section 3.1, equation 3). With a
-pre-norm residual stream what is copied is the normalised token.
+Peng Jin et al., "MoE++: Accelerating Mixture-of-Experts Methods with
+Zero-Computation Experts", 2024, arXiv:2410.07348, section 3.1, equation 3. With
+a pre-norm residual stream what is copied is the normalised token.
 """
 
 import dataclasses

@@ -1,9 +1,11 @@
 """Experts that give zeros: a token's choice of doing less.
 
-AdaMoE's null experts (Zeng et al. 2024, arXiv:2406.13233, section 3.1) and
-MoE++'s zero experts (Jin et al. 2024, arXiv:2410.07348, section 3.1, equation
-2). A combine weight spent here is lost, or not: that is the router's choice,
-since AdaMoE renormalises over the others and MoE++ does not.
+Zihao Zeng et al., "AdaMoE: Token-Adaptive Routing with Null Experts for
+Mixture-of-Experts Language Models", 2024, arXiv:2406.13233, section 3.1, its
+null experts, and MoE++'s zero experts (Jin et al. 2024, arXiv:2410.07348,
+section 3.1, equation 2). A combine weight spent here is lost, or not: that is
+the router's choice, since AdaMoE renormalises over the others and MoE++ does
+not.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
 """AdaMoE: some choices may fall on null experts, and cost nothing.
 
-Zeng et al., "AdaMoE: Token-Adaptive Routing with Null Experts", 2024,
-arXiv:2406.13233, section 3: top-k over true and null experts together, with a
-larger k; the weights are renormalised over the true experts among them. A token
-whose choices are all null gets zeros.
+Zihao Zeng et al., "AdaMoE: Token-Adaptive Routing with Null Experts for
+Mixture-of-Experts Language Models", 2024, arXiv:2406.13233, section 3: top-k
+over true and null experts together, with a larger k; the weights are
+renormalised over the true experts among them. A token whose choices are all
+null gets zeros.
 
 Give the layer `local_experts=('zero(count=m)',)`, and the balancing rule
 `null_loss`. Without null experts it is Mixtral's top-k. Differs from the paper:

@@ -1,6 +1,6 @@
 """Autonomy-of-Experts: no router; experts bid with their own activations.
 
-Lv et al., "Autonomy-of-Experts Models", 2025, arXiv:2501.13074, section 3,
+Ang Lv et al., "Autonomy-of-Experts Models", 2025, arXiv:2501.13074, section 3,
 algorithm 2: an expert's bid for a token is the length of its low-rank
 projection of it, and the softmax over the k largest bids weighs the results.
 

@@ -1,10 +1,10 @@
 """BASE layers: the best assignment that gives all experts as many tokens.
 
-Lewis et al., "BASE Layers: Simplifying Training of Large, Sparse Models", ICML
-2021, arXiv:2103.16716, sections 3.1 and 3.2 (recalled). In training each token
-of the group goes to one expert so that every expert has n / E of the n real
-tokens (rounded up) and the logits sum to the most; in evaluation each goes to
-its best expert. The weight is sigmoid(logit).
+Mike Lewis et al., "BASE Layers: Simplifying Training of Large, Sparse Models",
+ICML 2021, arXiv:2103.16716, sections 3.1 and 3.2 (recalled). In training each
+token of the group goes to one expert so that every expert has n / E of the n
+real tokens (rounded up) and the logits sum to the most; in evaluation each goes
+to its best expert. The weight is sigmoid(logit).
 
 Found by an auction (Bertsekas 1992, "Auction algorithms for network flow
 problems"), in which tokens bid for the seats of experts: within n * tolerance

@@ -1,10 +1,10 @@
 """Expert choice where no token is taken by more than `cap` experts.
 
-Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS 2022,
-arXiv:2202.09368, section 3.3: A [E, T] maximises <S, A> + entropy H(A), S being
-the probabilities, with the tokens of an expert summing to C, the experts of a
-token to at most `cap`, and entries in [0, 1]; each expert takes the C tokens of
-its largest A, with the weights of S. Solved by Dykstra's alternating
+Yanqi Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS
+2022, arXiv:2202.09368, section 3.3: A [E, T] maximises <S, A> + entropy H(A), S
+being the probabilities, with the tokens of an expert summing to C, the experts
+of a token to at most `cap`, and entries in [0, 1]; each expert takes the C
+tokens of its largest A, with the weights of S. Solved by Dykstra's alternating
 projections (Kullback-Leibler), in logarithms.
 
 The paper's 100 iterations at entropy 0.001 are a limit, not convergence: near

@@ -1,15 +1,15 @@
 """COMET: k decision trees with smooth splits; their leaves are the experts.
 
-Ibrahim et al., "COMET: Learning Cardinality Constrained Mixture of Experts with
-Trees and Local Search", KDD 2023, arXiv:2306.02824, section 3. A tree has E - 1
-splits in heap order (children 2i + 1, left, and 2i + 2; nodes from E - 1 on are
-the experts in order); a split sends the smooth step of a projection to the left
-and the rest to the right. Weights are the softmax over the leaves of all trees
-of a linear score plus the log of the leaf's reach, summed over trees: they sum
-to 1. Once all splits are saturated at most k experts are used; until then all
-are, at a dense layer's cost. Pair it with `selector_loss`, which saturates
-them. Splits start uniform within width / 100, biases too.
-The paper's learned permutation of experts is not here.
+Shibal Ibrahim et al., "COMET: Learning Cardinality Constrained Mixture of
+Experts with Trees and Local Search", KDD 2023, arXiv:2306.02824, section 3. A
+tree has E - 1 splits in heap order (children 2i + 1, left, and 2i + 2; nodes
+from E - 1 on are the experts in order); a split sends the smooth step of a
+projection to the left and the rest to the right. Weights are the softmax over
+the leaves of all trees of a linear score plus the log of the leaf's reach,
+summed over trees: they sum to 1. Once all splits are saturated at most k
+experts are used; until then all are, at a dense layer's cost. Pair it with
+`selector_loss`, which saturates them. Splits start uniform within width / 100,
+biases too. The paper's learned permutation of experts is not here.
 
 In a decoder binding capacity leaks: see `top_k`.
 """

@@ -1,6 +1,6 @@
 """Cosine routing: logits are the cosine to each expert's vector, sharpened.
 
-Chi et al., "On the Representation Collapse of Sparse Mixture of Experts",
+Zewen Chi et al., "On the Representation Collapse of Sparse Mixture of Experts",
 NeurIPS 2022, arXiv:2204.09179 (X-MoE), section 3: x W, of `d_low` numbers, and
 the experts' vectors are scaled to length 1, and their product divided by a
 learned temperature, so that no expert wins by a long vector. The combine weight

@@ -1,14 +1,15 @@
 """DSelect-k: k selectors spell an expert's number in smooth bits.
 
-Hazimeh et al., "DSelect-k: Differentiable Selection in the Mixture of Experts
-with Applications to Multi-Task Learning", NeurIPS 2021, arXiv:2106.03760,
-section 3, the gate that sees its input: each selector has ceil(log2 E) bits,
-each a smooth step of a projection, and gives expert e the product over bits of
-the step or of 1 less the step, as e's binary number says. The selectors are
-mixed by a softmax. Once all steps are saturated at most k experts are used;
-until then all are, at a dense layer's cost. Pair it with `selector_loss`,
-which saturates them, with its `reach` where E is no power of two: what lies on
-numbers that no expert has is lost, and weights are not renormalised.
+Hussein Hazimeh et al., "DSelect-k: Differentiable Selection in the Mixture of
+Experts with Applications to Multi-Task Learning", NeurIPS 2021,
+arXiv:2106.03760, section 3, the gate that sees its input: each selector has
+ceil(log2 E) bits, each a smooth step of a projection, and gives expert e the
+product over bits of the step or of 1 less the step, as e's binary number says.
+The selectors are mixed by a softmax. Once all steps are saturated at most k
+experts are used; until then all are, at a dense layer's cost. Pair it with
+`selector_loss`, which saturates them, with its `reach` where E is no power of
+two: what lies on numbers that no expert has is lost, and weights are not
+renormalised.
 
 Recalled, not checked against the code: bits start uniform within width / 100.
 In a decoder binding capacity leaks: see `top_k`.

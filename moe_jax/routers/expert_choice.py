@@ -1,7 +1,7 @@
 """Expert choice: each expert takes its best tokens of the group.
 
-Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS 2022,
-arXiv:2202.09368, section 3.2. The combine weights are the softmax
+Yanqi Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS
+2022, arXiv:2202.09368, section 3.2. The combine weights are the softmax
 probabilities over experts, not renormalised by token.
 
 Balanced by construction, so no balancing rule is needed and a selection bias

@@ -1,6 +1,6 @@
 """Hash routing: a token's id decides, nothing is learned.
 
-Roller et al., "Hash Layers For Large Sparse Models", NeurIPS 2021,
+Stephen Roller et al., "Hash Layers For Large Sparse Models", NeurIPS 2021,
 arXiv:2106.04426, section 3 (recalled): a random, fixed map from the vocabulary
 to the experts, weight 1; with k > 1 each token has k different experts of
 weight 1 / k (their MultiHash splits the experts' weights instead).

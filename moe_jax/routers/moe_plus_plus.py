@@ -1,6 +1,6 @@
 """MoE++: the logits of the previous MoE layer take part.
 
-Jin et al., "MoE++: Accelerating Mixture-of-Experts Methods with
+Peng Jin et al., "MoE++: Accelerating Mixture-of-Experts Methods with
 Zero-Computation Experts", 2024, arXiv:2410.07348, section 3.2, equation 6:
 logits = x W + previous logits W_g, and nothing of the second in the first MoE
 layer. Top-k of their softmax, raw weights (equation 1).

@@ -1,9 +1,9 @@
 """MoE-X: tokens go where few neurons would fire.
 
-Yang et al., "Mixture of Experts Made Intrinsically Interpretable", ICML 2025,
-arXiv:2503.07639, section 4 (read through a summary): with the weights of each
-input of an expert taken as normal, of mean mu and variance sigma^2 over its
-hidden units, a unit fires with probability (1 + erf(z)) / 2 where
+Xingyi Yang et al., "Mixture of Experts Made Intrinsically Interpretable", ICML
+2025, arXiv:2503.07639, section 4 (read through a summary): with the weights of
+each input of an expert taken as normal, of mean mu and variance sigma^2 over
+its hidden units, a unit fires with probability (1 + erf(z)) / 2 where
 
   z = mu x / sqrt(2 sum_i x_i^2 sigma_i^2)
 

@@ -1,9 +1,10 @@
 """No-token-left-behind: an overflowed token tries its next best expert.
 
-Fedus et al. 2021, "Switch Transformers", arXiv:2101.03961, appendix B. Top-1
-routing in rounds: tokens that found their expert full go to the second most
-probable one, then the third, ..., where seats are left. The weight is the raw
-probability of the expert that took the token.
+William Fedus et al., "Switch Transformers: Scaling to Trillion Parameter Models
+with Simple and Efficient Sparsity", JMLR 2022, arXiv:2101.03961, appendix B.
+Top-1 routing in rounds: tokens that found their expert full go to the second
+most probable one, then the third, ..., where seats are left. The weight is the
+raw probability of the expert that took the token.
 
 The paper saw no benefit. Not causal where capacity binds: all first choices
 are seated before anybody's second. The balancing losses see first choices.

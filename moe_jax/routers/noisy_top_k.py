@@ -1,8 +1,8 @@
 """Noisy top-k gating: a learned noise decides, softmax over the kept.
 
-Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated
-Mixture-of-Experts Layer", ICLR 2017, arXiv:1701.06538, section 2.1, equations
-3 to 5, and appendix A, equations 8 to 10 for the smooth load.
+Noam Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated
+Mixture-of-Experts Layer", ICLR 2017, arXiv:1701.06538, section 2.1, equations 3
+to 5, and appendix A, equations 8 to 10 for the smooth load.
 
 In training h = x W_g + eps softplus(x W_noise), eps ~ N(0, 1) by token and
 expert; the k largest of h are kept and their softmax is the combine weight.

@@ -1,10 +1,11 @@
 """Product keys: k of M^2 experts, found among 2 M half keys.
 
-Lample et al., "Large Memory Layers with Product Keys", 2019, arXiv:1907.05242;
-PEER (He, "Mixture of A Million Experts", 2024, arXiv:2407.04153, section 2):
-expert (a, b) has the key (c_a, c'_b), a query is scored by the sum of its
-halves' products, so the k best of M^2 are among the k x k pairs of each half's
-k best. Softmax over the k; several heads, which share keys and experts.
+Guillaume Lample et al., "Large Memory Layers with Product Keys", 2019,
+arXiv:1907.05242; PEER (Xu Owen He, "Mixture of A Million Experts", 2024,
+arXiv:2407.04153, section 2): expert (a, b) has the key (c_a, c'_b), a query is
+scored by the sum of its halves' products, so the k best of M^2 are among the
+k^2 pairs of each half's k best. Softmax over the k; several heads, which share
+keys and experts.
 
 For experts of one neuron, `mlp(d_ff=1)`, and the dispatch `lookup`. Nothing has
 M^2 entries a token: there are no logits, and no balancing rule that needs them.

@@ -1,6 +1,6 @@
 """Prototype routing: the experts whose given centroids are nearest.
 
-Liu et al., "Moirai-MoE: Empowering Time Series Foundation Models with Sparse
+Xu Liu et al., "Moirai-MoE: Empowering Time Series Foundation Models with Sparse
 Mixture of Experts", ICML 2025, arXiv:2410.10469, section 3: the tokens that
 reach a layer of a trained dense model are clustered into E (k-means), and the
 centroids, frozen, are the router. A token's logits are its distances to them;

@@ -1,8 +1,8 @@
 """Random routing: k experts drawn for each token, all as likely; a baseline.
 
-After THOR (Zuo et al., "Taming Sparsely Activated Transformer with Stochastic
-Experts", ICLR 2022, arXiv:2110.04260, section 3, recalled): nothing is learned
-of who goes where, and the experts still learn. Weights are 1 / k.
+Simiao Zuo et al., "Taming Sparsely Activated Transformer with Stochastic
+Experts", ICLR 2022, arXiv:2110.04260 (THOR), section 3, recalled: nothing is
+learned of who goes where, and the experts still learn. Weights are 1 / k.
 
 In training the draw is keyed by group, layer and step, so that it is the same
 on every mesh. In evaluation it needs no key: the token's place in its group,

@@ -1,10 +1,10 @@
 """ReLU routing: every expert with a positive logit, weighted by it.
 
-Wang et al., "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU Routing",
-ICLR 2025, arXiv:2412.14711, section 3: the weights are ReLU(x W), continuous in
-x, so that an expert comes and goes with weight 0. How many are used is up to
-`relu_loss`, whose factor adapts; without it about half of all experts are, at
-the start and perhaps ever after. A token may use none.
+Ziteng Wang et al., "ReMoE: Fully Differentiable Mixture-of-Experts with ReLU
+Routing", ICLR 2025, arXiv:2412.14711, section 3: the weights are ReLU(x W),
+continuous in x, so that an expert comes and goes with weight 0. How many are
+used is up to `relu_loss`, whose factor adapts; without it about half of all
+experts are, at the start and perhaps ever after. A token may use none.
 
 Equations as recalled, not checked against the paper. A selection bias moves the
 bar, not the weights. `max_choices` bounds the buffers; beyond it the smallest

@@ -1,12 +1,12 @@
 """ReXMoE: top-k over the experts of neighbouring layers, let in step by step.
 
-"ReXMoE: Reusing Experts with Minimal Overhead in Mixture-of-Experts", 2025,
-arXiv:2510.17483: `layers` adjacent layers have one pool of E = layers * N
-experts, of which each chooses by its own router; raw softmax over all E, top-k.
-Progressive scaling: up to step `start` N of them are candidates, from step
-`end` all E, and floor((1 + (layers - 1) (t - start) / (end - start)) N)
-between; which ones is drawn anew in every layer and step, for all tokens alike,
-not a layer's own first. In evaluation all are.
+Zheyue Tan et al., "ReXMoE: Reusing Experts with Minimal Overhead in
+Mixture-of-Experts", 2025, arXiv:2510.17483: `layers` adjacent layers have one
+pool of E = layers * N experts, of which each chooses by its own router; raw
+softmax over all E, top-k. Progressive scaling: up to step `start` N of them are
+candidates, from step `end` all E, and floor((1 + (layers - 1) (t - start) /
+(end - start)) N) between; which ones is drawn anew in every layer and step, for
+all tokens alike, not a layer's own first. In evaluation all are.
 
 The pool is the model's: `moe.share_experts` = layers, and `moe.num_experts` =
 E. Without the progressive scaling the paper finds little gain from reuse.

@@ -1,11 +1,12 @@
 """Top-k with a k of each layer that is lowered late in training.
 
-Progressive sparsification of Sigma-MoE-Tiny (Hu et al. 2025, arXiv:2512.16248):
-the lower layers, which one expert of many does not balance, begin with more
-experts a token, and go down to the target near the end of training. The
-published code has a list of k by layer, and restarts from a checkpoint with
-another list; here the step decides inside one program. Recalled: 8, 8, 6, 6, 4,
-4, 2, 2 in the first eight layers, then 1, to about 90 % of training.
+Qingguo Hu et al., "Sigma-MoE-Tiny Technical Report", 2025, arXiv:2512.16248,
+its progressive sparsification: the lower layers, which one expert of many does
+not balance, begin with more experts a token, and go down to the target near the
+end of training. The published code has a list of k by layer, and restarts from
+a checkpoint with another list; here the step decides inside one program.
+Recalled: 8, 8, 6, 6, 4, 4, 2, 2 in the first eight layers, then 1, to about 90
+% of training.
 
 Shapes do not change: there are max(first) choices a token, of which the later
 ones go unused. With a capacity the seats, and in plans the FLOPs, are those of

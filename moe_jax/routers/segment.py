@@ -1,10 +1,12 @@
 """Segment routing: neighbouring tokens choose their experts together.
 
-Ortigossa and Segal, "Seg-MoE", 2026, arXiv:2601.21641, section 3, for time
-series: the router reads `size` tokens laid end to end, softmax, top-k, weights
-renormalised where k > 1. Every token of a segment goes to the segment's
-experts by itself, as in the published code's present default; the paper's own
-form, experts on the whole segment, is a layer over wider tokens.
+Evandro S. Ortigossa and Eran Segal, "Seg-MoE: Multi-Resolution Segment-wise
+Mixture-of-Experts for Time Series Forecasting Transformers", 2026,
+arXiv:2601.21641, section 3, for time series: the router reads `size` tokens
+laid end to end, softmax, top-k, weights renormalised where k > 1. Every token
+of a segment goes to the segment's experts by itself, as in the published code's
+present default; the paper's own form, experts on the whole segment, is a layer
+over wider tokens.
 
 With size=1 it is top-k. A token sees the rest of its segment: not causal. The
 group must hold whole segments.

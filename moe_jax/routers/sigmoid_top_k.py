@@ -7,8 +7,8 @@ of the chosen, times a factor (2.5, in the released code and not in equation
 13). Node-limited: experts lie in `groups` equal blocks, a block's score is the
 sum of its two largest s + b, and only the best `kept_groups` may be chosen from
 (V3: 8, 4 and k=8 of 256). DeepSeek-V2's group-limited greedy (arXiv:2405.04434)
-is score='softmax', group_score='max', renormalize=False, scaling 16
-(recalled: 160 experts, k=6, 3 of 8 groups); V4's score is 'sqrt_softplus'.
+is score='softmax', group_score='max', renormalize=False, scaling 16 (recalled:
+160 experts, k=6, 3 of 8 groups); V4's score is 'sqrt_softplus'.
 
 Trap: other groups are masked with -inf. A mask of 0, as in Hugging Face's
 transformers 4.57, chooses from them where biased scores are negative.

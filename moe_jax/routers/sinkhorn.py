@@ -1,8 +1,8 @@
 """Sinkhorn routing (S-BASE): top-k of a softly balanced assignment.
 
-Clark et al., "Unified Scaling Laws for Routed Language Models", ICML 2022,
-arXiv:2202.01169, section 3 (recalled, as are the defaults): in training the
-logits are scaled by rows and columns until every token sums to 1 and every
+Aidan Clark et al., "Unified Scaling Laws for Routed Language Models", ICML
+2022, arXiv:2202.01169, section 3 (recalled, as are the defaults): in training
+the logits are scaled by rows and columns until every token sums to 1 and every
 expert to T / E of them, and the k largest entries of that plan are chosen; the
 combine weights stay those of the logits. Evaluation is greedy, as in BASE. The
 scaling by rows does not change a token's order, so that the plan is a bias by

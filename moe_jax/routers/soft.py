@@ -1,6 +1,6 @@
 """Soft MoE: experts get slots, each a mixture of all tokens of the group.
 
-Puigcerver et al., "From Sparse to Soft Mixtures of Experts", 2023,
+Joan Puigcerver et al., "From Sparse to Soft Mixtures of Experts", 2023,
 arXiv:2308.00951, section 2.1 (equations 1 to 3) and 2.3 (tokens and slot
 parameters normalised to length 1, with a learned scale). Recalled, not read
 here: no report of ours quotes it.

@@ -1,15 +1,16 @@
 """SparseMixer-v2: one sampled expert, and a gradient for having sampled it.
 
-Liu et al., "GRIN: GRadient-INformed MoE", 2024, arXiv:2409.12136, section 2
-(recalled; checked against the released code), after SparseMixer (Liu et al.
-2023, arXiv:2310.00811). In training an expert i is drawn from p, the softmax
-over the logits that pass the bar, (max - z) / max(|z|, max) <= 2 eps: those
-that jitter of eps could make the largest. Its result is multiplied by p_i, or
-by p_i / 3 in three draws of four; the derivative by the logits is that of p_i
-in both cases. Over the draws that is sum_i grad p_i (f(p_i y_i) - f(0)) with
-the difference by Heun's third-order rule, h (f'(h) / 4 + 3 f'(h / 3) / 4), for
-all experts but the most probable, whose factor is always 1 (Euler's rule).
-Evaluation takes the most probable, times its p_i.
+Liyuan Liu et al., "GRIN: GRadient-INformed MoE", 2024, arXiv:2409.12136,
+section 2 (recalled; checked against the released code), after SparseMixer
+(Liyuan Liu et al., "Sparse Backpropagation for MoE Training", 2023,
+arXiv:2310.00811). In training an expert i is drawn from p, the softmax over the
+logits that pass the bar, (max - z) / max(|z|, max) <= 2 eps: those that jitter
+of eps could make the largest. Its result is multiplied by p_i, or by p_i / 3 in
+three draws of four; the derivative by the logits is that of p_i in both cases.
+Over the draws that is sum_i grad p_i (f(p_i y_i) - f(0)) with the difference by
+Heun's third-order rule, h (f'(h) / 4 + 3 f'(h / 3) / 4), for all experts but
+the most probable, whose factor is always 1 (Euler's rule). Evaluation takes the
+most probable, times its p_i.
 
 Differs: k=1 alone (GRIN draws its second expert from the others the same way);
 a selection bias shifts the logits that are sampled, never the weights. The

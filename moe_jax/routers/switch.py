@@ -1,8 +1,8 @@
 """Switch routing: each token to its one most probable expert.
 
-Fedus, Zoph, Shazeer, "Switch Transformers: Scaling to Trillion Parameter
-Models with Simple and Efficient Sparsity", JMLR 2022, arXiv:2101.03961,
-section 2.1, equations 1 and 2.
+William Fedus et al., "Switch Transformers: Scaling to Trillion Parameter Models
+with Simple and Efficient Sparsity", JMLR 2022, arXiv:2101.03961, section 2.1,
+equations 1 and 2.
 
 The combine weight is the raw probability, not renormalised: with one choice
 the renormalised weight is 1 and the router has no gradient. Differs from the

@@ -1,12 +1,13 @@
 """Top-k routing: softmax over all experts, then the k largest.
 
-Shazeer et al., "Outrageously Large Neural Networks", ICLR 2017,
-arXiv:1701.06538, section 2; as used without noise by Mixtral (Jiang et al.
-2024, arXiv:2401.04088, section 2.1: renormalised, the same as a softmax over
-the chosen logits) and OLMoE (Muennighoff et al. 2024, arXiv:2409.02060,
-section 2: raw). Policies for the later choices: ST-MoE (Zoph et al. 2022,
-arXiv:2202.08906, appendix G) and GShard (Lepikhin et al. 2020,
-arXiv:2006.16668, algorithm 1).
+Noam Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated
+Mixture-of-Experts Layer", ICLR 2017, arXiv:1701.06538, section 2; as used
+without noise by Mixtral (Albert Q. Jiang et al., "Mixtral of Experts", 2024,
+arXiv:2401.04088, section 2.1: renormalised, the same as a softmax over the
+chosen logits) and OLMoE (Niklas Muennighoff et al., "OLMoE: Open
+Mixture-of-Experts Language Models", 2024, arXiv:2409.02060, section 2: raw).
+Policies for the later choices: ST-MoE (Zoph et al. 2022, arXiv:2202.08906,
+appendix G) and GShard (Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1).
 
 With binding capacity and k > 1 rank-major seating lets a later token take an
 earlier one's seat: not causal then; causal while nothing drops.

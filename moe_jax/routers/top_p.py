@@ -1,11 +1,11 @@
 """Dynamic top-p: as many experts as it takes to hold a share p of the mass.
 
-Huang et al., "Harder Tasks Need More Experts: Dynamic Routing in MoE Models",
-ACL 2024, arXiv:2403.07652, section 2: of the softmax, sorted, the shortest
-prefix whose sum reaches p; the combine weights are the raw probabilities. The
-paper's model has p = 0.4 and 16 experts in every second layer. Pair it with
-`switch_loss` and `entropy_loss`: without the latter the router flattens its
-probabilities, and more and more experts are used.
+Quzhe Huang et al., "Harder Tasks Need More Experts: Dynamic Routing in MoE
+Models", ACL 2024, arXiv:2403.07652, section 2: of the softmax, sorted, the
+shortest prefix whose sum reaches p; the combine weights are the raw
+probabilities. The paper's model has p = 0.4 and 16 experts in every second
+layer. Pair it with `switch_loss` and `entropy_loss`: without the latter the
+router flattens its probabilities, and more and more experts are used.
 
 The released code wants the sum to exceed p (`strict`), which differs where a
 prefix sums to p exactly. Differs from both: `max_choices` bounds the

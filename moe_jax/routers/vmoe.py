@@ -1,8 +1,8 @@
 """V-MoE routing: top-k of a noisy softmax, raw weights.
 
-Riquelme et al., "Scaling Vision with Sparse Mixture of Experts", NeurIPS 2021,
-arXiv:2106.05974, section 2.1 and appendix A: in training Gaussian noise of
-deviation noise_std / E is added to the logits, the combine weights are the
+Carlos Riquelme et al., "Scaling Vision with Sparse Mixture of Experts", NeurIPS
+2021, arXiv:2106.05974, section 2.1 and appendix A: in training Gaussian noise
+of deviation noise_std / E is added to the logits, the combine weights are the
 noisy probabilities, and two losses balance: `importance_loss`, which sees the
 clean probabilities, and `load_loss`, which sees the probability that an expert
 would be chosen if its noise were drawn again. Vision tokens have no order that
