@@ -6,6 +6,8 @@ import math
 import numpy as np
 from scipy import stats
 
+from tests.test_same_records import TIMINGS
+
 
 def softmax(x):
   p = np.exp(x - x.max(-1, keepdims=True))
@@ -129,3 +131,16 @@ def pairs(text):
 def surprise(counts, s, u):
   p = (counts.sum(0) + u) / (counts.sum() + 257 * u)
   return -np.log2((counts + s * p) / (counts.sum(1, keepdims=True) + s))
+
+
+def compare(found, want):
+  """Every field but the timings, each to 1e-5; the gradient's norm to 1e-4."""
+  assert found.keys() - TIMINGS == want.keys()
+  for name, value in want.items():
+    if isinstance(value, str):
+      assert found[name] == value, name
+      continue
+    close = 1e-4 if name == 'grad_norm' else 1e-5
+    np.testing.assert_allclose(
+      np.asarray(found[name], float), value, rtol=close, atol=1e-7, err_msg=name
+    )

@@ -22,7 +22,8 @@ from moe_jax.training import (
   teacher as teacher_lib,
 )
 from tests import test_tuning, tiny
-from tests.test_tuning import named, read_rows, saved, write_run
+from tests.test_starts import saved, write_run
+from tests.test_tuning import named, read_rows
 
 corpus = test_tuning.corpus  # the fixture
 

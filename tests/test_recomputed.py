@@ -17,7 +17,6 @@ import pytest
 
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
-from moe_jax.studies import report
 from moe_jax.training import (
   clock as clock_lib,
   evaluation,
@@ -26,7 +25,7 @@ from moe_jax.training import (
   session as session_lib,
   trail,
 )
-from tests import reference_run as ref, test_tuning, tiny
+from tests import reference_run as ref, test_starts, test_tuning, tiny
 from tests.test_same_records import TIMINGS
 
 corpus = test_tuning.corpus  # the fixture
@@ -134,7 +133,7 @@ def made(corpus, tmp_path_factory):
     patch.setattr(trail, 'WINDOWS', 4)
     dense = {'model.num_layers': 1, 'moe.layers': 'none', 'moe.balance': ()}
     theirs = tiny.config(**corpus | own, **FIELDS | dense)
-    teacher = test_tuning.write_run(theirs, root / 'teacher')
+    teacher = test_starts.write_run(theirs, root / 'teacher')
     with config.unlocked():
       config.train.teacher = str(teacher)
     session = session_lib.make(config, root)
@@ -144,7 +143,7 @@ def made(corpus, tmp_path_factory):
     session.programs['init'] = lambda key: jax.device_put(init, where)
     model = factory.make(theirs, SIZES['vocab'])
     start = {0: test_tuning.named(init)}
-    yield Run(session, model, start, test_tuning.saved(teacher), [], {})
+    yield Run(session, model, start, test_starts.saved(teacher), [], {})
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +151,7 @@ def run(made, tmp_path_factory):
   """It is over."""
   path, session = tmp_path_factory.mktemp('run'), made.session
   summary = loop.train(session.config, str(path), session=session)
-  states = {s: test_tuning.saved(path, s) for s in range(1, S + 1)}
+  states = {s: test_starts.saved(path, s) for s in range(1, S + 1)}
   lines = (path / 'metrics.jsonl').read_text().splitlines()
   assert summary == json.loads((path / 'summary.json').read_text())
   return dataclasses.replace(
@@ -288,19 +287,6 @@ def expected_row(run, steps, step, last):
   return out
 
 
-def compare(found, want):
-  """Every field but the timings, each to 1e-5; the gradient's norm to 1e-4."""
-  assert found.keys() - TIMINGS == want.keys()
-  for name, value in want.items():
-    if isinstance(value, str):
-      assert found[name] == value, name
-      continue
-    close = 1e-4 if name == 'grad_norm' else 1e-5
-    np.testing.assert_allclose(
-      np.asarray(found[name], float), value, rtol=close, atol=1e-7, err_msg=name
-    )
-
-
 def sizes():
   """By hand, of a decoder whose head is its table."""
   z = SIZES
@@ -333,7 +319,7 @@ def test_an_evaluation(made):
   make = lambda: evaluation.Evaluator(session)
   state = session.programs['init'](None)
   scores = session.program('evaluate', make)(state.params, state.balance)
-  compare(scores, judged(made, 0))
+  ref.compare(scores, judged(made, 0))
 
 
 def test_the_speed_of_a_run(run):
@@ -349,7 +335,7 @@ def test_every_row(run, steps):
   assert [r['step'] for r in run.rows] == [1, 3, 6, 9, S]
   last = None
   for row in run.rows:
-    compare(row, expected_row(run, steps, row['step'], last))
+    ref.compare(row, expected_row(run, steps, row['step'], last))
     last = row['step']
   # Something happened in each of these.
   drops = [r['moe/dropped'] for r in run.rows]
@@ -398,14 +384,9 @@ def test_the_summary(run, steps):
     'train/wasted': 1 - total('kept') / total('seats'),
   }
   curve = {k: v for k, v in run.summary.items() if k == 'curve'}
-  compare({k: v for k, v in run.summary.items() if k != 'curve'}, want)
+  ref.compare({k: v for k, v in run.summary.items() if k != 'curve'}, want)
   ends = [3, 6, 9, 11]
   assert curve['curve']['step'] == ends
   parts = [range(a + 1, b + 1) for a, b in itertools.pairwise((0, *ends))]
   losses = [of('loss', *p) for p in parts]
   np.testing.assert_allclose(curve['curve']['loss'], losses, rtol=1e-5)
-
-
-def test_spread_has_one_degree_of_freedom_less():
-  """(1 + 0 + 4 + 9) - 4 * 1.5^2 = 5; 5 / 3 is 1.29 squared."""
-  assert report._spread([1.0, 0.0, 2.0, 3.0], '.2f') == '1.50 ± 1.29'
