@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from moe_jax import types
-from moe_jax.layers import moe
+from moe_jax.layers import moe, streams
 from moe_jax.parallel import rules
 
 
@@ -17,17 +17,17 @@ class Balance(nnx.Variable):
 class MoE(nnx.Module):
   """`moe.MoE` with its parameters and the state of its balancing rules.
 
-  The parameters are attributes of the same names; random streams are 'params',
-  'router' and 'dropout'.
+  The parameters are attributes of the same names.
 
   Attributes:
     core: the pure layer.
     state: of the balancing rules; `update` changes it.
+    rngs: that training draws from, by the streams 'router' and 'dropout'.
   """
 
   def __init__(self, core: moe.MoE, D: int, *, rngs: nnx.Rngs):
     """Parameters for width D, each sharded over the mesh as in training."""
-    self.core = core
+    self.core, self.rngs = core, rngs.fork()
     place = lambda v, names: nnx.Param(rules.constrain(v, names, core.mesh))
     axes = core.axes(D)
     self.names = tuple(axes)
@@ -41,18 +41,17 @@ class MoE(nnx.Module):
     x_BLD: jax.Array,
     tokens: types.Tokens | None = None,
     carry: Any = (),
+    key: streams.Key = None,
     *,
     train: bool,
     layer: int | jax.Array = 0,
-    rngs: nnx.Rngs | None = None,
   ) -> tuple[jax.Array, Any, types.MoEAux]:
-    """As `core`; `rngs` where something is random."""
+    """As `core`; without a key, training takes those of `rngs`."""
     params = {name: _arrays(getattr(self, name)) for name in self.names}
-    key = rngs and {
-      'router': rngs.router(),
-      'dropout': rngs.dropout(),
-      'dense': rngs.dropout(),
-    }
+    if key is None and train:
+      known = lambda stream: stream in self.rngs or 'default' in self.rngs
+      own = {k: v for k, v in streams.STREAMS.items() if known(v)}
+      key = {k: self.rngs[stream]() for k, stream in own.items()}
     return self.core(
       *(params, _arrays(self.state), x_BLD, tokens, carry, key),
       train=train,

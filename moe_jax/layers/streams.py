@@ -6,9 +6,9 @@ import jax
 
 from moe_jax.errors import UserError
 
-# The router and the seating; the experts' dropout and a dispatch that is
-# random; the dropout of the dense branch.
-STREAMS = ('router', 'dropout', 'dense')
+# What draws -> the random stream of Flax modules: the router and the seating;
+# the dropout of experts and a dispatch that is random; that of the dense branch.
+STREAMS = {'router': 'router', 'dropout': 'dropout', 'dense': 'dropout'}
 Key = jax.Array | Mapping[str, jax.Array] | None
 
 
