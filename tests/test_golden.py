@@ -158,7 +158,7 @@ def test_switch_transformers_layer(rows):
   close(y, frozen[f'{at}/y'], 2e-6)
   close(grad_x, frozen[f'{at}/grads/x'], 2e-6)
   jax.tree.map(lambda a, b: close(a, b, 2e-6), grads, ours(f'{at}/grads'))
-  _, kept = seats(module.router, params['router'], x, rows)
+  _, kept = seats(module.core.router, params['router'], x, rows)
   np.testing.assert_array_equal(kept.any(-1), frozen[f'{at}/kept'])
   np.testing.assert_array_equal(y.any(-1), frozen[f'{at}/kept'])
   for name in ('switch_loss', 'z_loss'):
@@ -207,9 +207,9 @@ def test_st_moe_pytorch(case, k):
   close(y, frozen[f'{at}/y'], 2e-6)
   close(grad_x, frozen[f'{at}/grads/x'], 2e-6)
   jax.tree.map(lambda a, b: close(a, b, 2e-6), grads, ours(f'{at}/grads'))
-  rows = module.rows(16, factor)
+  rows = module.core.rows(16, factor)
   assert rows == {'ample': 16, 'tight': 5}[case]
-  _, kept = seats(module.router, params['router'], x, rows)
+  _, kept = seats(module.core.router, params['router'], x, rows)
   np.testing.assert_array_equal(kept, frozen[f'{at}/kept'])
   close(losses['z_loss'], frozen[f'{at}/z_loss'], 2e-6)
   close(by_router['z_loss'], frozen[f'{at}/z_loss_grad'].T, 2e-6)

@@ -76,22 +76,6 @@ def test_example_is_used_by_its_dotted_name(example):
   assert metrics['load'].shape == (1, 4)
 
 
-def test_the_layer_learns_in_ones_own_loop():
-  """As it stands on the page: the loss falls, the bias moves, on 8 devices."""
-  text = section('The layer in your own model')
-  (code,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  names = {}
-  exec(code, names)
-  params, state = names['params'], names['state']
-  loss = jax.jit(lambda *args: names['loss'](*args)[0])
-  first = loss(params, state, jax.random.key(2))
-  for i in range(3):
-    params, state = names['step'](params, state, jax.random.key(i))
-  assert loss(params, state, jax.random.key(2)) < first - 0.001
-  bias = state['loss_free_bias']
-  assert bias.shape == (8,) and 0 < abs(bias).max() <= 0.0031
-
-
 def test_generated_pages_are_what_the_code_says():
   root = ROOT / 'experiments' / 'results'
   for name, text in tables.pages(root).items():

@@ -10,10 +10,25 @@ import flax.linen as nn
 import jax
 
 from moe_jax.errors import UserError
+from moe_jax.parallel import rules
 
 
 class Box(nn.LogicallyPartitioned):
-  """An array with its logical axes."""
+  """An array with its logical axes, and the mesh that it is to live on.
+
+  For NNX, whose variables look up mesh axes of their own: a variable gets the
+  array where RULES put it, and no sharding that would need a mesh in context.
+  """
+
+  def to_nnx_metadata(self) -> dict[str, Any]:
+    """What `flax.nnx.bridge` makes a variable of."""
+    value = rules.constrain(self.value, self.names, self.mesh)
+    return {'value': value, 'names': self.names, 'mesh': self.mesh}
+
+  @classmethod
+  def from_nnx_metadata(cls, metadata: dict[str, Any]) -> 'Box':
+    """The way back."""
+    return cls(metadata['value'], metadata['names'], metadata['mesh'])
 
 
 def boxed(init: Callable, axes: Any, mesh=None) -> Callable:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 from moe_jax.kernels import permute, projection
+from moe_jax.layers import streams
 from moe_jax.parallel import rules
 
 
@@ -54,13 +54,10 @@ class FFN:
     train: bool,
   ) -> jax.Array:
     """x [B, L, D] -> [B, L, D] in `dtype`; the key is that of its dropout."""
-    if self.draws(train) and key is None:
-      raise UserError(
-        f'dropout={self.kind.dropout} of a dense FFN in training needs a key'
-      )
+    key = streams.wanted(key, self.draws(train))
 
     def drop(hidden_BLF, rate, mask):
-      if not (train and rate):
+      if key is None:
         return hidden_BLF
       keep_BLF = jax.random.bernoulli(key, 1 - rate, hidden_BLF.shape)
       zeros_BLF = jnp.zeros_like(hidden_BLF)
@@ -80,3 +77,21 @@ class FFN:
     )
     y_BLD = self.kind(params, x_BLD.astype(self.dtype), ops)
     return rules.constrain(y_BLD, ('batch', None, None), self.mesh)
+
+
+def init_gate(key: jax.Array, D: int) -> jax.Array:
+  """f32 [D, 1], a gate's vector."""
+  init = jax.nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+  return init(key, (D, 1), jnp.float32)
+
+
+def gated(y_BLD: jax.Array, x_BLD: jax.Array, w_D1: jax.Array) -> jax.Array:
+  """y sigmoid(x w), in the dtype of y."""
+  logit_BL1 = jnp.einsum(
+    'bld,de->ble',
+    x_BLD.astype(jnp.float32),
+    w_D1,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  # In float32: the gradient of the gate is a sum over the width.
+  return (y_BLD * jax.nn.sigmoid(logit_BL1)).astype(y_BLD.dtype)

@@ -20,7 +20,7 @@ them. `linen.MoE` and `nnx.MoE` are modules around it.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,7 +32,15 @@ from moe_jax.balancing import base as balancing
 from moe_jax.dispatch import base as dispatching
 from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import context, groups, methods, mlp, statistics, weights
+from moe_jax.layers import (
+  context,
+  groups,
+  methods,
+  mlp,
+  statistics,
+  streams,
+  weights,
+)
 from moe_jax.local_experts import base as local
 from moe_jax.parallel import (
   axes as axes_lib,
@@ -45,10 +53,6 @@ from moe_jax.routers import base as routers
 from moe_jax.seating import capacity, orders, seat as seating
 
 BRANCHES = ('none', 'shared', 'gated')
-# What the layer draws from: the router and the seating; the experts' dropout
-# and a dispatch that is random; the dropout of the dense branch.
-STREAMS = ('router', 'dropout', 'dense')
-Key = jax.Array | Mapping[str, jax.Array] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +127,7 @@ class MoE:
     if self.dense_branch != 'none':
       made['dense'] = lambda key: {'ffn': self.ffn.init(key, D)}
     if self.dense_branch == 'gated':
-      init = jax.nn.initializers.variance_scaling(
-        0.1, 'fan_in', 'truncated_normal'
-      )
-      made['dense_gate'] = lambda key: init(key, (D, 1), jnp.float32)
+      made['dense_gate'] = lambda key: mlp.init_gate(key, D)
     return made
 
   def init(self, key: jax.Array, D: int) -> dict[str, Any]:
@@ -165,7 +166,7 @@ class MoE:
     x_BLD: jax.Array,
     tokens: types.Tokens | None = None,
     carry: Any = (),
-    key: Key = None,
+    key: streams.Key = None,
     *,
     train: bool,
     layer: int | jax.Array = 0,
@@ -178,8 +179,8 @@ class MoE:
       x_BLD: tokens, any float dtype.
       tokens: types.Tokens, or None; without a mask there is no padding.
       carry: what the previous MoE layer returned, leaves [B, L, ...]; ().
-      key: of this layer and step, or one for each of STREAMS that is drawn
-        from; None where nothing is.
+      key: of this layer and step, or one for each of the STREAMS that are
+        drawn from; None where none is.
       train: capacity factor and noise of training.
       layer: int32, the number of this MoE layer in its stack.
 
@@ -208,7 +209,7 @@ class MoE:
         f'axes {axes.batch}'
       )
     T = self.tokens_of_group(B * L // devices, train)
-    keys = self._keys(key, train)
+    keys = streams.split(key)
 
     region = functools.partial(
       self._region,
@@ -226,7 +227,7 @@ class MoE:
       'local': params.get('local_experts', {}),
       'states': state,
       'key': keys['router'],
-      'drop_key': keys['dropout'],
+      'drop_key': streams.wanted(keys['dropout'], self.draws(train)),
       'step': tokens.step,
       'part': tokens.part,
       'layer': jnp.asarray(layer, jnp.int32),
@@ -309,21 +310,6 @@ class MoE:
     E, same = self.num_experts, self.identical_experts
     return experts_base.initialise(self.experts, key, E, D, same)
 
-  def _keys(self, key: Key, train: bool) -> dict[str, jax.Array | None]:
-    if key is None:
-      key = {}
-    elif not isinstance(key, Mapping):
-      key = dict(zip(STREAMS, jax.random.split(key, len(STREAMS))))
-    keys = dict.fromkeys(STREAMS) | {**key}
-    if not self.draws(train):
-      keys['dropout'] = None
-    elif keys['dropout'] is None:
-      raise UserError(
-        f'experts with dropout={self.experts.dropout} or a dispatch that is '
-        'random draw in training: give the layer a key'
-      )
-    return keys
-
   def _region(
     self, x_BLD, tokens, carry, w_experts, shared, *, T, capacity, axes, train
   ):
@@ -374,14 +360,7 @@ class MoE:
     with jax.named_scope('balancing'):
       states = shared['states']
       aux = statistics.of(self.balance, states, r, cause_GN, ctx, tokens, axes)
-    record = {}
-    if self.record:
-      record = {
-        'token': r.token_N,
-        'expert': r.expert_N,
-        'weight': seated.routing.weight_N,
-        'cause': cause_GN,
-      }
+    record = statistics.edges(r, seated, cause_GN) if self.record else {}
     carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
     return y_GTD.reshape(B, L, D), carry, record, aux
 
@@ -411,14 +390,8 @@ class MoE:
     return jax.tree.map(gather, own)
 
   def _dense_branch(self, params, x_BLD, key, train):
-    y_BLD = self.ffn(params['dense']['ffn'], x_BLD, key, train=train)
-    if self.dense_branch == 'gated':
-      logit_BL1 = jnp.einsum(
-        'bld,de->ble',
-        x_BLD.astype(jnp.float32),
-        params['dense_gate'],
-        precision=jax.lax.Precision.HIGHEST,
-      )
-      # In float32: the gradient of the gate is a sum over the width.
-      y_BLD = (y_BLD * jax.nn.sigmoid(logit_BL1)).astype(self.dtype)
+    with jax.named_scope('dense'):
+      y_BLD = self.ffn(params['dense']['ffn'], x_BLD, key, train=train)
+      if self.dense_branch == 'gated':
+        y_BLD = mlp.gated(y_BLD, x_BLD, params['dense_gate'])
     return y_BLD

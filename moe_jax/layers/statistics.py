@@ -61,6 +61,18 @@ def of(
   return types.MoEAux(loss, losses, stats, load_E, cause, health, {})
 
 
+def edges(
+  r: types.Routing, seated: types.Seated, cause_GN: jax.Array
+) -> dict[str, jax.Array]:
+  """`MoEAux.record`, leaves [G, N]: as routed, by the weights of the seated."""
+  return {
+    'token': r.token_N,
+    'expert': r.expert_N,
+    'weight': seated.routing.weight_N,
+    'cause': cause_GN,
+  }
+
+
 def sums(
   r: types.Routing,
   cause_GN: jax.Array,
