@@ -331,6 +331,7 @@ BALANCING = (
   ),
   Row('selector_loss()', '2106.03760'),
   Row('top1_loss()', '2512.16248', losses.top1_loss),
+  Row('simbal()', '2506.14038'),
   Row(
     "loss_free_bias(update_by='proportional', centered=True)",
     '2408.15664',

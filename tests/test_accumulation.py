@@ -107,6 +107,7 @@ VMOE = (
   'communication_loss(devices=2, limit=1, weight=1.0)',
   'null_loss(weight=1.0)',
   'heterogeneous_loss(weight=1.0)',
+  'simbal(weight=1.0)',
   'loss_free_bias(rate=0.01)',
 )
 RELU = (
@@ -126,9 +127,9 @@ def test_every_rule_is_here():
 @pytest.mark.parametrize(
   'router, specs',
   [
-    ('vmoe(k=2)', VMOE[:5] + VMOE[6:7] + VMOE[12:]),
+    ('vmoe(k=2)', (*VMOE[:5], VMOE[6], "simbal(scope='global')", VMOE[13])),
     ('relu()', RELU[:1]),
-    ('top_k(k=2)', RELU[1:] + VMOE[5:6] + VMOE[7:12]),
+    ('top_k(k=2)', RELU[1:] + VMOE[5:6] + VMOE[7:13]),
     ('dselect_k(k=2)', SELECTOR),
   ],
   ids=['vmoe', 'relu', 'by_segment', 'dselect_k'],
@@ -156,14 +157,17 @@ def test_losses_and_gradients_of_sums(router, specs):
     )
     r = jax.vmap(one)(rows['x'], rows['mask'], rows['key'])
     args = (r, rows['mask'], rows['x'].shape[0], (), states)
-    return balancing.evaluate(rules, *args)[2]
+    return balancing.evaluate(rules, *args, router=params)[2]
 
-  whole = lambda sums: balancing.losses(rules, sums, states)[0]
+  def losses(params, sums, weights=None):
+    return balancing.losses(rules, sums, states, weights, params)
+
+  whole = lambda *args: losses(*args)[0]
 
   def run(share, parts):
     cut = jax.tree.map(lambda v: v.reshape(parts, -1, *v.shape[1:]), batch)
     sums, grad = accumulation.gradient(forward, whole, share, params, cut)
-    return balancing.losses(rules, sums, states)[1], grad
+    return losses(params, sums)[1], grad
 
   want, want_grad = jax.jit(lambda: run(None, 1))()
   got, grad = jax.jit(lambda: run(None, parts))()
@@ -175,7 +179,7 @@ def test_losses_and_gradients_of_sums(router, specs):
     return
   # Losses that are no function of global sums add up by themselves.
   weights = balancing.total_weights(rules, batch['mask'])
-  share = lambda sums: balancing.losses(rules, sums, states, weights)[0]
+  share = lambda *args: losses(*args, weights)[0]
   got, grad = jax.jit(lambda: run(share, parts))()
   jax.tree.map(close, got, want)
   jax.tree.map(close, grad, want_grad)
@@ -236,16 +240,18 @@ def test_shares_need_no_second_pass():
     return {'sum': (p * rows).sum(), 'square': (rows**2).sum()}
 
   rows_ = jnp.arange(6.0).reshape(3, 2)
-  loss = lambda sums: sums['sum'] ** 2
+  loss = lambda p, sums: p * sums['sum'] ** 2
   sums, grad = accumulation.gradient(
     forward, loss, None, jnp.float32(2.0), rows_
   )
-  assert sums == {'sum': 30.0, 'square': 55.0} and grad == 2 * 30 * 15
-  share = lambda sums: 3 * sums['sum']
+  assert (
+    sums == {'sum': 30.0, 'square': 55.0} and grad == 30**2 + 2 * 2 * 30 * 15
+  )
+  share = lambda p, sums: p * sums['sum']
   sums, grad = accumulation.gradient(
     forward, share, share, jnp.float32(2.0), rows_
   )
-  assert sums == {'sum': 30.0, 'square': 55.0} and grad == 45
+  assert sums == {'sum': 30.0, 'square': 55.0} and grad == 60
 
 
 def test_a_micro_batch_is_adjacent_rows_of_every_device():

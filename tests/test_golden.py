@@ -267,7 +267,7 @@ def loss_by_group(rule, logits_GTE, choices_GT, probs_GTE):
     choices=1,
   )
   seen = balancing.Sums(routing, jnp.ones((G, T), bool), G)
-  return rule.loss(rule.stats(seen), None)
+  return rule.loss(rule.stats(seen), None, {})
 
 
 def test_constants_of_router_tests():

@@ -100,7 +100,9 @@ def test_relu_loss_by_hand():
   gates = [[1.0, 1.0, -1.0], [2.0, -3.0, -1.0], [9.0, 9.0, 9.0]]
   stats = rule.stats(sums(jnp.array(gates)))
   want = 0.5 * 3 / (1.5 * 2) * (2 * 1.5 + 1 * 0.5)
-  np.testing.assert_allclose(rule.loss(stats, rule.init(3)), [want], rtol=1e-6)
+  np.testing.assert_allclose(
+    rule.loss(stats, rule.init(3), {}), [want], rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize(('k', 'change'), [(1, 1.2), (1.5, 1.0), (2, 1 / 1.2)])
@@ -125,7 +127,7 @@ def test_relu_loss_stays_finite():
     'tokens': jnp.int32(2**30),
     'gates': jnp.full(4, 2.0**30),
   }
-  np.testing.assert_allclose(rule.loss(many, 1.0), 16.0, rtol=1e-6)
+  np.testing.assert_allclose(rule.loss(many, 1.0, {}), 16.0, rtol=1e-6)
 
 
 def gate(spec, params, x_TD):
@@ -216,7 +218,7 @@ def test_selector_loss_needs_selectors():
   r = jax.tree.map(lambda v: v[None], router(params, x_TD, ctx))
   stats = rule.stats(balancing.Sums(r, ctx.mask_T[None], 1))
   want = np.mean(r.terms['selector_entropy'] + 0.1 * r.terms['selector_reach'])
-  np.testing.assert_allclose(rule.loss(stats, None), [want], rtol=1e-5)
+  np.testing.assert_allclose(rule.loss(stats, None, {}), [want], rtol=1e-5)
 
 
 ERRORS = [

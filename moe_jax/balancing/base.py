@@ -10,10 +10,14 @@ A rule says over which segments it sums (`scope`):
 A mean of products is not the product of means, so the scope is part of the
 method, and none depends on the mesh. Nor on micro-batches: a layer returns sums
 that add up over them (`evaluate`), and `losses` is the function of the total.
+
+The router's parameters are no sums over tokens, of which every device and
+micro-batch has its part: a rule that reads them does so in the function.
 """
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,9 +76,8 @@ class Sums:
     """int32 [S, E], assignments to each expert before drops.
 
     Args:
-      choice: count that choice of each token only, 0 for the first. All of
-        them otherwise, but of a `first_fit` routing the first, since the others
-        are alternatives.
+      choice: count that choice of each token only, 0 for the first; None all,
+        but of a `first_fit` routing the first: the others are alternatives.
       chosen: count choices that a second policy leaves unused, too, as losses
         on what the router wants do.
     """
@@ -113,24 +116,22 @@ class Balance(abc.ABC):
     weight: factor of the loss.
     scope: one of SCOPES. Rules with a state are 'global', others have a loss.
     solves: whether it has a `solve`.
+    reads_matrix: whether `loss` reads the router's matrix, `router['kernel']`.
   """
 
   weight: float
   scope: str
   solves = False
+  reads_matrix = False
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
+    for field, value in vars(self).items():
       # A negative weight would reward what the rule is there to prevent.
-      if field.name.endswith('weight') and not value >= 0:
-        raise UserError(
-          f'{name(self)}: {field.name}={value} must be 0 or above'
-        )
+      if field.endswith('weight') and not value >= 0:
+        raise UserError(f'{name(self)}: {field}={value} must be 0 or above')
     if self.scope not in SCOPES:
-      raise UserError(
-        f'{name(self)}: scope={self.scope!r}; valid: {", ".join(SCOPES)}'
-      )
+      valid = ', '.join(SCOPES)
+      raise UserError(f'{name(self)}: scope={self.scope!r}; valid: {valid}')
     self.check()
 
   def check(self) -> None:
@@ -144,22 +145,22 @@ class Balance(abc.ABC):
     """f32 [S], what the segments weigh in the mean of their losses."""
     return sums.count()
 
-  def loss(self, stats: Stats, state: Any) -> jax.Array | None:
+  def loss(self, stats: Stats, state: Any, router: Any) -> jax.Array | None:
     """f32 [S], 1 for balanced routing where that has a meaning; or None.
 
-    `state` is the layer's, None for a rule without one.
+    Args:
+      stats: sums over the tokens of S segments.
+      state: of this layer; None for a rule without one.
+      router: f32 parameters of this layer's router, as its `init` names them.
     """
-    del stats, state
     return None
 
   def init(self, E: int) -> Any:
     """The state of one layer; None for a rule without one."""
-    del E
     return None
 
   def selection_bias(self, state: Any) -> jax.Array | None:
     """f32 [E], added to the selection scores of the next step."""
-    del state
     return None
 
   def solve(
@@ -186,7 +187,6 @@ class Balance(abc.ABC):
 
   def update(self, state: Any, stats: Stats) -> Any:
     """The state after an optimizer step; leading layer axes pass through."""
-    del stats
     return state
 
 
@@ -215,11 +215,9 @@ def affinities(routing: types.Routing, rule: str) -> jax.Array:
 def check_devices(rule: str, devices: int, E: int) -> None:
   """Raises ValueError where `devices` equal groups do not make E experts."""
   if devices < 1 or E % devices:
-    valid = [d for d in range(1, E + 1) if E % d == 0]
-    raise UserError(
-      f'{rule}: devices={devices} does not divide num_experts={E}; valid: '
-      f'{", ".join(map(str, valid))}'
-    )
+    valid = ', '.join(str(d) for d in range(1, E + 1) if E % d == 0)
+    wrong = f'devices={devices} does not divide num_experts={E}'
+    raise UserError(f'{rule}: {wrong}; valid: {valid}')
 
 
 def name(rule: Balance) -> str:
@@ -235,6 +233,7 @@ def evaluate(
   axes: tuple[str, ...],
   states: dict[str, Any],
   segment_BL: jax.Array | None = None,
+  router: Any = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Stats]]:
   """All rules on this device's groups, reduced over the batch axes.
 
@@ -247,13 +246,12 @@ def evaluate(
     states: of this layer, by rule.
     segment_BL: int32, as in types.Tokens, of these rows; None where each is one
       sequence.
+    router: parameters of this layer's router, which no mesh axis splits.
 
   Returns:
-    The weighted sum of the losses, the unweighted losses by rule, and the sums
-    that they are a function of, by rule: the `stats` of the batch where the
-    scope is 'global'; else 'loss', the sum over segments of their losses times
-    their weights, and 'weight', that of the weights. These sums add up over
-    micro-batches, with their gradients; `losses` takes the total.
+    As `losses`, and by rule the sums that make them, which add up over micro-
+    batches, with their gradients: the `stats` of the batch where the scope is
+    'global'; else, over segments, 'loss' times its weight, and 'weight'.
   """
   stats = {}
   for rule in rules:
@@ -263,10 +261,10 @@ def evaluate(
       own = jax.tree.map(lambda v: v[0], own)
     else:
       weight_S = rule.weights(sums)
-      loss_S = rule.loss(own, states.get(name(rule)))
+      loss_S = rule.loss(own, states.get(name(rule)), router)
       own = {'loss': (loss_S * weight_S).sum(), 'weight': weight_S.sum()}
     stats[name(rule)] = collectives.psum(own, axes, name='balance_stats')
-  return *losses(rules, stats, states), stats
+  return *losses(rules, stats, states, router=router), stats
 
 
 def _sums(scope, routing, mask_GT, sequences, segment_BL) -> Sums:
@@ -300,6 +298,7 @@ def losses(
   stats: dict[str, Stats],
   states: dict[str, Any],
   weights: dict[str, jax.Array] | None = None,
+  router: Any = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The losses of one layer from the sums of a batch.
 
@@ -309,17 +308,18 @@ def losses(
     states: of this layer, by rule.
     weights: from `total_weights` of the whole batch; what is returned is then
       the part's share, and adds up over parts where `splits`.
+    router: parameters of this layer's router.
 
   Returns:
-    The weighted sum of the losses, and the unweighted losses by rule.
+    Their weighted sum, and the unweighted losses by rule.
   """
   total, found = jnp.float32(0), {}
   for rule in rules:
     own = stats[name(rule)]
     if rule.scope == 'global':
       one = jax.tree.map(lambda v: v[None], own)
-      loss = rule.loss(one, states.get(name(rule)))
-      loss = loss if loss is None else loss[0]
+      loss_S = rule.loss(one, states.get(name(rule)), router)
+      loss = None if loss_S is None else loss_S[0]
     else:
       whole = own['weight'] if weights is None else weights[name(rule)]
       loss = own['loss'] / jnp.maximum(whole, 1)
@@ -337,13 +337,23 @@ def total_weights(
   return {name(r): r.weights(sums)[0] for r in rules if r.scope != 'global'}
 
 
+def check_router(rules: Sequence[Balance], router: Any) -> None:
+  """Raises ValueError where a rule reads what `router` does not have."""
+  for rule in rules:
+    if rule.reads_matrix and not router.has_matrix:
+      raise UserError(
+        f"{name(rule)} reads the router's matrix, its parameter 'kernel' "
+        f'[D, E]; the router {type(router).__name__} has none'
+      )
+
+
 def splits(rules: Sequence[Balance]) -> bool:
   """Whether the losses of parts of a batch add up to that of the whole.
 
   Not where a rule's loss is a function of 'global' sums.
   """
-  without = Balance.loss
-  return all(r.scope != 'global' or type(r).loss is without for r in rules)
+  whole = [r for r in rules if r.scope == 'global']
+  return all(type(r).loss is Balance.loss for r in whole)
 
 
 def solver(
@@ -362,10 +372,8 @@ def solver(
     )
   if not found:
     return None
-  state = states[name(found[0])]
-  return lambda scores_TE, mask_T, K: found[0].solve(
-    state, scores_TE, mask_T, K, total
-  )
+  solve = functools.partial(found[0].solve, states[name(found[0])])
+  return functools.partial(solve, total=total)
 
 
 def init_states(rules: Sequence[Balance], E: int) -> dict[str, Any]:

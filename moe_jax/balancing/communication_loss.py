@@ -63,8 +63,7 @@ class CommunicationLoss(base.Balance):
       'tokens': sums.count(),
     }
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     S, D = stats['sent'].shape
     tokens_S1 = jnp.maximum(stats['tokens'], 1)[:, None]
     f_SD = D / self.limit * stats['sent'] / tokens_S1

@@ -38,8 +38,7 @@ class DeviceLoss(base.Balance):
       'tokens': sums.count(),
     }
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     load_SE = stats['load'].astype(jnp.float32)
     S, D = load_SE.shape[0], self.devices
     f_SE = load_SE / jnp.maximum(load_SE.sum(-1, keepdims=True), 1)

@@ -28,6 +28,5 @@ class EntropyLoss(base.Balance):
     p = base.affinities(sums.routing, 'entropy_loss')
     return {'entropy': sums.tokens(base.entropy(p)), 'tokens': sums.count()}
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     return stats['entropy'] / jnp.maximum(stats['tokens'], 1)

@@ -42,8 +42,7 @@ class HeterogeneousLoss(base.Balance):
       'tokens': sums.count(),
     }
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     f_SE = stats['load'] / jnp.maximum(stats['edges'], 1)[:, None]
     P_SE = stats['prob'] / jnp.maximum(stats['tokens'], 1)[:, None]
     return (f_SE * P_SE).sum(-1)

@@ -38,6 +38,5 @@ class ImportanceLoss(base.Balance):
       probs_GTE = jax.nn.softmax(r.terms['clean_logits'])
     return {'importance': sums.tokens(probs_GTE)}
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     return base.squared_cv(stats['importance'])

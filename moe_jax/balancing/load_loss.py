@@ -34,6 +34,5 @@ class LoadLoss(base.Balance):
       )
     return {'smooth_load': sums.tokens(terms['smooth_load'])}
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     return base.squared_cv(stats['smooth_load'])

@@ -35,8 +35,7 @@ class MutualInformation(base.Balance):
       'tokens': sums.count(),
     }
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     tokens_S = jnp.maximum(stats['tokens'], 1)
     mean_SE = stats['prob'] / tokens_S[:, None]
     return stats['entropy'] / tokens_S - base.entropy(mean_SE)

@@ -34,8 +34,7 @@ class NullLoss(base.Balance):
     prob = sums.tokens(base.affinities(r, 'null_loss'))
     return {'load': load_SE, 'prob': prob, 'tokens': tokens}
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     load_SE = stats['load']
     f_SE = load_SE / jnp.maximum(load_SE.sum(-1, keepdims=True), 1)
     P_SE = stats['prob'] / jnp.maximum(stats['tokens'], 1)[:, None]

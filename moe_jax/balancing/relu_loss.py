@@ -57,7 +57,7 @@ class ReluLoss(base.Balance):
       'tokens': sums.count(),
     }
 
-  def loss(self, stats, state):
+  def loss(self, stats, state, router):
     used, tokens = stats['used'], jnp.maximum(stats['tokens'], 1)
     # Divided first: as integers, used * E overflows at large batches.
     busy = used / (self.k * tokens[..., None]) * used.shape[-1]

@@ -43,8 +43,7 @@ class SelectorLoss(base.Balance):
         raise UserError(f'selector_loss: no {name}; it goes with {valid}')
     return {k: sums.tokens(terms[k]) for k in names} | {'tokens': sums.count()}
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     total = stats['selector_entropy']
     if self.reach:
       total += self.reach * stats['selector_reach']

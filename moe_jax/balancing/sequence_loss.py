@@ -50,8 +50,7 @@ class SequenceLoss(base.Balance):
       'tokens': sums.count(),
     }
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     load_SE = stats['load'].astype(jnp.float32)
     f_SE = load_SE / jnp.maximum(load_SE.sum(-1, keepdims=True), 1)
     P_SE = stats['prob'] / jnp.maximum(stats['tokens'], 1)[:, None]

@@ -79,8 +79,7 @@ class SwitchLoss(base.Balance):
   def weights(self, sums):
     return sums.length() if self.over_padding else sums.count()
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     loss_S = self._form(stats, stats['load'], stats['prob'])
     if self.second_weight:
       second = self._form(stats, stats['second_load'], stats['second_prob'])

@@ -46,8 +46,7 @@ class Top1Loss(base.Balance):
       'tokens': sums.count(),
     }
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     tokens_S = jnp.maximum(stats['tokens'], 1)
     f_SE = stats['load'] / tokens_S[:, None]
     sure_S = jnp.where(stats['tokens'] > 0, stats['sure'] / tokens_S, 1)

@@ -44,6 +44,5 @@ class ZLoss(base.Balance):
     square_GT = jax.nn.logsumexp(logits_GTE, axis=-1) ** 2
     return {'square': sums.tokens(square_GT), 'tokens': sums.count()}
 
-  def loss(self, stats, state):
-    del state
+  def loss(self, stats, state, router):
     return stats['square'] / jnp.maximum(stats['tokens'], 1)

@@ -105,6 +105,7 @@ class MoE:
 
   def __post_init__(self):
     methods.build(self)
+    balancing.check_router(self.balance, self.router)
     if self.dense_branch not in BRANCHES:
       raise UserError(
         f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'
@@ -358,8 +359,8 @@ class MoE:
         y_GTD += jax.vmap(near, (None, 0, 0))(shared['local'], x_GTD, seated)
 
     with jax.named_scope('balancing'):
-      states = shared['states']
-      aux = statistics.of(self.balance, states, r, cause_GN, ctx, tokens, axes)
+      seen = self.balance, shared['states'], shared['router']
+      aux = statistics.of(*seen, r, cause_GN, ctx, tokens, axes)
     record = statistics.edges(r, seated, cause_GN) if self.record else {}
     carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
     return y_GTD.reshape(B, L, D), carry, record, aux

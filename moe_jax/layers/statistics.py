@@ -21,6 +21,7 @@ USED = 17
 def of(
   rules: Sequence[balancing.Balance],
   states: dict[str, Any],
+  router: Any,
   r: types.Routing,
   cause_GN: jax.Array,
   ctx: types.Context,
@@ -31,6 +32,7 @@ def of(
 
   Args:
     rules, states: the layer's balancing rules and their states.
+    router: its router's parameters, the same on all devices.
     r: with leading axis G.
     cause_GN: int32, what the dispatch returned.
     ctx: that the routers had, leaves [G, ...].
@@ -46,6 +48,7 @@ def of(
     axes.batch,
     states,
     tokens.segments,
+    router,
   )
   all_ = balancing.Sums(r, mask_GT, 1)
   cause = jnp.stack([(cause_GN == c).sum() for c in range(len(types.CAUSES))])

@@ -19,7 +19,7 @@ Params = Any
 class Router(abc.ABC):
   """Decides who goes where, with what weight, for ONE group of tokens.
 
-  Concrete routers are frozen dataclasses. The layer vmaps them over groups. All
+  Concrete routers are frozen dataclasses, vmapped over groups by the layer. All
   arithmetic is float32, whatever the model's dtype.
 
   Class attributes:
@@ -27,6 +27,7 @@ class Router(abc.ABC):
       whatever the capacity.
     first_fit: as in types.Routing.
     reads_experts: whether it needs `Context.features`.
+    has_matrix: whether the parameter 'kernel' is [D, E], a column an expert.
     compares: when the tokens of a group are compared with one another, so that
       another group size is another method: 'never', in 'train', or 'always'.
   """
@@ -34,6 +35,7 @@ class Router(abc.ABC):
   causal = True
   first_fit = False
   reads_experts = False
+  has_matrix = False
   compares = 'never'
 
   @abc.abstractmethod
@@ -80,8 +82,7 @@ def init_linear(key: jax.Array, E: int, D: int, std: float | None = None):
 def linear_logits(params: Params, x_TD: jax.Array) -> jax.Array:
   """f32 logits [T, E] = x W_r (Switch Transformer, equation 1).
 
-  The input is cast up, and the product is exact in f32 on TPU and GPU too
-  ('highest'), where the default rounds its arguments to bf16 or tf32.
+  Exact in f32, where the default on TPU and GPU rounds to bf16 or tf32.
   """
   return jnp.einsum(
     'td,de->te',
@@ -120,6 +121,7 @@ class Linear(Router):
   jitter_on: str = 'input'
   input_dropout: float = 0.0
   sample: float = 0.0
+  has_matrix = True
 
   def __post_init__(self):
     if self.jitter_on not in JITTER_ON:

@@ -31,7 +31,7 @@ class BaseLayer(base.Router):
   tolerance: float = 1e-3
   iterations: int = 1000
   init_std: float | None = None
-  causal, compares = False, 'train'
+  causal, compares, has_matrix = False, 'train', True
 
   def __post_init__(self):
     for name in ('tolerance', 'iterations'):

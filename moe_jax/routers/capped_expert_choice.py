@@ -40,7 +40,7 @@ class CappedExpertChoice(base.Router):
   entropy: float = 0.001
   iterations: int = 100
   init_std: float | None = None
-  causal, compares = False, 'always'
+  causal, compares, has_matrix = False, 'always', True
 
   def __post_init__(self):
     base.check_choices('capped_expert_choice', self.choices)

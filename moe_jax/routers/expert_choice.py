@@ -34,6 +34,7 @@ class ExpertChoice(base.Router):
   choices: float = 2.0
   init_std: float | None = None
   causal, compares = False, 'always'
+  has_matrix = True
 
   def __post_init__(self):
     base.check_choices('expert_choice', self.choices)

@@ -25,6 +25,7 @@ class GptOss(base.Router):
 
   k: int = 4
   init_std: float | None = None
+  has_matrix = True
 
   def __post_init__(self):
     base.check_k('gpt_oss', self.k)

@@ -24,6 +24,7 @@ class Llama4(base.Router):
 
   k: int = 1
   init_std: float | None = None
+  has_matrix = True
 
   def __post_init__(self):
     base.check_k('llama4', self.k)

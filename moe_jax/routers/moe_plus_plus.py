@@ -29,6 +29,7 @@ class MoePlusPlus(base.Router):
 
   k: int = 2
   residual: bool = True
+  has_matrix = True
 
   def __post_init__(self):
     base.check_k('moe_plus_plus', self.k)

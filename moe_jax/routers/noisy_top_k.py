@@ -34,6 +34,7 @@ class NoisyTopK(base.Router):
 
   k: int = 4
   noise_floor: float = 0.01
+  has_matrix = True
 
   def __post_init__(self):
     base.check_k('noisy_top_k', self.k)

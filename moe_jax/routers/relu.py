@@ -33,6 +33,7 @@ class Relu(base.Router):
 
   max_choices: int = 0
   init_std: float | None = None
+  has_matrix = True
 
   def __post_init__(self):
     if self.max_choices:

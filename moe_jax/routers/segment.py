@@ -30,6 +30,7 @@ class Segment(base.Router):
   size: int = 4
   k: int = 1
   causal = False
+  has_matrix = True
 
   def __post_init__(self):
     base.check_k('segment', self.k)

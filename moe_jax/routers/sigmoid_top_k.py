@@ -50,6 +50,7 @@ class SigmoidTopK(base.Router):
   kept_groups: int = 1
   group_score: str = 'top_2'
   init_std: float | None = None
+  has_matrix = True
 
   def __post_init__(self):
     base.check_k('sigmoid_top_k', self.k)

@@ -42,6 +42,7 @@ class Sinkhorn(base.Router):
   score: str = 'softmax'
   init_std: float | None = None
   causal, compares = False, 'train'
+  has_matrix = True
 
   def __post_init__(self):
     base.check_k('sinkhorn', self.k)

@@ -35,6 +35,7 @@ class SparseMixer(base.Router):
 
   eps: float = 0.1
   init_std: float | None = None
+  has_matrix = True
 
   def __post_init__(self):
     if not self.eps > 0:

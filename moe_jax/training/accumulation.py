@@ -66,8 +66,8 @@ def micro_batches(batch: Tree, parts: int, mesh) -> Tree:
 
 def gradient(
   forward: Callable[[Tree, jax.Array, Tree], Tree],
-  whole: Callable[[Tree], jax.Array],
-  share: Callable[[Tree], jax.Array] | None,
+  whole: Callable[[Tree, Tree], jax.Array],
+  share: Callable[[Tree, Tree], jax.Array] | None,
   params: Tree,
   batches: Tree,
 ) -> tuple[Tree, Tree]:
@@ -75,9 +75,9 @@ def gradient(
 
   Args:
     forward: (params, number, micro-batch) -> its sums.
-    whole: sums of the whole batch -> loss.
-    share: sums of a micro-batch -> its share of the loss; None where the loss
-      is no sum of such shares.
+    whole: (params, sums of the whole batch) -> loss.
+    share: (params, sums of a micro-batch) -> its share of the loss; None where
+      the loss is no sum of such shares.
     params: floating point.
     batches: from `micro_batches`.
   """
@@ -87,7 +87,7 @@ def gradient(
 
   def own(loss, params, number, batch):
     sums = forward(params, number, batch)
-    return loss(sums), sums
+    return loss(params, sums), sums
 
   def one(loss, number, batch):
     of = functools.partial(own, loss)
@@ -110,7 +110,7 @@ def gradient(
       body = jax.checkpoint(body, prevent_cse=False)
       start = zeros(forward, params, numbers[0], first)
       sums, _ = jax.lax.scan(body, start, (numbers, batches))
-      return whole(sums), sums
+      return whole(params, sums), sums
 
     (_, sums), grads = jax.value_and_grad(through, has_aux=True)(params)
     return sums, grads
@@ -120,32 +120,42 @@ def gradient(
   return jax.lax.scan(body, start, (numbers, batches))[0]
 
 
-def balanced(model, balance: Tree, aux: Tree, weights: Tree = None) -> Tree:
+def balanced(
+  model, balance: Tree, params: Tree, aux: Tree, weights: Tree = None
+) -> Tree:
   """MoEAux whose losses are those of its sums.
 
   Args:
     model: from models.factory.
     balance: state of the balancing rules.
+    params: of the model, for the rules that read the router's; what flows into
+      those of 'global' scope flows from here, not from the layers.
     aux: by stack, summed over micro-batches, or of one.
     weights: from `total_weights`; the losses of one are then its share.
   """
 
-  def walk(rules, aux, states, weights):
+  def walk(rules, aux, states, params, weights):
     if not isinstance(aux, types.MoEAux):
-      below = lambda k: states.get(k, {})
-      return {k: walk(rules, v, below(k), weights) for k, v in aux.items()}
-    one = lambda stats, states: balancing.losses(rules, stats, states, weights)
+      return {
+        k: walk(rules, v, states.get(k, {}), params[k], weights)
+        for k, v in aux.items()
+      }
+    one = lambda stats, states, router: balancing.losses(
+      rules, stats, states, weights, router
+    )
     states = states['moe']['state'] if states else {}
     # Those of a scanned layer have a leading axis of repeats.
     many = jax.vmap(one) if aux.loss.ndim else one
-    loss, losses = many(aux.stats, states)
+    router = params['moe'].get('router', {})
+    loss, losses = many(aux.stats, states, router)
     return aux.replace(loss=loss, losses=losses)
 
   out = dict(aux)
   for name, found in rules(model).items():
     if found:
       own = weights and weights[name]
-      out[name] = walk(found, aux[name], balance.get(name, {}), own)
+      states = balance.get(name, {})
+      out[name] = walk(found, aux[name], states, params[name], own)
   return out
 
 

@@ -119,19 +119,24 @@ def make_train_step(
       }
       return forward(own, state.params, state.balance, rows, keys, taught)
 
-    def finish(sums, weights=None):
-      aux = accumulation.balanced(model, state.balance, sums[-1], weights)
+    def finish(own, sums, weights=None):
+      params = tuning.merge(own, state.params, trained)
+      aux = accumulation.balanced(
+        model, state.balance, params, sums[-1], weights
+      )
       return (*sums[:-1], aux)
 
     weights = accumulation.total_weights(model, batch)
     sums, grads = accumulation.gradient(
       part,
-      lambda sums: total(finish(sums), tokens),
-      (lambda sums: total(finish(sums, weights), tokens)) if splits else None,
+      lambda own, sums: total(finish(own, sums), tokens),
+      (lambda own, sums: total(finish(own, sums, weights), tokens))
+      if splits
+      else None,
       own,
       accumulation.micro_batches(batch, accumulate, _mesh(model)),
     )
-    sums = finish(sums)
+    sums = finish(own, sums)
     nll, _, soft, aux = sums
 
     updates, opt_state = tx.update(grads, state.opt_state, own)
