@@ -14,3 +14,9 @@ class _Module:
 
 
 jax, jnp, types = map(_Module, ('jax', 'jax.numpy', 'moe_jax.types'))
+nn, linen = map(_Module, ('flax.linen', 'moe_jax.layers.linen'))
+moe = _Module('moe_jax.layers.moe')
+balancing = _Module('moe_jax.balancing.base')
+hlo = _Module('moe_jax.parallel.hlo')
+mesh_lib = _Module('moe_jax.parallel.mesh')
+routing = _Module('tests.routing')

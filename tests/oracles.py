@@ -44,3 +44,91 @@ def sigmoid(x):
 def largest(scores, k):
   """Places of the k largest, largest first, the first of equals."""
   return sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:k]
+
+
+def most_probable(logits_TE, bias_E, k):
+  """The k largest of a softmax plus the bias, with their probabilities."""
+  probs = softmax(logits_TE)
+  expert = np.array([largest(p + bias_E, k) for p in probs])
+  weight = np.take_along_axis(probs, expert, 1)
+  return Choice(expert, weight, probs, logits_TE)
+
+
+def softmax_of_chosen(scores_TE, bias_E, k):
+  """The k largest scores plus the bias, weighted by a softmax over them."""
+  expert = np.array([largest(s + bias_E, k) for s in scores_TE])
+  weight = softmax(np.take_along_axis(scores_TE, expert, 1))
+  return Choice(expert, weight, softmax(scores_TE), scores_TE)
+
+
+def every_gate(gates_TE, bias_E):
+  """Every expert with a gate above 0, in the order of gate + bias."""
+  T, E = gates_TE.shape
+  expert, weight = np.full((T, E), E), np.zeros((T, E))
+  for t in range(T):
+    used = [e for e in largest(gates_TE[t] + bias_E, E) if gates_TE[t, e] > 0]
+    expert[t, : len(used)] = used
+    weight[t, : len(used)] = gates_TE[t, used]
+  probs = gates_TE / gates_TE.sum(1, keepdims=True)
+  return Choice(expert, weight, probs, np.log(np.maximum(probs, 1e-6)))
+
+
+def smooth_step(x, width):
+  """By cases, as COMET writes it."""
+  if x <= -width / 2:
+    return 0.0
+  if x >= width / 2:
+    return 1.0
+  return -2 * x**3 / width**3 + 3 * x / (2 * width) + 0.5
+
+
+def by_experts(chosen, probs, logits):
+  """From each expert's tokens, the best first: a column for each expert."""
+  T, E = probs.shape
+  expert, weight = np.full((T, E), E), np.zeros((T, E))
+  priority = np.zeros((T, E), int)
+  for e, tokens in enumerate(chosen):
+    for rank, t in enumerate(tokens):
+      expert[t, e], weight[t, e], priority[t, e] = e, probs[t, e], rank
+  return Choice(expert, weight, probs, logits, priority=priority)
+
+
+def seat(choice: Choice, mask_T, capacity, key=lambda t, j: (j, t)):
+  """First come, first served; who comes first is (token, choice) by `key`."""
+  T, K = choice.expert.shape
+  taken, kept = {}, np.zeros((T, K), bool)
+  if choice.priority is not None:
+    key = lambda t, j: choice.priority[t, j]
+  queue = [(t, j) for t in range(T) if mask_T[t] for j in range(K)]
+  nobody = (
+    choice.expert.max() + 1 if choice.probs is None else choice.probs.shape[1]
+  )
+  for t, j in sorted(queue, key=lambda edge: key(*edge)):
+    e = choice.expert[t, j]
+    if choice.first_fit and kept[t].any():
+      continue
+    if e != nobody and taken.get(e, 0) < capacity:
+      taken[e] = taken.get(e, 0) + 1
+      kept[t, j] = True
+  weight = choice.weight * kept
+  if choice.renormalize_kept:
+    for t in range(T):
+      if weight[t].sum() > 0:
+        weight[t] /= weight[t].sum()
+  return kept, weight
+
+
+def moe(x_GTD, params, bias_E, route, expert, mask_GT, capacity):
+  """The whole layer, a group at a time: y_GTD, kept_GTK, choices by group."""
+  x_GTD = x_GTD.astype(np.float64)
+  y, kept_all, choices = np.zeros_like(x_GTD), [], []
+  for g in range(x_GTD.shape[0]):
+    choice = route(x_GTD[g], params, bias_E, {'mask_T': mask_GT[g]})
+    kept, weight = seat(choice, mask_GT[g], capacity)
+    for t, j in zip(*np.nonzero(kept)):
+      e, w, x_D = choice.expert[t, j], weight[t, j], x_GTD[g, t]
+      after = choice.weight_on == 'output'
+      y[g, t] += w * expert(e, x_D) if after else expert(e, w * x_D)
+    kept_all.append(kept)
+    choices.append(choice)
+  return y, np.array(kept_all), choices

@@ -7,69 +7,6 @@ import math
 
 import numpy as np
 
-from tests.oracles import Choice, linear, softmax
-
-
-def top_k(x_TD, params, bias_E, mask_T, *, k, renormalize, threshold=0.0):
-  """The k largest probabilities of each token, largest first.
-
-  Later choices whose share of the k is below `threshold` go to nobody, expert
-  E with weight 0.
-  """
-  logits = linear(x_TD, params)
-  probs = softmax(logits)
-  T, E = probs.shape
-  expert, weight = np.zeros((T, k), int), np.zeros((T, k))
-  for t in range(T):
-    left = list(range(E))
-    for j in range(k):
-      best = max(left, key=lambda e: (probs[t, e] + bias_E[e], -e))
-      left.remove(best)
-      expert[t, j], weight[t, j] = best, probs[t, best]
-    share = weight[t] / weight[t].sum()
-    if renormalize is True:
-      weight[t] = share
-    for j in range(1, k):
-      if share[j] < threshold:
-        expert[t, j], weight[t, j] = E, 0
-  return Choice(expert, weight, probs, logits, renormalize == 'kept')
-
-
-def switch(x_TD, params, bias_E, mask_T):
-  return top_k(x_TD, params, bias_E, mask_T, k=1, renormalize=False)
-
-
-def no_token_left_behind(x_TD, params, bias_E, mask_T, *, k):
-  choice = top_k(x_TD, params, bias_E, mask_T, k=k, renormalize=False)
-  choice.first_fit = True
-  return choice
-
-
-def seat(choice: Choice, mask_T, capacity, key=lambda t, j: (j, t)):
-  """First come, first served; who comes first is (token, choice) by `key`."""
-  T, K = choice.expert.shape
-  taken, kept = {}, np.zeros((T, K), bool)
-  if choice.priority is not None:
-    key = lambda t, j: choice.priority[t, j]
-  queue = [(t, j) for t in range(T) if mask_T[t] for j in range(K)]
-  nobody = (
-    choice.expert.max() + 1 if choice.probs is None else choice.probs.shape[1]
-  )
-  for t, j in sorted(queue, key=lambda edge: key(*edge)):
-    e = choice.expert[t, j]
-    if choice.first_fit and kept[t].any():
-      continue
-    if e != nobody and taken.get(e, 0) < capacity:
-      taken[e] = taken.get(e, 0) + 1
-      kept[t, j] = True
-  weight = choice.weight * kept
-  if choice.renormalize_kept:
-    for t in range(T):
-      if weight[t].sum() > 0:
-        weight[t] /= weight[t].sum()
-  return kept, weight
-
-
 ACTIVATIONS = {
   'relu': lambda x: np.maximum(x, 0),
   'silu': lambda x: x / (1 + np.exp(-x)),
@@ -96,22 +33,6 @@ def glu(params, e, x_D, activation, bias='none'):
   elif bias == 'additive':
     hidden = hidden + params['bias'][e]
   return hidden @ params['wo'][e]
-
-
-def moe(x_GTD, params, bias_E, route, expert, mask_GT, capacity):
-  """The whole layer, a group at a time: y_GTD, kept_GTK, choices by group."""
-  x_GTD = x_GTD.astype(np.float64)
-  y, kept_all, choices = np.zeros_like(x_GTD), [], []
-  for g in range(x_GTD.shape[0]):
-    choice = route(x_GTD[g], params, bias_E, {'mask_T': mask_GT[g]})
-    kept, weight = seat(choice, mask_GT[g], capacity)
-    for t, j in zip(*np.nonzero(kept)):
-      e, w, x_D = choice.expert[t, j], weight[t, j], x_GTD[g, t]
-      after = choice.weight_on == 'output'
-      y[g, t] += w * expert(e, x_D) if after else expert(e, w * x_D)
-    kept_all.append(kept)
-    choices.append(choice)
-  return y, np.array(kept_all), choices
 
 
 def autonomy(params, e, x_D):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax import registry, types
+from moe_jax.seating import seat
 
 E, D, T = 4, 8, 12
 
@@ -79,3 +80,76 @@ def seen(ctx, row):
   known = {'mask_T': np.asarray(ctx.mask_T), 'carry': double(ctx.carry)}
   features = jax.tree.map(double, ctx.features)
   return {**features, **known, **arrays, 'local': row.local}
+
+
+def route(spec, x_TD, params=None, E=8, **known):
+  """A router's routing of tokens; `known` is what else the context has.
+
+  Its parameters are drawn where none are given.
+  """
+  router = registry.build('routers', spec)
+  router.check(E)
+  x_TD = jnp.asarray(x_TD)
+  if params is None:
+    params = router.init(jax.random.key(0), E, x_TD.shape[1])
+  given = {
+    'key': jax.random.key(2),
+    'layer_key': jax.random.key(3),
+    'mask_T': jnp.ones(len(x_TD), bool),
+    'selection_bias_E': jnp.zeros(E),
+  }
+  known |= {k: jnp.int32(known[k]) for k in ('step', 'layer') if k in known}
+  ctx = types.Context(**given | known)
+  return jax.jit(router)(params, x_TD, ctx)
+
+
+def by_logits(spec, logits_TE, **known):
+  """The same of one-hot tokens, which the matrix maps to these logits."""
+  T, E = np.shape(logits_TE)
+  kernel = jnp.asarray(logits_TE, jnp.float32)
+  return route(spec, np.eye(T), {'kernel': kernel}, E, **known)
+
+
+def many(spec, logits_E, n=4000, train=True):
+  """The same of n tokens of these logits: experts, weights, routing."""
+  kernel = jnp.asarray(logits_E, jnp.float32)[None]
+  x, E = np.ones((n, 1)), len(logits_E)
+  r = route(spec, x, {'kernel': kernel}, E, key=jax.random.key(5), train=train)
+  return choices(r), weights(r), r
+
+
+def choices(r):
+  """[T, K] of a routing with `choices`."""
+  return np.asarray(r.expert_N).reshape(r.choices, -1).T
+
+
+def weights(r):
+  return np.asarray(r.weight_N).reshape(r.choices, -1).T
+
+
+def slopes(spec, logits_TE, bias_E=None, local=0, rows=0):
+  """Weights [T, K], the routing, and the weights' derivatives by the logits.
+
+  With `rows` of an expert after drops.
+  """
+  logits_TE = jnp.asarray(logits_TE, jnp.float32)
+  router, n = registry.build('routers', spec), logits_TE.shape[1]
+  ctx = types.Context(
+    key=None,
+    mask_T=jnp.ones(len(logits_TE), bool),
+    selection_bias_E=jnp.zeros(n) if bias_E is None else jnp.asarray(bias_E),
+    num_local=local,
+  )
+
+  def of(logits_TE):
+    r = router({'kernel': jnp.eye(n)}, logits_TE, ctx)
+    if rows:
+      r = seat.seat(r, ((rows, n),)).routing
+    return r.weight_N.reshape(r.choices, -1).T, r
+
+  @jax.jit
+  def run(logits_TE):
+    jacobian = jax.jacrev(of, has_aux=True)(logits_TE)
+    return *of(logits_TE), jacobian[0]
+
+  return jax.device_get(run(logits_TE))

@@ -11,7 +11,7 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.balancing import base
 from moe_jax.layers import linen, moe
-from tests import methods, reference, reference_balancing
+from tests import methods, oracles, reference, reference_balancing
 
 G, T, E, K, B = 4, 6, 5, 2, 2  # two sequences of two groups each
 ids = lambda row: row.spec
@@ -28,11 +28,11 @@ def routings(seed=0, masked=5):
   for _ in range(G):
     logits = rng.normal(size=(T, E)) + np.linspace(0, 1, E)
     expert = np.argsort(-logits, -1)[:, :K]
-    probs = reference.softmax(logits)
+    probs = oracles.softmax(logits)
     weight = np.take_along_axis(probs, expert, -1)
     smooth = rng.uniform(0.1, 1, size=(T, E))
     choices.append(
-      reference.Choice(expert, weight, probs, logits, smooth_load=smooth)
+      oracles.Choice(expert, weight, probs, logits, smooth_load=smooth)
     )
   stack = lambda f: jnp.asarray(
     np.stack([f(c, m) for c, m in zip(choices, mask_GT)])
@@ -230,7 +230,7 @@ def test_switch_loss_of_hugging_face():
 def test_one_is_no_lower_bound():
   """51 tokens of (.51, .49) and 49 of (0, 1): 0.9904, below balance."""
   probs = np.array([[0.51, 0.49]] * 51 + [[0.0, 1.0]] * 49)
-  choice = reference.Choice(probs.argmax(-1)[:, None], None, probs, None)
+  choice = oracles.Choice(probs.argmax(-1)[:, None], None, probs, None)
   want = reference.switch_loss([choice], [np.ones(100, bool)])
   np.testing.assert_allclose(want, 0.990404, atol=1e-6)
 
@@ -276,7 +276,7 @@ def test_clean_or_noisy_logits():
   clean = np.random.default_rng(1).normal(size=r.logits_TE.shape)
   r = r.replace(terms={'clean_logits': jnp.asarray(clean, jnp.float32)})
   others = [
-    dataclasses.replace(c, logits=z, probs=reference.softmax(z))
+    dataclasses.replace(c, logits=z, probs=oracles.softmax(z))
     for c, z in zip(choices, clean)
   ]
   for spec, oracle, seen in (

@@ -10,7 +10,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base
-from tests import methods, reference, reference_losses
+from tests import methods, oracles, reference_losses
 
 E, K, T, G = 6, 2, 12, 2
 LN = np.log(E)
@@ -127,7 +127,7 @@ def sigmoid_case():
   gates = 1 / (1 + np.exp(-logits))
   biased = np.argsort(-(gates + rng.normal(size=E)), -1)[..., :K]
   choices = [
-    reference.Choice(e, None, g, z) for e, g, z in zip(biased, gates, logits)
+    oracles.Choice(e, None, g, z) for e, g, z in zip(biased, gates, logits)
   ]
   return routing(logits, biased, gates), choices
 
@@ -193,9 +193,9 @@ def test_device_losses_equal_loops(seed):
   rng = np.random.default_rng(seed)
   logits, masks = rng.normal(size=(G, T, E)), rng.uniform(size=(G, T)) < 0.8
   expert = np.argsort(-logits, -1)[..., :K]
-  probs = reference.softmax(logits)
+  probs = oracles.softmax(logits)
   choices = [
-    reference.Choice(e, None, p, z) for e, p, z in zip(expert, probs, logits)
+    oracles.Choice(e, None, p, z) for e, p, z in zip(expert, probs, logits)
   ]
   r = routing(logits, expert, mask_GT=masks)
   for name, options in (

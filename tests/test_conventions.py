@@ -15,7 +15,7 @@ from configs import base, presets
 from experiments import conventions as program
 from moe_jax.analysis import conventions
 from moe_jax.models import factory
-from tests import reference
+from tests import oracles, reference
 
 T, E = 40, 8
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def test_conventions_equal_loops(name):
   )
   best = choice.probs.max(-1)
   first = lambda t, j: (j, -best[t] if order else 0, t)
-  kept, weight = reference.seat(choice, mask, rows, key=first)
+  kept, weight = oracles.seat(choice, mask, rows, key=first)
   assert got['capacity'] == rows
   assert got['kept'] == kept[MASK].sum()
   assert got['dropped'] == K * MASK.sum() - kept[MASK].sum()

@@ -12,7 +12,8 @@ from moe_jax.layers import linen, moe
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.training import plans, probes, session as session_lib
-from tests import reference_routers, saved, tiny
+from tests import saved, tiny
+from tests.routers import test_hash
 
 B, L, T, E, K = 2, 16, 8, 4, 2
 RNG = np.random.default_rng(0)
@@ -27,7 +28,7 @@ def causes(factor):
   C = min(T, int(np.ceil(factor * T * K / E))) if factor else T
   for ids_T, mask_T in zip(IDS.reshape(-1, T), MASK.reshape(-1, T)):
     seen, x = {'ids_T': ids_T}, np.zeros((T, 1))
-    chosen = reference_routers.hash_(x, {}, np.zeros(E), seen, k=K).expert
+    chosen = test_hash.hash_(x, {}, np.zeros(E), seen, k=K).expert
     load = np.bincount(chosen[mask_T].reshape(-1), minlength=E)
     found[types.KEPT] += np.minimum(load, C).sum()
     found[types.CAPACITY] += np.maximum(load - C, 0).sum()

@@ -106,51 +106,29 @@ def test_models(fields, query):
   assert {row[0] for row in table} - seen == rest
 
 
-# By router and leaf; 'kernel' is 0.1 / D, or `init_std` squared, in others.
 WIDTH, MANY = 128, 16
-ROUTERS = {
-  'comet': lambda r: {
-    'splits': (r.width / 100) ** 2 / 3,  # uniform
-    'split_bias': (r.width / 100) ** 2 / 3,
-    'leaves': 0.1 / WIDTH,
-  },
-  'cosine': lambda r: {'kernel': 1 / WIDTH, 'experts': 1.0},
-  'dselect_k': lambda r: {
-    'bits': (r.width / 100) ** 2 / 3,
-    'mix': (r.width / 100) ** 2 / 3,
-  },
-  'moe_plus_plus': lambda r: {'kernel': 0.1 / WIDTH, 'residual': 0.1 / MANY},
-  'product_keys': lambda r: {'query': 1 / WIDTH, 'keys': 2 / r.d_key},
-  'segment': lambda r: {'kernel': 0.1 / (r.size * WIDTH)},
-  'soft': lambda r: {'kernel': 1 / WIDTH},
-}
-CONSTANT = {
-  ('cosine', 'sharpness'): lambda r: 1 / r.temperature,
-  ('gpt_oss', 'bias'): lambda r: 0,
-  ('noisy_top_k', 'kernel'): lambda r: 0,
-  ('noisy_top_k', 'noise'): lambda r: 0,
-  ('soft', 'scale'): lambda r: 1,
-}
 
 
 def test_routers():
-  """Those of all rows at their options."""
-  specs = [r.spec for r in methods.rows('routers', slots=True)]
-  routers = {s: registry.build('routers', s) for s in specs}
+  """Of all files, with each deviation; by the formulas of their rows."""
+  rows = methods.rows('routers', slots=True)
+  routers = {row: registry.build('routers', row.spec) for row in rows}
+  formulas = {type(routers[r]): r.initial for r in rows if r.initial}
   # One of each class and deviation: the other options are not read.
-  few = {(type(r), getattr(r, 'init_std', None)): s for s, r in routers.items()}
-  for spec in set(few.values()):
-    router, name = routers[spec], spec.split('(')[0]
+  few = {(type(r), getattr(r, 'init_std', None)): r for r in routers.values()}
+  for router in few.values():
     std = getattr(router, 'init_std', None)
     plain = {'kernel': 0.1 / WIDTH if std is None else std**2}
-    want = ROUTERS.get(name, lambda r, plain=plain: plain)(router)
+    formula = formulas.get(type(router), lambda *_, plain=plain: plain)
+    want = formula(router, MANY, WIDTH)
     params = router.init(jax.random.key(0), MANY, WIDTH)
+    assert params.keys() <= want.keys() or not params, router
     for leaf, v in params.items():
-      if (name, leaf) in CONSTANT:
-        expected = CONSTANT[name, leaf](router)
-        np.testing.assert_allclose(v, expected, rtol=1e-6, err_msg=name)
+      name = f'{type(router).__name__}: {leaf}'
+      if isinstance(want[leaf], np.ndarray):
+        np.testing.assert_allclose(v - want[leaf], 0, atol=1e-6, err_msg=name)
       else:
-        check(f'{spec}: {leaf}', np.asarray(v), want[leaf])
+        check(name, np.asarray(v), want[leaf])
 
 
 def test_router_by_hand():

@@ -11,7 +11,7 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.layers import linen, moe
 from moe_jax.seating import capacity
-from tests import methods, routing as contract
+from tests import methods, programs
 
 D, F = 2, 3
 DISPATCH = [r.spec for r in methods.rows('dispatch')]
@@ -155,44 +155,6 @@ def test_padding_may_hold_anything(dispatch, router, branch):
   assert np.abs(found[0][1][0]['router']['kernel']).max() > 1e-3
 
 
-NONCAUSAL = [
-  pytest.param(
-    r, marks=pytest.mark.slow if 'capped' in r.spec else [], id=r.spec
-  )
-  for r in methods.rows('routers', slots=True)
-  if not r.causal
-]
-
-
-@pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('row', NONCAUSAL)
-def test_routers_that_compare_a_group_say_so(row, train):
-  """Half a group alone goes where it went, or the group is the method.
-
-  Causal routers do not see the other half: `contracts/test_routers.py`.
-  """
-  router = registry.build('routers', row.spec)
-  params = contract.decided(router.init(jax.random.key(2), contract.E, 8), 8)
-  x_TD, ctx = contract.group(row=row)
-  T = contract.T
-  whole = np.arange(T) < T // 2
-  half = jax.tree.map(lambda v: v[: T // 2] if v.shape[:1] == (T,) else v, ctx)
-
-  @jax.jit
-  def route():
-    of = lambda x, c: router(params, x, c.replace(train=train))
-    return of(x_TD, ctx), of(x_TD[: T // 2], half)
-
-  a, b = route()
-  if isinstance(a, types.SlotRouting):
-    alike = np.allclose(a.dispatch_TN[whole], b.dispatch_TN, atol=1e-6)
-  else:
-    first = {e: w for e, w in contract.table(a).items() if whole[e[0]]}
-    alike = first.keys() == contract.table(b).keys()
-  compares = router.compares in ('always', 'train' if train else '')
-  assert alike != compares
-
-
 @pytest.mark.parametrize(
   ('router', 'train', 'size'),
   [
@@ -328,41 +290,6 @@ def test_fractional_and_local_capacities():
   assert m.core.capacities(5, None) == ((5, 3), (5, 2))
 
 
-def products(jaxpr):
-  """Every product in a program, its inner ones included."""
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name in ('dot_general', 'ragged_dot_general'):
-      yield eqn
-    for value in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda v: hasattr(v, 'eqns')
-    ):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        yield from products(inner)
-
-
-HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
-
-
-@pytest.mark.parametrize(
-  'row', methods.rows('routers', slots=True), ids=lambda r: r.spec
-)
-def test_routers_multiply_in_float32(row):
-  """bf16 tokens; a CPU would not show what a TPU rounds to bf16."""
-  router = registry.build('routers', row.spec)
-  E = contract.E
-  params = jax.eval_shape(lambda: router.init(jax.random.key(0), E, 8))
-  x_TD, ctx = contract.group(row=row)
-  ctx = ctx.replace(train=True)
-  of = jax.make_jaxpr(lambda p, x: router(p, x, ctx))
-  found = list(products(of(params, x_TD.astype(jnp.bfloat16)).jaxpr))
-  for eqn in found:
-    assert {v.aval.dtype for v in eqn.invars} == {np.dtype('float32')}, eqn
-    assert eqn.params['precision'] == HIGHEST, eqn
-  given = router.reads_experts or row.spec.startswith('prototype')
-  assert bool(found) == (given or bool(jax.tree.leaves(params)))
-
-
 @pytest.mark.parametrize('dispatch', [d for d in DISPATCH if d != 'einsum()'])
 def test_float32_products_of_a_bf16_layer_are_exact(dispatch):
   """Combine weights, gates and zero-computation experts are never rounded."""
@@ -377,10 +304,10 @@ def test_float32_products_of_a_bf16_layer_are_exact(dispatch):
     lambda: nn.unbox(m.init(jax.random.key(0), x, train=False)['params'])
   )
   apply = lambda p: m.apply({'params': p}, x, train=False)[0]
-  found = list(products(jax.make_jaxpr(apply)(params).jaxpr))
+  found = list(programs.products(jax.make_jaxpr(apply)(params).jaxpr))
   wide = [
     e for e in found if np.dtype('float32') in [v.aval.dtype for v in e.invars]
   ]
   assert wide and len(wide) < len(found)
   for eqn in wide:
-    assert eqn.params['precision'] == HIGHEST, eqn
+    assert eqn.params['precision'] == programs.HIGHEST, eqn

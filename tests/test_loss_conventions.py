@@ -8,7 +8,7 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.analysis import conventions
 from moe_jax.balancing import base
-from tests import reference
+from tests import oracles
 from tests.golden import freeze
 
 T, E, K = 40, 8, 3
@@ -126,7 +126,7 @@ def test_our_weight_does_what_theirs_does(source):
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(T, E)) + np.linspace(0, 2, E)
   expert = np.argsort(-logits, -1)[:, :K]
-  want = 0.3 * PUBLISHED[source](reference.softmax(logits), expert, K)
+  want = 0.3 * PUBLISHED[source](oracles.softmax(logits), expert, K)
   rule, weight = conventions.weight_here(source, 0.3, E, K, Z)
   np.testing.assert_allclose(weight * value(rule, logits, expert), want, 1e-5)
 

@@ -16,7 +16,7 @@ from moe_jax.layers import linen, moe
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.routers import base as routers
 from moe_jax.seating import orders
-from tests import methods, reference, routing
+from tests import methods, oracles, reference, routing
 
 B, L, D, E, F, T = 8, 8, 8, 4, 12, 8
 MESHES = (
@@ -155,7 +155,7 @@ def test_two_dispatches_equal_loops(row, capacity_factor):
     bias=True,
   )
   masks = MASK.reshape(-1, T)
-  y_ref, kept, choices = reference.moe(
+  y_ref, kept, choices = oracles.moe(
     X.reshape(-1, T, D),
     p.get('router', {}),
     v['balance']['state']['loss_free_bias'],

@@ -12,7 +12,7 @@ from experiments import tables
 from moe_jax import registry
 from moe_jax.models import factory
 from moe_jax.training import plans, step as step_lib
-from tests import methods, reference, reference_routers, tiny
+from tests import methods, oracles, tiny
 from tests.contracts import test_routers
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,15 +35,9 @@ def example(tmp_path, monkeypatch):
   (tmp_path / path).parent.mkdir()
   (tmp_path / path).write_text(router)
   monkeypatch.syspath_prepend(tmp_path)
-  names = dict(vars(reference))
-  exec(oracle, names)  # as it would stand in tests/reference.py
-  monkeypatch.setattr(reference, 'above', names['above'], raising=False)
-  given = {
-    'Row': methods.Row,
-    'routers': reference_routers,
-    'reference': reference,
-  }
-  yield eval(row, given)
+  names = {'Row': methods.Row} | vars(oracles)
+  exec(oracle, names)
+  yield eval(row, names)
   for name in [n for n in sys.modules if n.split('.')[0] == 'my_lab']:
     del sys.modules[name]
 

@@ -11,7 +11,7 @@ import pytest
 from moe_jax import types
 from moe_jax.dispatch import base
 from moe_jax.seating import capacity, orders, seat as seating
-from tests import reference
+from tests import oracles
 
 
 def routing(seed, T=14, E=5, K=2, masked=3, **rest):
@@ -34,7 +34,7 @@ def routing(seed, T=14, E=5, K=2, masked=3, **rest):
     choices=K,
     **rest,
   )
-  return r, reference.Choice(expert_TK, weight_TK, None, None), mask_T
+  return r, oracles.Choice(expert_TK, weight_TK, None, None), mask_T
 
 
 @pytest.mark.parametrize('capacity', [1, 2, 3, 14])
@@ -46,7 +46,7 @@ def test_equals_reference(capacity, renormalize):
     seated = jax.jit(seating.seat, static_argnums=1)(
       r, ((capacity, 5),), mask_T
     )
-    kept_TK, weight_TK = reference.seat(choice, mask_T, capacity)
+    kept_TK, weight_TK = oracles.seat(choice, mask_T, capacity)
     got = np.asarray(seated.kept_N).reshape(2, -1).T
     np.testing.assert_array_equal(got, kept_TK)
     weight = np.asarray(seated.routing.weight_N).reshape(2, -1).T
@@ -195,7 +195,7 @@ def test_orders_equal_loops(spec, capacity):
   for seed in range(20):
     r, choice, mask_T = routing(seed)
     got = seat(r)
-    kept_TK, _ = reference.seat(
+    kept_TK, _ = oracles.seat(
       choice,
       mask_T,
       capacity,

@@ -16,6 +16,7 @@ def llama4(x_TD, params, bias_E, seen, *, k=1):
 
 
 ROWS = (
-  Row('llama4()', '', llama4, always=True),
+  Row('llama4()', '', llama4, always=True, extremes=True),
   Row('llama4(k=2)', '', llama4, always=True),
 )
+ERRORS = {'llama4(k=9)': 'k=9 exceeds num_experts=8'}

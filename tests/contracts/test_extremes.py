@@ -9,11 +9,10 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
-from moe_jax.kernels import gates
 from moe_jax.seating import seat
-from tests import methods, oracles, routing as contract
+from tests import methods, oracles, routing
 
-E, D, T = contract.E, contract.D, contract.T
+E, D, T = routing.E, routing.D, routing.T
 # Selection biases that change nothing, and that choose the least likely.
 BIAS_GE = np.array([[0, 0, 0, 0], [-120, 0, 120, -1.5]], np.float32)
 LOGITS = np.concatenate(
@@ -59,34 +58,11 @@ def finite(tree):
     assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
-# One row of each arithmetic of weights; raw probabilities are switch's.
-DEFAULT = (
-  'switch()',
-  'top_k()',
-  "top_k(k=2, renormalize='kept')",
-  'noisy_top_k(k=2)',
-  'adamoe(k=3)',
-  'replay()',
-  'segment(size=3, k=2)',
-  'cosine(k=2)',
-  'sigmoid_top_k(k=2)',
-  'llama4()',
-  'relu()',
-  'comet()',
-  'dselect_k()',
-  'autonomy()',
-  'moe_x()',
-  'prototype()',
-  'product_keys(heads=3, k=2, d_key=6)',
-  'sparse_mixer(eps=0.5)',
-  'base_layer(tolerance=1e-5, iterations=5000)',
-  'expert_choice(choices=1.5)',
-)
 EVERY = [
   pytest.param(
     row,
     id=row.spec,
-    marks=[] if row.spec in DEFAULT else pytest.mark.slow,
+    marks=[] if row.extremes else pytest.mark.slow,
   )
   for row in methods.rows('routers')
 ]
@@ -96,7 +72,7 @@ EVERY = [
 def test_every_router(row):
   """Weights add up to the oracle's, and after drops still have a gradient."""
   router, params = drawn(row)
-  _, ctx = contract.group(row=row)
+  _, ctx = routing.group(row=row)
   ctx = ctx.replace(train=row.train or row.noisy)
 
   def route(params, x_TD, bias_E):
@@ -119,7 +95,7 @@ def test_every_router(row):
   if row.by_expert or not row.causal or row.noisy:
     return  # the sum is not a token's own, or drawn
   double = lambda v: np.asarray(v, np.float64)
-  seen = contract.seen(ctx, row)
+  seen = routing.seen(ctx, row)
   by_token = lambda v_GN: np.asarray(v_GN).reshape(2, r.choices, T).sum(1)
   for got_T, bias_E in zip(by_token(r.weight_N), BIAS_GE):
     p = jax.tree.map(double, params)
@@ -130,61 +106,6 @@ def test_every_router(row):
     sums_GT = by_token(seated.routing.weight_N)
     np.testing.assert_allclose(sums_GT, seats_GT > 0, rtol=1e-5)
     assert set(seats_GT.flat) == {0, 1, 2}
-
-
-def group(logits_TE, spec, bias_E=None, local=0, rows_=None):
-  """Weights, routing and (seated) weights' gradient of one group by hand."""
-  logits_TE = jnp.asarray(logits_TE, jnp.float32)
-  router, n = registry.build('routers', spec), logits_TE.shape[1]
-  ctx = types.Context(
-    key=None,
-    mask_T=jnp.ones(len(logits_TE), bool),
-    selection_bias_E=jnp.zeros(n) if bias_E is None else jnp.asarray(bias_E),
-    num_local=local,
-  )
-
-  def weights(logits_TE):
-    r = router({'kernel': jnp.eye(n)}, logits_TE, ctx)
-    if rows_:
-      r = seat.seat(r, ((rows_, n),)).routing
-    return r.weight_N.reshape(r.choices, -1).T, r
-
-  @jax.jit
-  def run(logits_TE):
-    jacobian = jax.jacrev(weights, has_aux=True)(logits_TE)
-    return *weights(logits_TE), jacobian[0]
-
-  return jax.device_get(run(logits_TE))
-
-
-@pytest.mark.parametrize('sure', [50, 150])
-def test_a_token_left_with_an_unlikely_expert(sure):
-  """Its weight is 1 whatever the logits: no gradient. (It was NaN.)"""
-  logits = [[50, -3, 0, -2], [sure, 0, -1, -2], [sure, 0, -1, -2]]
-  spec = "top_k(k=2, renormalize='kept')"
-  weight, _, gradient = group(logits, spec, rows_=1)
-  # The third finds both its experts full.
-  np.testing.assert_allclose(weight, [[1, 0], [0, 1], [0, 0]], atol=1e-12)
-  np.testing.assert_allclose(gradient, 0, atol=1e-12)
-
-
-def test_an_unlikely_true_expert_beside_a_null_one():
-  weight, _, gradient = group([[0, -1, 50]], 'adamoe(k=2)', local=1)
-  np.testing.assert_array_equal(weight, [[0, 1]])
-  np.testing.assert_array_equal(gradient, 0)
-
-
-@pytest.mark.parametrize('bias', [-1.5, -120.0])
-def test_unlikely_experts_by_the_selection_bias(bias):
-  """Of logits 0 and -1: 1 / (1 + 1 / e), and p (1 - p) for its slope."""
-  weight, _, gradient = group(
-    [[50, 0, -1, -2]], 'top_k(k=2)', [bias, 0.0, 0.0, 0.0]
-  )
-  p = 1 / (1 + np.exp(-1))
-  np.testing.assert_allclose(weight, [[p, 1 - p]], rtol=1e-6)
-  slope = p * (1 - p) * np.array([0, 1, -1, 0])
-  np.testing.assert_allclose(gradient[0, 0, 0], slope, atol=2e-7)
-  np.testing.assert_allclose(gradient[0, 1, 0], -slope, atol=2e-7)
 
 
 def loss(spec, r, **fields):
@@ -198,7 +119,7 @@ def loss(spec, r, **fields):
 def test_second_choices_of_a_sure_token():
   """0.01 x 0.5 x E P of the second, P = softmax(0, -1, -2)."""
   logits = jnp.array([[[50.0, 0.0, -1.0, -2.0]]])
-  _, r, _ = group(logits[0], 'top_k(k=2)')
+  _, r, _ = routing.slopes('top_k(k=2)', logits[0])
   r = jax.tree.map(lambda v: v[None], r)
 
   @jax.jit
@@ -221,52 +142,11 @@ def test_second_choices_of_a_sure_token():
 def test_balance_of_sigmoids_far_below_zero(spec, shift):
   """There sigmoids are exp: 2 (e^2 + e^3) / (e^2 + e^3 + 2) = 1.86."""
   logits = np.tile([2.0, 3.0, 0.0, 0.0], (8, 1)) + shift
-  _, r, _ = group(logits, spec)
+  _, r, _ = routing.slopes(spec, logits)
   r = jax.tree.map(lambda v: v[None], r)
   got = jax.jit(lambda r: loss("switch_loss(count='all', weight=1.0)", r))(r)
   used = np.exp(2) + np.exp(3)
   np.testing.assert_allclose(got, 2 * used / (used + 2), rtol=2e-5)
-
-
-def test_shares_of_tiny_gates():
-  """1e-25 and 3e-25: a quarter, 3 / 16 / 1e-25 for its slope; 0 / 0 is 0."""
-  first = jax.jit(jax.value_and_grad(lambda v: gates.shares(v)[0]))
-  value, slope = first(np.array([1e-25, 3e-25, 0], np.float32))
-  np.testing.assert_allclose(value, 0.25, rtol=1e-6)
-  np.testing.assert_allclose(slope, [1.875e24, -0.625e24, -0.625e24], rtol=1e-5)
-  value, slope = first(np.zeros(3, np.float32))
-  assert value == 0 and (slope == 0).all()
-  # The same of a squared coefficient of variation: (1 / 2)^2, of any unit.
-  cv = jax.jit(jax.value_and_grad(lambda v: balancing.squared_cv(v)[0]))
-  for unit in (1.0, 1e-20):
-    value, slope = cv(np.array([[unit, 3 * unit]], np.float32))
-    np.testing.assert_allclose(value, 0.25, rtol=1e-6)
-    np.testing.assert_allclose(slope * unit, [[-0.375, 0.125]], rtol=1e-5)
-
-
-def test_comet_finds_a_leaf_that_is_hardly_reached():
-  """Two steps of 3 x 2^-48 each, and a score of e^200 at the end."""
-  router = registry.build('routers', 'comet(k=1)')
-  hardly = -(0.5 - 2.0**-24)
-  params = {
-    'splits': jnp.zeros((1, 3)),
-    'split_bias': jnp.array([hardly, hardly, 0.0]),
-    'leaves': jnp.array([[200.0, 0.0, 0.0, 0.0]]),
-  }
-  ctx = types.Context(None, jnp.ones(1, bool), jnp.zeros(4))
-  weight = jax.jit(lambda p: router(p, jnp.ones((1, 1)), ctx).weight_N)
-  np.testing.assert_allclose(weight(params), [1, 0, 0, 0], atol=1e-6)
-  finite(jax.jit(jax.jacrev(weight))(params))
-
-
-def test_root_of_softplus_is_smooth_all_the_way():
-  """Half of log softplus; x itself below; slopes between 1 and 0."""
-  x = np.array([-200.0, -40.0, -16.1, -15.9, -5.0, 0.0, 5.0, 200.0])
-  both = jax.jit(jax.vmap(jax.value_and_grad(gates.log_softplus)))
-  value, slope = both(np.float32(x))
-  soft = np.log1p(np.exp(x))
-  np.testing.assert_allclose(value, np.log(soft), rtol=1e-6)
-  np.testing.assert_allclose(slope, 1 / (1 + np.exp(-x)) / soft, rtol=1e-5)
 
 
 def fitted(row):
@@ -309,7 +189,7 @@ KINDS = {
 def test_every_rule(spec):
   """Gradients are finite; values are the oracles', in float64."""
   router, params = drawn(methods.Row(spec))
-  _, ctx = contract.group()
+  _, ctx = routing.group()
   mask_GT, states = jnp.ones((2, T), bool), {'relu_loss': jnp.float32(1)}
   affinities, names = KINDS[spec]
   # The names are of those that go with it, or that do not.
