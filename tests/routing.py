@@ -23,6 +23,7 @@ def decided(params, scale):
   return jax.tree.map(lambda v: one(np.asarray(v)), params)
 
 
+@functools.cache
 def group(seed=0, dtype=jnp.float32, masked=0, row=None):
   """Tokens of a group, and a context in which everything is known."""
   x_TD = jax.random.normal(jax.random.key(seed), (T, D), dtype)

@@ -6,13 +6,13 @@ f from kept assignments only  test_moe.py::test_dense_equals_loops
 sum or mean over layers; cross-entropy summed, so that balancing vanishes
                               here
 noise and random second choices in evaluation
-                              test_routers.py, second_policies, jitter
+                              routers/test_top_k.py, routers/test_switch.py
 one slot lost to `<` after an inclusive cumsum
                               test_seating.py::test_equals_reference; here
 a gate that underflows drops its token from a mask cast from weights
                               here
 padding's uniform logits send it all to expert 0, ahead of real tokens
-                              test_routers.py, padding; here
+                              contracts/test_routers.py, padding; here
 scatter past the end of a buffer
                               test_seating.py, every edge one cause
 batch-prioritised and rank-major top-2 read the future
@@ -23,7 +23,7 @@ Adafactor factored over experts
                               test_optimizers.py, per slice
 gelu by tanh or erf           test_experts.py::test_equals_reference
 one choice renormalised has no gradient
-                              test_contracts.py::test_registry_errors
+                              routers/test_top_k.py, ERRORS
 capacity beyond the group     test_seating.py, at most the group
 noise that depends on the sharding
                               test_moe.py, test_dropout.py
