@@ -16,9 +16,5 @@ def heterogeneous_loss(choices, masks, *, tau=0.75):
 
 # Even here; the least value, 1, is where local experts have a third more.
 _EVEN = (E - LOCAL + 0.75 * LOCAL) * (E - LOCAL + LOCAL / 0.75) / E**2
-ROWS = (
-  Row(
-    *('heterogeneous_loss()', '2410.07348', heterogeneous_loss),
-    balanced=(_EVEN, _EVEN),
-  ),
-)
+_SPEC = 'heterogeneous_loss()'
+ROWS = (Row(_SPEC, '2410.07348', heterogeneous_loss, balanced=(_EVEN, _EVEN)),)

@@ -42,6 +42,8 @@ def switch_loss(
   return loss
 
 
+_UNION = "switch_loss(count='union')"
+_SECOND = 'switch_loss(second_weight=0.5)'
 _PADDED = "switch_loss(over_padding=True, scope='sequence')"
 ROWS = (
   Row('switch_loss()', '2101.03961', switch_loss),
@@ -49,11 +51,8 @@ ROWS = (
   Row("switch_loss(scope='sequence')", '2101.03961', switch_loss),
   Row("switch_loss(count='all')", '2101.03961', switch_loss),
   # Conventions that are not normalised: K, and 1 + the second weight.
-  Row("switch_loss(count='union')", '2101.03961', switch_loss, balanced=(2, 2)),
-  Row(
-    *('switch_loss(second_weight=0.5)', '2101.03961', switch_loss),
-    balanced=(1.5, 1.5),
-  ),
+  Row(_UNION, '2101.03961', switch_loss, balanced=(2, 2)),
+  Row(_SECOND, '2101.03961', switch_loss, balanced=(1.5, 1.5)),
   Row(_PADDED, '2101.03961', switch_loss),
 )
 ERRORS = {"switch_loss(count='top')": "count='top'; valid: first, all"}

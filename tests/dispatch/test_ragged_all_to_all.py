@@ -11,7 +11,7 @@ from tests.methods import Row
 
 ROWS = (Row("ragged_all_to_all(overflow='gather_reduce')", '2211.15841'),)
 ERRORS = {
-  'ragged_all_to_all(buffer_factor=0.5)': 'buffer_factor=0.5 must be at least 1',
+  'ragged_all_to_all(buffer_factor=0.5)': 'buffer_factor=0.5 must be at le',
   "ragged_all_to_all(clip='last')": "clip='last'; valid: prefix, priority, ra",
   "ragged_all_to_all(overflow='fail')": "overflow='fail'; valid: drop, gather",
   "ragged_all_to_all(matmul='dots()')": "unknown matmul 'dots'",
