@@ -163,7 +163,7 @@ def methods() -> list[dict[str, Any]]:
 
   What does not apply is None.
   """
-  rows, tested = [], _tested()
+  rows = []
   for family in registry.FAMILIES:
     for name in registry.names(family):
       built = registry.method_class(family, name)
@@ -183,40 +183,27 @@ def methods() -> list[dict[str, Any]]:
           'causal': causal,
           'dropless': dropless,
           'state': state,
-          'tests': '' if tested is None else tested.get((family, name), 'none'),
+          'tests': _tested(family, name),
           'summary': ' '.join(summary.split()),
         }
       )
   return rows
 
 
-def _tested() -> dict[tuple[str, str], str] | None:
-  """How the methods are tested, by reading the rows beside the package."""
+def _tested(family: str, name: str) -> str:
+  """How tests/<family>/test_<name>.py tests it, by reading that."""
   tests = pathlib.Path(__file__).parent.parent / 'tests'
-  if not (tests / 'methods.py').exists():
-    return None
-  found = {}
-  for family in registry.FAMILIES:
-    for path in (tests / family).glob('test_*.py'):
-      read = [oracle for _, oracle in _rows(ast.parse(path.read_text()))]
-      found[family, path.stem[5:]] = 'oracle' if any(read) else 'contract'
-  tables_ = tests / 'rows.py'
-  for table_ in ast.parse(tables_.read_text()).body if tables_.exists() else ():
-    if isinstance(table_, ast.Assign):
-      family = table_.targets[0].id.lower().removeprefix('slot_')
-      for call, oracle in _rows(table_.value):
-        key = family, registry.parse(call.args[0].value)[0]
-        if oracle or key not in found:
-          found[key] = 'oracle' if oracle else 'contract'
-  return found
-
-
-def _rows(tree: ast.AST):
-  """The rows in a program, and whether they have an oracle."""
-  for call in ast.walk(tree):
-    if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == 'Row':
-      given = len(call.args) > 2 or 'oracle' in [k.arg for k in call.keywords]
-      yield call, given
+  if not tests.exists():
+    return ''
+  path = tests / family / f'test_{name}.py'
+  tree = ast.parse(path.read_text() if path.exists() else '')
+  calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+  found = [c for c in calls if getattr(c.func, 'id', '') == 'Row']
+  with_oracle = (
+    len(row.args) > 2 or any(k.arg == 'oracle' for k in row.keywords)
+    for row in found
+  )
+  return ('oracle' if any(with_oracle) else 'contract') if found else 'none'
 
 
 _HEADER = ('method', 'family', 'arXiv', 'causal', 'dropless', 'state', 'tests')

@@ -42,6 +42,9 @@ class Row:
     train: whether contracts are tested in training, where the method differs
       from evaluation (routers).
     by_expert: whether edges are stored by expert, without first choices.
+    balanced: the loss of even loads (tests/balances.py), where all affinities
+      are equal, and where tokens are sure of their first choice (balancing).
+    flat: whether the loss is one number whatever the affinities (balancing).
     slots: whether it goes with `SlotRouting`, which has contracts of its own.
     initial: (router, E, D) -> by leaf the variance of its initial values, or an
       array: the values; where it is not 0.1 / D, or `init_std` squared.
@@ -63,6 +66,8 @@ class Row:
   permutes: bool = True
   train: bool = False
   by_expert: bool = False
+  balanced: tuple[float, float] = (1, 1)
+  flat: bool = False
   slots: bool = False
   initial: Callable | None = None
 
@@ -84,11 +89,8 @@ def files(family: str) -> tuple[str, ...]:
 
 def rows(family: str, slots: bool = False) -> tuple[Row, ...]:
   """All rows of a family, by file; with or without those of `SlotRouting`."""
-  from tests import rows as tables  # of families that have no folder yet
-
   modules = map(importlib.import_module, files(family))
   found = [row for module in modules for row in module.ROWS]
-  found += tables.FAMILIES.get(family, ())
   return tuple(r for r in found if slots or not r.slots)
 
 

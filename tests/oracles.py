@@ -6,11 +6,19 @@ experts. `seen` is what the context brings, as NumPy arrays: mask_T, ids_T,
 forced_TK, carry, the features 'down', 'mean' and 'variance'; 'local' is how
 many of the experts are zero-computation ones. `options` are those that the
 row's call string names: the oracle has the method's defaults.
+
+A balancing rule's is (choices, masks, **options) -> the loss of one segment of
+tokens, whose groups are a list of `Choice` and one of masks [T]; the last LOCAL
+experts are zero-computation ones. An expert kind's is (params, e, x_D,
+**options) -> y_D, e's result for a token; of zero-computation experts, too.
 """
 
 import dataclasses
+import math
 
 import numpy as np
+
+LOCAL = 2
 
 
 @dataclasses.dataclass
@@ -132,3 +140,42 @@ def moe(x_GTD, params, bias_E, route, expert, mask_GT, capacity):
     kept_all.append(kept)
     choices.append(choice)
   return y, np.array(kept_all), choices
+
+
+ACTIVATIONS = {
+  'relu': lambda x: np.maximum(x, 0),
+  'silu': lambda x: x / (1 + np.exp(-x)),
+  'gelu': lambda x: (
+    0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+  ),
+  'gelu_exact': lambda x: (
+    0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+  ),
+}
+
+
+def real_tokens(choices, masks):
+  """(choice, t) of the tokens that are no padding, of a segment's groups."""
+  return [(c, t) for c, m in zip(choices, masks) for t in np.flatnonzero(m)]
+
+
+def shares(choices, masks):
+  """Each expert's share of the assignments, and its mean affinity."""
+  tokens = real_tokens(choices, masks)
+  E = choices[0].probs.shape[-1]
+  f, P, edges = np.zeros(E), np.zeros(E), 0
+  for choice, t in tokens:
+    for e in choice.expert[t]:
+      f[e] += 1
+      edges += 1
+    P += choice.probs[t]
+  return f / edges, P / len(tokens)
+
+
+def squared_cv(v_E):
+  """Variance over the squared mean."""
+  return (np.std(v_E) / np.mean(v_E)) ** 2
+
+
+def entropy(p):
+  return -sum(v * math.log(v) for v in p if v > 0)

@@ -15,7 +15,13 @@ from configs import base, presets
 from experiments import conventions as program
 from moe_jax.analysis import conventions
 from moe_jax.models import factory
-from tests import oracles, reference
+from tests import oracles
+from tests.balancing import (
+  test_importance_loss,
+  test_switch_loss,
+  test_z_loss,
+)
+from tests.routers import test_top_k
 
 T, E = 40, 8
 ROOT = pathlib.Path(__file__).parent.parent
@@ -51,8 +57,8 @@ def test_conventions_equal_loops(name):
   got = conventions.measure(layer(fields), LOGITS, MASK)
   mask = np.ones(T, bool) if routed else MASK
   identity = {'kernel': np.eye(E)}
-  choice = reference.top_k(
-    LOGITS, identity, np.zeros(E), mask, k=K, renormalize=renormalize
+  choice = test_top_k.top_k(
+    LOGITS, identity, np.zeros(E), {}, k=K, renormalize=renormalize
   )
   best = choice.probs.max(-1)
   first = lambda t, j: (j, -best[t] if order else 0, t)
@@ -64,14 +70,14 @@ def test_conventions_equal_loops(name):
   np.testing.assert_allclose(got['weight_TK'], weight, atol=1e-6)
   losses = got['losses']
   if count:
-    want = reference.switch_loss([choice], [mask], count)
+    want = test_switch_loss.switch_loss([choice], [mask], count=count)
     np.testing.assert_allclose(losses['switch_loss'], want, rtol=1e-5)
   else:
-    want = reference.importance_loss([choice], [mask])
+    want = test_importance_loss.importance_loss([choice], [mask])
     np.testing.assert_allclose(losses['importance_loss'], want, rtol=1e-4)
   assert ('z_loss' in losses) == ('st_moe' in name or name == 'switch hf')
   if 'z_loss' in losses:
-    want = reference.z_loss([choice], [mask])
+    want = test_z_loss.z_loss([choice], [mask])
     np.testing.assert_allclose(losses['z_loss'], want, rtol=1e-5)
   weights = {'switch t5x': 0.01, 'switch hf': 0.001}
   if name in weights:

@@ -16,7 +16,9 @@ from moe_jax.layers import linen, moe
 from moe_jax.parallel import hlo, mesh as mesh_lib
 from moe_jax.routers import base as routers
 from moe_jax.seating import orders
-from tests import methods, oracles, reference, routing
+from tests import methods, oracles, routing
+from tests.balancing import test_switch_loss, test_z_loss
+from tests.experts import test_glu, test_mlp
 
 B, L, D, E, F, T = 8, 8, 8, 4, 12, 8
 MESHES = (
@@ -149,7 +151,7 @@ def test_two_dispatches_equal_loops(row, capacity_factor):
     T if capacity_factor is None else int(np.ceil(capacity_factor * T * K / E))
   )
   expert = functools.partial(
-    reference.mlp,
+    test_mlp.mlp,
     {k: np.asarray(w, np.float64) for k, w in p['experts'].items()},
     activation='gelu',
     bias=True,
@@ -177,7 +179,7 @@ def test_two_dispatches_equal_loops(row, capacity_factor):
   assert list(aux.cause) == [kept.sum(), dropped, 0, padding, nobody, 0]
   count = 'all' if row.by_expert else 'first'
   by_group = [
-    reference.switch_loss([c], [m], count) if m.any() else 0.0
+    test_switch_loss.switch_loss([c], [m], count=count) if m.any() else 0.0
     for c, m in zip(choices, masks)
   ]
   tokens = masks.sum(-1)
@@ -186,7 +188,7 @@ def test_two_dispatches_equal_loops(row, capacity_factor):
   )
   np.testing.assert_allclose(
     aux.losses['z_loss'],
-    reference.z_loss(choices, masks),
+    test_z_loss.z_loss(choices, masks),
     rtol=1e-5,
     atol=1e-12,  # 0 where logits are logs of probabilities, but for rounding
   )
@@ -413,9 +415,7 @@ def test_dense_branch(branch):
     )
   )(v)
   ffn = {k: np.asarray(w)[None] for k, w in v['params']['dense']['ffn'].items()}
-  extra = np.array(
-    [[reference.glu(ffn, 0, x, 'silu') for x in row] for row in X]
-  )
+  extra = np.array([[test_glu.glu(ffn, 0, x) for x in row] for row in X])
   if branch == 'gated':
     gate = X @ np.asarray(v['params']['dense_gate'])
     extra = extra / (1 + np.exp(-gate))

@@ -21,16 +21,16 @@ expert gradients scaled by the expert axis (an optimizer without scale,
 SGD, shows it)                test_train.py::test_mesh_changes_nothing
 Adafactor factored over experts
                               test_optimizers.py, per slice
-gelu by tanh or erf           test_experts.py::test_equals_reference
+gelu by tanh or erf           contracts/test_experts.py
 one choice renormalised has no gradient
                               routers/test_top_k.py, ERRORS
 capacity beyond the group     test_seating.py, at most the group
 noise that depends on the sharding
                               test_moe.py, test_dropout.py
 fan-in over the stacked experts
-                              test_experts.py::test_axes_and_fan_in
+                              contracts/test_experts.py::test_axes_and_fan_in
 balancing loss asserted to be at least 1
-                              here
+                              balancing/test_switch_loss.py
 """
 
 import functools
@@ -44,12 +44,12 @@ import pytest
 from flax import struct
 
 from moe_jax import registry, types
-from moe_jax.balancing import base as balancing
 from moe_jax.models import factory, stack
 from moe_jax.routers import base as routers
 from moe_jax.seating import seat as seating
 from moe_jax.training import state as state_lib, step as step_lib
-from tests import reference, test_moe, tiny
+from tests import test_moe, tiny
+from tests.experts import test_mlp
 
 B, L, V = 8, 16, 32
 
@@ -145,7 +145,10 @@ def test_a_gate_that_underflows_keeps_its_row(dispatch):
   w = {k: np.asarray(p) for k, p in v['params']['experts'].items()}
   zero = np.zeros(test_moe.D)
   outs = np.stack(
-    [reference.mlp(w, e, zero, 'gelu', bias=True) for e in range(test_moe.E)]
+    [
+      test_mlp.mlp(w, e, zero, activation='gelu', bias=True)
+      for e in range(test_moe.E)
+    ]
   )
   distance = np.abs(np.asarray(y)[..., None, :] - outs).max(-1).min(-1)
   assert distance.max() < 1e-5 and np.abs(outs).max() > 0.05
@@ -162,14 +165,3 @@ def test_padding_takes_no_seat():
   r = router({'kernel': jnp.ones((3, 4))}, jnp.asarray(x_TD), ctx)
   seated = seating.seat(r, ((2, 4),), jnp.asarray(mask_T))
   np.testing.assert_array_equal(seated.kept_N, mask_T)
-
-
-def test_balancing_loss_may_be_below_one():
-  """51 tokens of (.51, .49) and 49 of (0, 1): f and P anti-correlate."""
-  probs_TE = np.repeat([[0.51, 0.49], [0.0, 1.0]], [51, 49], axis=0)
-  r = one_group(probs_TE.argmax(-1), jnp.asarray(probs_TE, jnp.float32), E=2)
-  r = jax.tree.map(lambda v: v[None], r)
-  rule = registry.build('balancing', 'switch_loss()')
-  mask = jnp.ones((1, 100), bool)
-  _, losses, _ = balancing.evaluate([rule], r, mask, 1, (), {})
-  np.testing.assert_allclose(losses['switch_loss'], 0.990404, rtol=1e-6)

@@ -1,9 +1,10 @@
 """SimBal: the router's matrix is kept near orthonormal.
 
-Omi, Sen, Farhadi, "Load Balancing Mixture of Experts with Similarity Preserving
-Routers", 2025, arXiv:2506.14038, section 3.1, equation 4: |R^T R - I|, the sum
-of the absolute entries (appendix A.3, figure 6), R being the router's [D, E];
-weight 0.1, which the paper finds not to matter.
+Nabil Omi, Siddhartha Sen and Ali Farhadi, "Load Balancing Mixture of Experts
+with Similarity Preserving Routers", 2025, arXiv:2506.14038, section 3.1,
+equation 4: |R^T R - I|, the sum of the absolute entries (appendix A.3, figure
+6), R being the router's [D, E]; weight 0.1, which the paper finds not to
+matter.
 
 Orthonormal columns keep the angles between tokens: alike tokens go to alike
 experts, and none is forgotten. The loss sees no token, and no load: that may

@@ -10,7 +10,7 @@ import pytest
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
 from moe_jax.seating import seat
-from tests import methods, oracles, routing
+from tests import balances, methods, oracles, routing
 
 E, D, T = routing.E, routing.D, routing.T
 # Selection biases that change nothing, and that choose the least likely.
@@ -149,14 +149,6 @@ def test_balance_of_sigmoids_far_below_zero(spec, shift):
   np.testing.assert_allclose(got, 2 * used / (used + 2), rtol=2e-5)
 
 
-def fitted(row):
-  """The rule and its oracle for E experts."""
-  if 'devices=5' not in row.spec:
-    return registry.build('balancing', row.spec), row.oracle
-  rule = registry.build('balancing', row.spec.replace('=5', '=2'))
-  return rule, lambda *seen: row.oracle(*seen, devices=2)
-
-
 def sigmoid_shares(z):
   s = 1 / (1 + np.exp(-z))
   return s / s.sum(-1, keepdims=True)
@@ -194,7 +186,8 @@ def test_every_rule(spec):
   affinities, names = KINDS[spec]
   # The names are of those that go with it, or that do not.
   fits = lambda row: row.spec.startswith(names) == (affinities is None)
-  rules = {row.spec: fitted(row)[0] for row in LOSSES if fits(row)}
+  build = functools.partial(registry.build, 'balancing')
+  rules = {row.spec: build(row.spec) for row in LOSSES if fits(row)}
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -222,11 +215,7 @@ def test_every_rule(spec):
   ]
   for row in LOSSES:
     if row.oracle and row.spec in rules:
-      _, oracle = fitted(row)
-      apart = [oracle([c], np.ones((1, T), bool)) for c in choices]
-      together = oracle(choices, np.ones((2, T), bool))
-      each = rules[row.spec].scope != 'global'
-      want = np.mean(apart) if each else together
+      want = balances.expected(row, choices, np.ones((2, T), bool), 2)
       np.testing.assert_allclose(
         found[row.spec], want, rtol=2e-4, atol=1e-6, err_msg=row.spec
       )

@@ -2,20 +2,45 @@
 
 import itertools
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize
 
-from moe_jax import registry, types
-from moe_jax.balancing import base
-from moe_jax.kernels import order_statistics
-from moe_jax.layers import linen, moe
-from moe_jax.parallel import mesh as mesh_lib
-from tests import oracles, reference_balancing
+from moe_jax import registry
+from tests.lazy import (
+  balancing,
+  jax,
+  jnp,
+  mesh_lib,
+  moe,
+  optimize,
+  order_statistics,
+  types,
+)
+from tests.methods import Row
+from tests.oracles import softmax
 
+
+def bip(scores_TE, q_E, k, iterations, clip=True):
+  """Algorithm 1 by sorting; the dual of the experts."""
+  T, E = scores_TE.shape
+  q = q_E.copy()
+  for _ in range(iterations):
+    p = np.zeros(T)
+    for t in range(T):
+      p[t] = sorted(scores_TE[t] - q, reverse=True)[k]
+      p[t] = max(p[t], 0) if clip else p[t]
+    for e in range(E):
+      q[e] = sorted(scores_TE[:, e] - p, reverse=True)[k * T // E]
+      q[e] = max(q[e], 0) if clip else q[e]
+  return q
+
+
+_QUANTILES = 'bip(clip=False, before=False, iterations=1)'
+ROWS = (
+  Row('bip()', '2502.15451', state=True),
+  Row(_QUANTILES, '2502.15451', state=True),
+)
+ERRORS = {'bip(iterations=0)': 'iterations=0 must be a whole number'}
 T, E, K = 48, 6, 2
 ids = lambda v: v
 
@@ -23,7 +48,7 @@ ids = lambda v: v
 def skewed(seed=0, n=T, experts=E):
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(n, experts)) + np.linspace(0, 2, experts)
-  return oracles.softmax(logits).astype(np.float32)
+  return softmax(logits).astype(np.float32)
 
 
 @pytest.mark.parametrize('groups', [1, 3])
@@ -52,13 +77,13 @@ def test_solves_as_sorting_does(clip, before):
   )
   scores, q = skewed(), np.linspace(0, 0.1, E).astype(np.float32)
   mask = np.arange(T) < T - 7
-  solver = base.solver([rule], {'bip': jnp.asarray(-q)}, lambda v: v)
+  solver = balancing.solver([rule], {'bip': jnp.asarray(-q)}, lambda v: v)
   used, kept = jax.jit(lambda s, m: solver(s, m, K))(scores, mask)
-  want = reference_balancing.bip(scores[mask], q, K, 3, clip)
+  want = bip(scores[mask], q, K, 3, clip)
   np.testing.assert_allclose(kept, -want, atol=1e-6)
   np.testing.assert_allclose(used, -want if before else -q, atol=1e-6)
   # The kept one is the next state, whatever the number of groups.
-  new = base.update_states(
+  new = balancing.update_states(
     [rule], {'bip': -q}, {'bip': {'solved': 4 * kept, 'groups': jnp.float32(4)}}
   )
   np.testing.assert_allclose(new['bip'], kept)
@@ -117,46 +142,41 @@ def test_layer_solves_over_the_whole_batch_on_any_mesh():
   x = jax.random.normal(jax.random.key(0), (B, L, D))
   mask = np.arange(L) < np.array([6, 6, 4, 6, 0, 6, 5, 6])[:, None]
   tokens = types.Tokens(jnp.asarray(mask))
-  rule, out = 'bip(iterations=3)', []
+  out = []
   for sizes in ({}, {'data': 2, 'expert': 4}):
     sizes = mesh_lib.exact(**sizes)
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
-    m = linen.MoE(
-      moe.MoE(
-        num_experts=n,
-        router=registry.build('routers', 'top_k(k=2)'),
-        experts=registry.build('experts', 'mlp(d_ff=12)'),
-        dispatch=registry.build('dispatch', 'scatter()'),
-        balance=(registry.build('balancing', rule),),
-        group_size=L,
-        mesh=mesh_lib.make(sizes, devices),
-      )
+    layer = moe.MoE(
+      num_experts=n,
+      router='top_k(k=2)',
+      experts='mlp(d_ff=12)',
+      dispatch='scatter()',
+      balance=('bip(iterations=3)',),
+      group_size=L,
+      mesh=mesh_lib.make(sizes, devices),
     )
-    init = jax.jit(lambda k, m=m: nn.unbox(m.init(k, x, train=True)))
-    v = init(jax.random.key(1))
-    kernel = 5 * v['params']['router']['kernel'] + jnp.linspace(0, 1, n)
-    v['params']['router']['kernel'] = kernel
-    apply = lambda v, train, m=m: m.apply(v, x, tokens, train=train)
-    y, _, aux = jax.jit(apply, static_argnums=1)(v, True)
-    stats = aux.stats['bip']
-    new = m.core.update({'bip': jnp.zeros(n)}, {'bip': stats})
+    params = jax.jit(layer.init, static_argnums=1)(jax.random.key(1), D)
+    kernel = 5 * params['router']['kernel'] + jnp.linspace(0, 1, n)
+    params['router']['kernel'] = kernel
+    apply = lambda *args, layer=layer, **known: layer(*args, **known)
+    apply = jax.jit(apply, static_argnames='train')
+    state = layer.init_state()
+    y, _, aux = apply(params, state, x, tokens, train=True)
+    new = layer.update(state, aux.stats)
     # What evaluation selects by this state is what training selected.
-    v['balance']['state'] = new
-    seen = jax.jit(apply, static_argnums=1)(v, False)[2].load_E
+    seen = apply(params, new, x, tokens, train=False)[2].load_E
     np.testing.assert_array_equal(seen, aux.load_E)
     out.append(jax.device_get((new['bip'], aux.load_E, y)))
-    probs = oracles.softmax(np.asarray(x)[mask] @ np.asarray(kernel))
-    want = reference_balancing.bip(probs, np.zeros(n), 2, 3)
+    probs = softmax(np.asarray(x)[mask] @ np.asarray(kernel))
+    want = bip(probs, np.zeros(n), 2, 3)
     np.testing.assert_allclose(new['bip'], -want, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *out)
 
 
-def test_errors():
-  with pytest.raises(ValueError, match='iterations=0 must be a whole number'):
-    registry.build('balancing', 'bip(iterations=0)')
+def test_it_leaves_experts_out_and_is_the_only_one():
   rule = registry.build('balancing', 'bip()')
   with pytest.raises(ValueError, match='6 choices of 6 experts leave nothing'):
     rule.solve(jnp.zeros(6), jnp.ones((4, 6)), jnp.ones(4, bool), 6, ids)
   twice = [rule, registry.build('balancing', 'bip(clip=False)')]
   with pytest.raises(ValueError, match='bip and bip both solve'):
-    base.solver(twice, {'bip': 0}, ids)
+    balancing.solver(twice, {'bip': 0}, ids)

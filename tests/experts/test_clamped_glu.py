@@ -1,10 +1,12 @@
-"""Loop-written NumPy references of further expert kinds; see reference.py."""
+"""gpt-oss's experts."""
 
 import math
 
+from tests.methods import Row
 
-def clamped_glu(params, e, x_D, alpha, limit):
-  """gpt-oss's expert: one hidden unit at a time."""
+
+def clamped_glu(params, e, x_D, *, alpha=1.702, limit=7.0, **_):
+  """One hidden unit at a time."""
   y_D = params['bo'][e].copy()
   for f in range(params['wo'].shape[1]):
     gate = params['bi_gate'][e, f]
@@ -19,3 +21,9 @@ def clamped_glu(params, e, x_D, alpha, limit):
     swish = gate / (1 + math.exp(-alpha * gate))
     y_D += (up + 1) * swish * params['wo'][e, f]
   return y_D
+
+
+ROWS = (
+  Row('clamped_glu(d_ff=12)', '2508.10925', clamped_glu),
+  Row('clamped_glu(d_ff=12, alpha=1.0, limit=0.5)', '2508.10925', clamped_glu),
+)

@@ -1,0 +1,5 @@
+"""Padded buffers."""
+
+from tests.methods import Row
+
+ROWS = (Row('scatter()', '2006.16668'),)
