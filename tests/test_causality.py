@@ -5,6 +5,7 @@ tokens take earlier ones' seats in every published seating but positional top-1,
 a fact that the papers do not mention.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from configs import presets
+from moe_jax import registry
+from moe_jax.layers import causality
 from moe_jax.models import factory, stack
+from moe_jax.routers import base as routers
 from tests import tiny
 
 B, L, V, CUT = 8, 16, 32, 9
@@ -38,9 +42,24 @@ CASES = [
   (THRESHOLD, 'token_major()', TIGHT, True),
   ('no_token_left_behind(k=3)', 'rank_major()', TIGHT, False),
   ('no_token_left_behind(k=3)', 'token_major()', TIGHT, False),
+  ('tests.test_causality.OneOrTwo()', 'rank_major()', TIGHT, False),
   ('vmoe()', 'rank_major()', TIGHT, False),
   ('vmoe()', 'rank_major()', AMPLE, True),
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOrTwo(routers.Router):
+  """Two choices where the second is nearly as good: of few tokens, one says."""
+
+  def init(self, key, E, D):
+    return routers.init_linear(key, E, D)
+
+  def experts_per_token(self, E):
+    return 1.0
+
+  def __call__(self, params, x_TD, ctx):
+    return registry.build('routers', THRESHOLD)(params, x_TD, ctx)
 
 
 def config(router, seating, factor, **fields):
@@ -87,7 +106,8 @@ def test_future_changes_the_past_only_where_declared(
 ):
   c = config(router, seating, factor)
   model = factory.make(c, V)
-  assert (model.stack_config.moe.leak() == '') == causal
+  stack_ = model.stack_config
+  assert (causality.leak(stack_.moe, stack_.d_model) == '') == causal
   v = {'params': params()}
   apply = jax.jit(lambda b: model.apply(v, b, train=False)[0])
   rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.layers import linen, moe
+from moe_jax.layers import causality, linen, moe
 from moe_jax.seating import capacity
 from tests import methods, programs
 
@@ -102,7 +102,7 @@ def test_a_repeated_expert_in_batches_of_any_size():
       y, cause = run(x[b : b + size], jnp.asarray(forced[b : b + size]))
       np.testing.assert_allclose(y, want[b : b + size], atol=1e-6)
       assert cause[types.KEPT] == size * L * 2
-  assert m.core.leak() == ''
+  assert causality.leak(m.core, D) == ''
   seats = lambda rows_, m=m: dataclasses.replace(
     m.core, capacity_factor=1.0, capacity_rule=capacity.fixed(rows_)
   ).rows(4, 1.0)

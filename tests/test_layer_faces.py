@@ -143,14 +143,9 @@ def test_parameters_and_axes_are_alike():
 def test_a_model_in_nnx():
   """`ToNNX` over a decoder, without rules or a mesh in context."""
   config = tiny.config(
-    **{
-      'model.num_layers': 2,
-      'moe.layers': 'all',
-      'moe.balance': ('switch_loss()', 'loss_free_bias()'),
-    }
+    **{'moe.layers': 'all', 'moe.balance': ('loss_free_bias()',)}
   )
-  mesh = mesh_lib.make('exact(data=2, expert=4)')
-  model, batch = factory.make(config, 16, mesh), None
+  model = factory.make(config, 16, mesh_lib.make('exact(fsdp=2, expert=4)'))
   batch = factory.dummy_batch(config, 8, 16)
 
   @nnx.jit
@@ -161,9 +156,12 @@ def test_a_model_in_nnx():
 
   m, value, gradient = run(batch)
   assert value > 0
-  wi = m.decoder['period']['block_0']['moe']['experts']['wi'][...]
-  assert wi.sharding.shard_shape(wi.shape)[1] == 1
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
+  local = lambda v: v[...].sharding.shard_shape(v.shape)
+  block = m.decoder['period']['block_0']
+  assert local(block['moe']['experts']['wi']) == (2, 1, 8, 32)
+  assert local(block['attention']['query']) == (2, 8, 2, 8)
+  assert local(m.embedding['table']) == (16, 8)
 
 
 def test_the_front_page_runs():

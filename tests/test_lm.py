@@ -7,6 +7,7 @@ import pytest
 
 from configs import base, lm, routers
 from moe_jax import registry
+from moe_jax.layers import causality
 from moe_jax.models import factory
 from moe_jax.runs import configs as configs_lib
 from moe_jax.training import plans, step as step_lib
@@ -169,7 +170,8 @@ def test_causal_or_marked(name):
   """A preset that lets a token see later ones says so, and no other does."""
   session = session_of(name)
   layer = session.model.stacks['decoder'].moe
-  assert bool(layer.leak()) == session.config.moe.allow_noncausal
+  leak = causality.leak(layer, session.config.model.d_model)
+  assert bool(leak) == session.config.moe.allow_noncausal
   if not layer.router.causal:
     assert session.config.moe.allow_noncausal
 

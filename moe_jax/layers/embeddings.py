@@ -19,25 +19,25 @@ class Embedding(nn.Module):
     tied: logits are products with the token table (scaled by D^-1/2, as in T5,
       since its entries have unit variance); else with a head of their own.
     dtype: of the embeddings; logits are float32.
+    mesh: None for one device.
   """
 
   vocab_size: int
   d_model: int
   tied: bool = True
   dtype: Any = jnp.float32
+  mesh: Any = None
 
   def setup(self):
     V, D = self.vocab_size, self.d_model
-    self.table = self.param(
-      'table',
-      boxes.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')),
-      (V, D),
+    init = boxes.boxed(
+      nn.initializers.normal(1.0), ('vocab', 'embed'), self.mesh
     )
+    self.table = self.param('table', init, (V, D))
     if not self.tied:
       init = nn.initializers.variance_scaling(1, 'fan_in', 'truncated_normal')
-      self.head = self.param(
-        'head', boxes.boxed(init, ('embed', 'vocab')), (D, V)
-      )
+      init = boxes.boxed(init, ('embed', 'vocab'), self.mesh)
+      self.head = self.param('head', init, (D, V))
 
   def __call__(self, ids_BL):
     """int32 ids [B, L] -> embeddings [B, L, D]."""

@@ -289,24 +289,6 @@ class MoE:
     C, C_local = capacity.rows(self.capacity_rule, factor, T, K, E, Z, most)
     return ((C, E), (C_local, Z)) if Z else ((C, E),)
 
-  def leak(self) -> str:
-    """Why a token may depend on later ones of its group; '' where none does."""
-    T = self.group_size
-    if not self.router.causal:
-      return f'the router {type(self.router).__name__} sees the whole group'
-    factors = (self.capacity_factor, self.eval_capacity_factor)
-    if all(self.rows(T, f) >= self.router.most_edges(T) for f in factors):
-      return ''
-    choices = self.router.experts_per_token(self.num_routed)
-    if self.router.first_fit:
-      return 'all first choices are seated before any second try'
-    if not self.seating.causal(choices):
-      return (
-        f'where capacity binds, {type(self.seating).__name__} seating of '
-        f'{choices:g} choices gives seats of earlier tokens to later ones'
-      )
-    return ''
-
   def _init_experts(self, key, D):
     E, same = self.num_experts, self.identical_experts
     return experts_base.initialise(self.experts, key, E, D, same)

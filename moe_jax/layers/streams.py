@@ -7,7 +7,7 @@ import jax
 from moe_jax.errors import UserError
 
 # What draws -> the random stream of Flax modules: the router and the seating;
-# the dropout of experts and a dispatch that is random; that of a dense branch.
+# the dropout of experts and a dispatch that is random; the dense branch.
 STREAMS = {'router': 'router', 'dropout': 'dropout', 'dense': 'dropout'}
 Key = jax.Array | Mapping[str, jax.Array] | None
 

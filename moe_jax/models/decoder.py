@@ -38,7 +38,8 @@ class Decoder(nn.Module):
     """
     c = self.stack_config
     embed = embeddings.Embedding(
-      self.vocab_size, c.d_model, self.tied_head, c.dtype, name='embedding'
+      *(self.vocab_size, c.d_model, self.tied_head, c.dtype, c.mesh),
+      name='embedding',
     )
     x_BLD, aux = stack.Stack(c, self.cache_length, name='decoder')(
       embed(batch['inputs']),

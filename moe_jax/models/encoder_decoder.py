@@ -31,7 +31,7 @@ class EncoderDecoder(nn.Module):
   def setup(self):
     c = self.encoder_config
     self.embedding = embeddings.Embedding(
-      self.vocab_size, c.d_model, self.tied_head, c.dtype
+      self.vocab_size, c.d_model, self.tied_head, c.dtype, c.mesh
     )
     self.encoder = stack.Stack(c)
     self.decoder = stack.Stack(self.decoder_config, self.cache_length)

@@ -14,6 +14,7 @@ from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 from moe_jax.layers import (
   attention,
+  causality,
   embeddings,
   linen,
   mlp,
@@ -100,7 +101,7 @@ class StackConfig:
     return pattern.places(self.sparse, self.share_experts)
 
   def _check_causal(self):
-    leak = self.moe.leak()
+    leak = causality.leak(self.moe, self.d_model)
     if leak and not self.allow_noncausal:
       raise UserError(
         f'a decoder with this MoE layer is not causal: {leak}, so the model '

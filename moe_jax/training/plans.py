@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from moe_jax import registry
 from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
+from moe_jax.layers import causality
 from moe_jax.models import factory
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import (
@@ -78,7 +79,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
       micro_batches=c.train.accumulate,
       groups=tokens // T,
       tokens=T,
-      edges=seats.edges(made, T, D),
+      edges=causality.edges(made, T, D, train=True),
       choices=made.router.experts_per_token(E + Z) * E / (E + Z),
       experts=E,
       capacity=made.rows(T, made.capacity_factor),

@@ -15,17 +15,6 @@ from moe_jax.seating import seat as seating
 _LOGITS, _GROUPS = 2**24, 32
 
 
-def edges(layer: moe.MoE, T: int, D: int) -> int:
-  """N, the edges that a layer's router stores for T tokens of width D."""
-  E, router = layer.num_routed, layer.router
-
-  def route(x_TD):
-    ctx = _context(router, T, E, jax.random.key(0))
-    return router(router.init(jax.random.key(0), E, D), x_TD, ctx).token_N
-
-  return jax.eval_shape(route, jax.ShapeDtypeStruct((T, D), layer.dtype)).size
-
-
 def _context(router, T: int, E: int, key) -> types.Context:
   return types.Context(
     key=key,
