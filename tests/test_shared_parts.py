@@ -27,7 +27,7 @@ from tests import rows, tiny
 
 G, T, D, E, K, F = 8, 6, 8, 4, 2, 12
 MESHES = (dict(data=2, expert=4), dict(expert=2, fsdp=2, model=2))
-DISPATCHES = [r.spec for r in rows.DISPATCH] + ['scatter(pipeline_degree=2)']
+DISPATCHES = [r.spec for r in rows.DISPATCH] + ['scatter(pipeline_degree=4)']
 KIND = shared_low_rank.SharedLowRank(d_ff=F, rank=2, bias=True)
 BF16 = jnp.bfloat16
 
@@ -270,12 +270,18 @@ def test_identical_experts_share_what_they_share():
   assert (apart['wi_a'] != apart['wi_a'][:1]).any()
 
 
+@pytest.mark.parametrize('field', ['moe.experts', 'model.ffn'])
+def test_models_name_it_too(field):
+  with pytest.raises(ValueError, match=r"Wrong: parameter 'w' .*lacks it"):
+    session('exact()', {field: f'{__name__}.Wrong()'})
+
+
 @dataclasses.dataclass(frozen=True)
 class Wrong(Plain):
   """One parameter of any shape and axes."""
 
-  shape: tuple = ()
-  given: tuple | None = ()
+  shape: tuple | None = (2, 3)
+  given: tuple | None = None
 
   @property
   def axes(self):
