@@ -49,14 +49,14 @@ def test_one_expert_is_the_dense_ffn(row):
   one = {k: v[:1] if stacked(k) else v for k, v in params.items()}
   want = kind(one, x_BLD.reshape(1, -1, D), dispatching.buffer_ops(2 * R, ()))
   ffn = mlp.FFN(kind)
-  got = ffn({k: v[0] for k, v in one.items()}, x_BLD, train=False)
+  own = {k: v[0] if stacked(k) else v for k, v in one.items()}
+  got = ffn(own, x_BLD, train=False)
   np.testing.assert_allclose(got.reshape(1, -1, D), want, atol=1e-6)
 
 
 def wide(spec):
-  """The same kind with so many units that its variances are sharp."""
-  narrow = re.compile('d_ff=12|d_low=5|rank=3')
-  return narrow.sub(lambda m: f'{m[0].split("=")[0]}=1024', spec)
+  """The same kind, of such widths and ranks that its variances are sharp."""
+  return re.sub('(d_ff|d_low|rank)=[0-9]+', r'\1=1024', spec)
 
 
 @each_kind

@@ -1,10 +1,11 @@
 """Experts of one shared FFN and low-rank parts of their own: W x + B_e A_e x.
 
-Gu et al., "Delta Decompression for MoE-based LLMs Compression", 2025,
+Hao Gu et al., "Delta Decompression for MoE-based LLMs Compression", 2025,
 arXiv:2502.17298 (D2-MoE): a weight common to the experts and a low-rank
-difference for each. The difference starts at zero, as in LoRA (Hu et al. 2021,
-arXiv:2106.09685, section 4.1): A is drawn, B is 0, without a scale alpha / r.
-Recalled, not read.
+difference for each. It starts at zero, as in LoRA's section 4.1 (Edward Hu et
+al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021,
+arXiv:2106.09685): A is drawn, B is 0; without its scale alpha / r. Both are
+recalled, not read.
 
 Differs from D2-MoE, which splits the experts of a trained model (weights of
 Fisher information, singular values): here both parts are trained from the
