@@ -23,7 +23,6 @@ import ml_collections
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
 from moe_jax.errors import UserError
-from moe_jax.planning import layers
 from moe_jax.plots import tables
 
 _WORD = r"[^\W\da-z_][\w.'-]*"  # a capital, then what names have
@@ -171,7 +170,7 @@ def methods() -> list[dict[str, Any]]:
       if family == 'routers':
         causal, dropless = built.causal, not built.first_fit
       if family == 'dispatch':
-        dropless = name not in (*layers.PADDED, 'dense')
+        dropless = not built.padded
       if family == 'balancing':
         state = built.init is not balancing.Balance.init
       summary = _docstring(family, name).strip().split('\n\n')[0]

@@ -14,7 +14,7 @@ import scipy.stats
 from moe_jax import registry
 from moe_jax.layers import linen, moe
 from moe_jax.parallel import mesh as mesh_lib
-from moe_jax.planning import advice, comparison, layers, loads
+from moe_jax.planning import advice, comparison, dispatches, layers, loads
 from moe_jax.runs import writers
 from moe_jax.training import plans, seats
 from tests import mains, test_plan_programs, tiny
@@ -222,7 +222,7 @@ def test_text_is_aligned():
     if block.startswith('buffers'):
       _, rule, *rows = block.splitlines()
       assert {len(r) for r in rows} == {len(rule)}, block
-  for name in layers.ALGORITHMS:
+  for name in dispatches.ALGORITHMS:
     assert f'\nbuffers of {name} ' in text
   assert 'scatter (config)' in text and 'simulated, skew 0.5' in text
   assert 'Recommended for the decoder' in text

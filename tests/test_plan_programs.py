@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry
+from moe_jax.experts import base
 from moe_jax.layers import linen, moe
 from moe_jax.parallel import hlo, mesh as mesh_lib, rules
 from moe_jax.planning import layers, memory, traffic
@@ -74,6 +75,7 @@ class Case:
     batch = sizes['data'] * sizes['fsdp'] * sizes['expert']
     C = math.ceil((self.factor or 1e9) * self.T * self.K / self.E)
     gated = self.experts.startswith('glu')
+    F, local = self.F // sizes['model'], self.E // sizes['expert']
     layer = layers.Layer(
       layers=1,
       micro_batches=1,
@@ -85,8 +87,11 @@ class Case:
       capacity=min(C, self.T),
       most=self.T,
       width=self.D,
-      hidden=self.F // sizes['model'],
-      matrices=3 if gated else 2,
+      hidden=F,
+      products=(2 + gated) * self.D * F,
+      inner=(1 + gated) * local * self.D * F,
+      outer=local * self.D * F,
+      made=1 + gated,
       kept=5 if gated else 3 if 'gelu' in self.experts else 2,
       itemsize=4,
       mesh=sizes,
@@ -178,7 +183,7 @@ def check_program(case):
   if outputs < held / 10:
     assert 0.8 < peak / kept.temp_size_in_bytes < 1.25
   own = [(c, 1) for c in traffic.collectives(layer, dispatch, cpu=True)]
-  if dispatch.falls_back(layer):
+  if dispatch.fallback(layer):
     # The other branch, whose backward pass recomputes it.
     other = plans.dispatch('gather_reduce()')
     both = traffic.collectives(layer, other)
@@ -188,6 +193,17 @@ def check_program(case):
     want[c.kind] = want.get(c.kind, 0) + times * c.bytes
   text = compiled.as_text()
   assert hlo.collective_bytes(text, 'moe_(dispatched|returned)') == want
+
+
+@pytest.mark.parametrize(
+  'experts', ['mlp()', "mlp(activation='gelu')", 'glu()']
+)
+def test_an_expert_kind_says_what_is_planned(experts):
+  case = Case('scatter()', MIXED, experts=experts)
+  layer, _ = case.planned()
+  kind = registry.build('experts', experts, d_ff=case.F)
+  found = base.sizes(kind, case.E // 2, case.D, 2)
+  assert found == {k: getattr(layer, k) for k in found}
 
 
 @pytest.mark.parametrize('case', CASES, ids=str)

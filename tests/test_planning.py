@@ -112,7 +112,8 @@ def planned(mesh, **fields):
   found = planned_layers.Layer(
     **dict(layers=3, micro_batches=1, groups=2, tokens=10, edges=10),
     **dict(choices=1.0, experts=4, capacity=5, most=10, width=6, hidden=8),
-    **dict(matrices=2, kept=2, itemsize=2, mesh=sizes),
+    **dict(products=96, inner=48, outer=48, kept=2, made=1),
+    **dict(itemsize=2, mesh=sizes),
   )
   return dataclasses.replace(found, **fields)
 

@@ -80,6 +80,11 @@ def trace(session, *, grad=False):
   [
     {'moe.layers': 'none'},
     {'moe.router': 'top_k(k=2)'},
+    {
+      'moe.router': 'top_k(k=2)',
+      'moe.experts': 'shared_low_rank(rank=3)',
+      'model.ffn': 'shared_low_rank(rank=3)',
+    },
     {'moe.layers': 'none', 'model.tied_head': False}
     | test_planning.ENCODER_DECODER,
     {
@@ -93,7 +98,7 @@ def trace(session, *, grad=False):
     }
     | test_planning.ENCODER_DECODER,
   ],
-  ids=['dense', 'top-2', 'T5', 'MoE-T5'],
+  ids=['dense', 'top-2', 'shared', 'T5', 'MoE-T5'],
 )
 def test_forward_flops_are_the_traced_products(overrides):
   """The products of the program, at a capacity that pads nothing."""

@@ -220,6 +220,7 @@ def collectives(dispatch, experts):
     ('scatter()', MLP),
     ('dense()', MLP),
     ("gather_reduce(matmul='loop')", 'autonomy(d_low=6)'),
+    ('scatter()', 'shared_low_rank(rank=6, bias=True)'),
   ],
 )
 def test_gradients_of_parameters_cross_devices_in_float32(dispatch, experts):

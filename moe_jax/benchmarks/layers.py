@@ -17,6 +17,7 @@ import numpy as np
 from moe_jax import registry
 from moe_jax.benchmarks import cases, machine, scopes
 from moe_jax.errors import UserError
+from moe_jax.experts import base as experts_base
 from moe_jax.layers import mlp, moe
 from moe_jax.seating import capacity
 from moe_jax.types import CAUSES
@@ -250,9 +251,10 @@ def work(o: Options, E: int, K: int, F: int) -> tuple[float, float]:
     rule = capacity.build(o.capacity_rule)
     C = capacity.rows(rule, o.capacity_factor, T, K, E)[0]
     rows = min(rows, o.tokens // T * E * C)
-  matrices = 3 if 'glu' in o.experts else 2
-  flops = 3.0 * 2 * rows * matrices * o.D * F
-  moved = 3.0 * 4 * matrices * E * o.D * F
+  kind = registry.build('experts', o.experts, d_ff=F)
+  sizes = experts_base.sizes(kind, E, o.D)
+  flops = 3.0 * 2 * rows * sizes['products']
+  moved = 3.0 * 4 * (sizes['inner'] + sizes['outer'])
   moved += 4.0 * o.tokens * o.D * jnp.dtype(o.dtype).itemsize
   return flops, moved
 

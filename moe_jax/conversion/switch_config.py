@@ -225,7 +225,7 @@ def config_from(config: Any, vocab_size: int) -> Config:
 
 
 def _is_plain(kind, d_ff: int) -> bool:
-  sizes = {'init_scale': kind.init_scale, 'dropout': kind.dropout}
+  sizes = {k: getattr(kind, k, 0.0) for k in ('init_scale', 'dropout')}
   return kind == mlp.Mlp(d_ff=d_ff, activation='relu', bias=False, **sizes)
 
 

@@ -300,10 +300,13 @@ class Dispatch(abc.ABC):
 
   Attributes:
     random: whether training draws; it then gets a key, dropout or not.
+    padded: whether it holds more rows than there are assignments, where none
+      may be dropped.
     routing: the kind of routing that it can take.
   """
 
   random: bool = False
+  padded: bool = False
   routing: type[types.Routing] = types.Routing
 
   @abc.abstractmethod

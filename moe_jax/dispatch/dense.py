@@ -23,6 +23,8 @@ from moe_jax.parallel import collectives
 class Dense(base.Dispatch):
   """No options."""
 
+  padded = True
+
   def __call__(self, experts, params, x_GTD, seated, axes, key):
     r, E = seated.routing, seated.routing.num_experts
     gather = lambda w: collectives.gather_weights(

@@ -26,6 +26,8 @@ from moe_jax.parallel import collectives
 class Einsum(base.Dispatch):
   """No options."""
 
+  padded = True
+
   def __call__(self, experts, params, x_GTD, seated, axes, key):
     G, T, D = x_GTD.shape
     r, C, E = seated.routing, seated.rows, seated.routing.num_experts

@@ -44,6 +44,8 @@ class Scatter(base.Dispatch):
   pipeline_degree: int = 1
   host: int = 1
 
+  padded = True
+
   def __post_init__(self):
     for name in ('pipeline_degree', 'host'):
       value = getattr(self, name)

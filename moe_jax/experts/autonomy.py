@@ -27,6 +27,7 @@ class Autonomy(base.Experts):
   dropout_mask: str = 'row'
   init_scale: float = 1.0
 
+  kept, made = 5, 2
   axes = {
     'down': ('expert', 'embed', None),
     'wi_gate': ('expert', None, 'mlp'),

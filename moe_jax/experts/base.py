@@ -22,6 +22,9 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+# Those whose derivative needs more than their result (its tanh or logistic).
+SMOOTH = ('gelu', 'gelu_exact', 'silu')
+
 # Dropout of an expert's hidden activations: drawn for each row and unit (Mesh-
 # TensorFlow); one draw for each unit of an expert, shared by all its rows
 # (flaxformer, by a broadcast over the token buffer); or for the whole expert
@@ -68,10 +71,18 @@ class Experts(abc.ABC):
     axes: logical axes of each parameter. The first is 'expert', but for the
       matrices and vectors that all experts share, which have none.
     dropout: rate on the hidden activations in training.
+    kept: for planning, arrays [R, F] that XLA keeps of a forward pass: results
+      of products into the hidden width, of the activation of a gate, what goes
+      into the last product, and what the derivative of a SMOOTH activation or
+      of a gain needs.
+    made: arrays [R, F] of gradients that the products into the hidden width
+      take.
   """
 
   axes: dict[str, tuple[str | None, ...]]
   dropout: float = 0.0
+  kept: int = 3
+  made: int = 1
 
   @abc.abstractmethod
   def init(self, key: jax.Array, E: int, D: int) -> Params:
@@ -119,6 +130,29 @@ def initialise(
       )
   whole = lambda v: jnp.broadcast_to(v, (E, *v.shape[1:]))
   return {k: whole(v) if is_stacked(axes[k]) else v for k, v in params.items()}
+
+
+def sizes(kind: Experts, E: int, D: int, parts: int = 1) -> dict[str, int]:
+  """What planning takes of E experts whose hidden width is split into parts.
+
+  Returns:
+    'hidden', F over the parts; 'products', multiplications of a row by the
+    matrices of its expert; 'inner' and 'outer', numbers in the matrices of all
+    E before and after the hidden width; 'kept' and 'made', as in `Experts`.
+  """
+  shapes = jax.eval_shape(lambda: kind.init(jax.random.key(0), E, D))
+  found = {'hidden': 0, 'products': 0, 'inner': 0, 'outer': 0}
+  for k, axes in kind.axes.items():
+    own = axes[is_stacked(axes) :]
+    if len(own) < 2:
+      continue
+    size = shapes[k].size // (parts if 'mlp' in own else 1)
+    found['products'] += size // (E if is_stacked(axes) else 1)
+    after = own[0] == 'mlp' or own[-1] == 'embed'
+    found['outer' if after else 'inner'] += size
+    if 'mlp' in own:
+      found['hidden'] = shapes[k].shape[axes.index('mlp')] // parts
+  return found | {'kept': kind.kept, 'made': kind.made}
 
 
 def _misfit(shape, axes, E: int, D: int) -> str:

@@ -37,6 +37,8 @@ class ClampedGlu(base.Experts):
   dropout_mask: str = 'row'
   init_scale: float = 1.0
 
+  kept, made = 5, 2
+
   def __post_init__(self):
     base.check(self.d_ff, 'silu', self.dropout, self.dropout_mask)
     if not self.limit > 0:

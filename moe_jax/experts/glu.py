@@ -40,6 +40,8 @@ class Glu(base.Experts):
   dropout_mask: str = 'row'
   init_scale: float = 1.0
 
+  made = 2
+
   def __post_init__(self):
     base.check(self.d_ff, self.activation, self.dropout, self.dropout_mask)
     if self.bias not in BIASES:
@@ -53,6 +55,11 @@ class Glu(base.Experts):
       'wo': ('expert', 'mlp', 'embed'),
     }
     return axes if self.bias == 'none' else axes | {'bias': ('expert', 'mlp')}
+
+  @property
+  def kept(self):
+    gain = self.bias == 'multiplicative'
+    return 4 + (self.activation in base.SMOOTH) + gain
 
   def init(self, key, E, D):
     key_g, key_u, key_o = jax.random.split(key, 3)

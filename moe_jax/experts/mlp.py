@@ -46,6 +46,10 @@ class Mlp(base.Experts):
       axes |= {'bi': ('expert', 'mlp'), 'bo': ('expert', None)}
     return axes
 
+  @property
+  def kept(self):
+    return 2 + (self.activation in base.SMOOTH)
+
   def init(self, key, E, D):
     key_i, key_o = jax.random.split(key)
     params = {

@@ -63,6 +63,10 @@ class SharedLowRank(base.Experts):
       axes |= {'bi': ('mlp',), 'bo': (None,)}
     return axes
 
+  @property
+  def kept(self):
+    return 3 + (self.activation in base.SMOOTH)
+
   def init(self, key, E, D):
     keys, F, s = jax.random.split(key, 4), self.d_ff, self.init_scale
     params = {

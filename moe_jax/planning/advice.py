@@ -38,9 +38,9 @@ def recommend(
   wire = {n: figures[n]['wire']['leaving_per_device'] for n in names}
   peak = {n: figures[n]['peak']['held'] for n in names}
   moved = ', '.join(f'{report.binary(v)} by {n}' for n, v in wire.items())
-  least = min(wire, key=wire.get)
-  if least == 'gather_reduce' and peak[least] <= _MORE * min(peak.values()):
-    return least, (
+  gathered = wire['gather_reduce'] == min(wire.values())
+  if gathered and peak['gather_reduce'] <= _MORE * min(peak.values()):
+    return 'gather_reduce', (
       f'Gathering tokens moves least where the expert axis is narrow (S = {S}, '
       f'K = {K:g}): a device and step send {moved}.'
     )

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from moe_jax.planning import layers, memory, report
+from moe_jax.planning import dispatches, memory, report
 
 _SIZES = ('balanced', 'held', 'worst')
 
@@ -58,7 +58,7 @@ def _summary(plan, stack) -> str:
   again = plan['remat'] in ('full', 'dots')
   passes = f'forward{", again" * again} and backward'
   rows = [
-    ('', *(f'{k}{" (config)" * (k == own)}' for k in layers.ALGORITHMS)),
+    ('', *(f'{k}{" (config)" * (k == own)}' for k in dispatches.ALGORITHMS)),
     ('one layer, one device',),
     ('  rows held', lambda f: f'{f["rows"]["held"]:,}'),
     ('  peak, forward and backward', size('peak', 'held')),
@@ -77,8 +77,8 @@ def _summary(plan, stack) -> str:
   lines = []
   for label, *cells in rows:
     if cells and callable(cells[0]):
-      cells = [cells[0](found[k]) for k in layers.ALGORITHMS]
-    lines.append((label, *(cells or [''] * len(layers.ALGORITHMS))))
+      cells = [cells[0](found[k]) for k in dispatches.ALGORITHMS]
+    lines.append((label, *(cells or [''] * len(dispatches.ALGORITHMS))))
   return report.table(lines)
 
 

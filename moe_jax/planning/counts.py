@@ -61,11 +61,13 @@ class Stack:
     tokens: of the sequence in this stack.
     share: part of the experts that a token is sent to, K / E; where r layers
       share the experts, r K / E.
+    choices: experts that it is sent to, K; r K.
     attention: (layers, heads x width, keys) of each kind of attention.
   """
 
   tokens: int
   share: float = 1.0
+  choices: float = 1.0
   attention: tuple[tuple[int, int, int], ...] = ()
 
 
@@ -110,7 +112,8 @@ def forward_flops(
   """Model FLOPs of one sequence, forward; backward is twice as much again.
 
   Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B: 2 for each active
-  weight of a matrix product and token, and 4 x heads x width x keys for each
+  weight of a matrix product and token (what all experts share for each of the
+  token's choices), and 4 x heads x width x keys for each
   token and attention layer, without a discount for the causal half. An
   encoder's weights meet the encoder's tokens, and so do the decoder's
   projections to keys and values of the encoder; all else of the decoder, and
@@ -141,10 +144,12 @@ def forward_flops(
     if not leaf.is_matrix or (leaf.part == 'embedding' and not tied_head):
       continue
     stack = stacks.get(leaf.names[0], stacks['decoder'])
-    share = stack.share if 'expert' in leaf.axes else 1
+    # A part that all experts share is multiplied by each that is chosen.
+    times = stack.choices if leaf.part == 'experts' else 1
+    times = stack.share if 'expert' in leaf.axes else times
     if leaf.part == 'cross-attention' and leaf.names[-1] in ('key', 'value'):
       stack = stacks['encoder']
-    flops += 2 * leaf.size * share * stack.tokens
+    flops += 2 * leaf.size * times * stack.tokens
   for stack in stacks.values():
     for layers, width, keys in stack.attention:
       flops += 4 * layers * width * stack.tokens * keys

@@ -1,12 +1,8 @@
-"""A sparse layer on one device, and how many rows its dispatch holds."""
+"""The sparse layers of a stack, one device's share of them."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
-
-PADDED = ('einsum', 'scatter')
-ALGORITHMS = (*PADDED, 'gather_reduce', 'ragged_all_to_all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +21,12 @@ class Layer:
     most: the most that an expert can be asked for, which is dropless.
     width: D.
     hidden: F over the size of the `model` axis.
-    matrices: D x F matrices of an expert: 2, or 3 where it is gated.
+    products: multiplications of a row by its expert's matrices.
+    inner, outer: numbers in the matrices of the device's experts before and
+      after the hidden width.
     kept: arrays [R, F] that an expert keeps for its backward pass.
+    made: arrays [R, F] that its backward pass makes gradients of before the
+      activation.
     itemsize: bytes of an element of the activations.
     mesh: sizes of the mesh axes.
   """
@@ -42,8 +42,11 @@ class Layer:
   most: int
   width: int
   hidden: int
-  matrices: int
+  products: int
+  inner: int
+  outer: int
   kept: int
+  made: int
   itemsize: int
   mesh: Mapping[str, int]
 
@@ -73,45 +76,3 @@ class Layer:
   def dropless(self) -> 'Layer':
     """With the capacity that no load exceeds."""
     return dataclasses.replace(self, capacity=self.most)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dispatch:
-  """An algorithm of ALGORITHMS with its options."""
-
-  name: str
-  options: Mapping[str, Any]
-
-  def capacity(self, layer: Layer) -> int:
-    """C, with what a padded dispatch adds to make chunks equal."""
-    chunks = self.options.get('pipeline_degree', 1)
-    return math.ceil(layer.capacity / chunks) * chunks
-
-  def sent(self, layer: Layer) -> int:
-    """Rows that a device has for others and itself."""
-    if self.name in PADDED:
-      return layer.experts * layer.groups * self.capacity(layer)
-    return layer.most_rows(layer.groups, layer.experts)
-
-  def rows(self, layer: Layer) -> int:
-    """R, rows that a device holds for its experts."""
-    if self.name in PADDED:
-      return self.sent(layer)
-    groups = layer.axis * layer.groups
-    worst = layer.most_rows(groups, layer.local_experts)
-    if self.name == 'gather_reduce':
-      return worst
-    balanced = self.options['buffer_factor'] * self.sent(layer)
-    return math.ceil(min(balanced, worst))
-
-  def falls_back(self, layer: Layer) -> bool:
-    """Whether `gather_reduce` is compiled beside it."""
-    least = self.roomy().rows(layer)
-    fallback = self.options.get('overflow') == 'gather_reduce'
-    return fallback and layer.axis > 1 and self.rows(layer) < least
-
-  def roomy(self) -> 'Dispatch':
-    """With a receive buffer that nothing can fill."""
-    if 'buffer_factor' not in self.options:
-      return self
-    return Dispatch(self.name, {**self.options, 'buffer_factor': math.inf})

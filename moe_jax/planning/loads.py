@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from moe_jax.errors import UserError
-from moe_jax.planning import layers
+from moe_jax.planning import dispatches, layers
 
 _TOKENS, _ROUNDS, _STEPS = 4096, 12, 64
 METRICS = 'metrics.jsonl'
@@ -104,7 +104,7 @@ def logits(mean_E: np.ndarray, T: int, rng) -> np.ndarray:
 def fate(
   kept_QGE: np.ndarray,
   layer: layers.Layer,
-  dispatch: layers.Dispatch,
+  dispatch: dispatches.Dispatch,
   seed: int,
 ) -> Mapping[str, float]:
   """What a dispatch makes of the rows that got a seat.
@@ -123,7 +123,7 @@ def fate(
   S, H = layer.axis, layer.axis * layer.groups
   computed = E * dispatch.capacity(layer)
   empty = 0.0
-  if dispatch.name in layers.PADDED:
+  if dispatch.padded:
     empty = 1 - kept_QGE.sum(2).mean() / computed
   R, clipped, most, seated, held = dispatch.rows(layer), 0, 0, 0, 0
   rng = np.random.default_rng(seed)
@@ -134,10 +134,9 @@ def fate(
       seated, most = seated + rows_S.sum(), max(most, rows_S.max())
       held += S * R
       clipped += np.maximum(rows_S - R, 0).sum()
-  clips = dispatch.name == 'ragged_all_to_all'
   return {
     'empty': float(empty),
     'unused': float(1 - min(1, seated / held)),
-    'clipped': float(clipped / max(seated, 1)) if clips else 0.0,
+    'clipped': float(clipped / max(seated, 1)) if dispatch.clips else 0.0,
     'buffer_factor': float(most / layer.most_rows(layer.groups, E)),
   }

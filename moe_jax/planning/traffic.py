@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from moe_jax.planning import layers
 
@@ -45,71 +46,20 @@ class Collective:
 
 
 def collectives(
-  layer: layers.Layer, dispatch: layers.Dispatch, cpu: bool = False
+  layer: layers.Layer, dispatch: Any, cpu: bool = False
 ) -> list[Collective]:
   """Forward and backward of one micro-batch; () without an expert axis.
 
   Args:
-    layer, dispatch: whose.
+    layer: whose.
+    dispatch: from `planning.dispatches`.
     cpu: gathers of all rows, which stand in there for ragged exchanges.
   """
-  if layer.axis == 1:
-    return []
-  if dispatch.name in layers.PADDED:
-    return _padded(layer, dispatch)
-  if dispatch.name == 'gather_reduce':
-    return _gather_reduce(layer)
-  return _ragged(layer, dispatch, cpu)
-
-
-def _padded(layer, dispatch) -> list[Collective]:
-  """Rows go out and come back, and so do their gradients."""
-  rows = dispatch.rows(layer) * layer.width * layer.itemsize
-  host = dispatch.options.get('host', 1)
-  stages = [layer.axis] if host == 1 else [host, layer.axis // host]
-  forward = [
-    Collective('all-to-all', rows, n, again=True) for n in stages if n > 1
-  ] * 2
-  return forward + [dataclasses.replace(c, again=False) for c in forward]
-
-
-def _gather_reduce(layer) -> list[Collective]:
-  S, groups = layer.axis, layer.groups
-  tokens = groups * layer.tokens * layer.width
-  edges = groups * layer.edges
-  # Expert, seat and token of each edge, and the rows of each queue.
-  numbers = 3 * edges + groups * layer.experts
-  gather = lambda n, again: Collective('all-gather', S * n, S, again)
-  return [
-    gather(tokens * layer.itemsize, True),
-    gather(edges * 4, True),
-    gather(numbers * 4, True),
-    Collective('reduce-scatter', tokens * 4, S),
-    gather(tokens * 4, False),
-    Collective('reduce-scatter', tokens * layer.itemsize, S),
-    Collective('reduce-scatter', edges * 4, S),
-  ]
-
-
-def _ragged(layer, dispatch, cpu) -> list[Collective]:
-  S, width = layer.axis, layer.width * layer.itemsize
-  sent, received = dispatch.sent(layer), dispatch.rows(layer)
-  counts = S * layer.groups * layer.experts * 4
-  if cpu:
-    there = Collective('all-gather', S * sent * width, S, True)
-    back = Collective('all-gather', S * received * width, S, True)
-  else:
-    rows = min(layer.balanced_rows, sent) * width
-    ragged = lambda worst: Collective(
-      'ragged-all-to-all', rows, S, True, worst * width
-    )
-    there, back = ragged(sent), ragged(received)
-  again = [Collective('all-gather', counts, S, True), there, back]
-  return again + [dataclasses.replace(c, again=False) for c in (there, back)]
+  return dispatch.exchanges(layer, cpu) if layer.axis > 1 else []
 
 
 def wire(
-  of: Iterable[tuple[layers.Layer, layers.Dispatch]],
+  of: Iterable[tuple[layers.Layer, Any]],
   recomputed: bool,
   cpu: bool = False,
 ) -> dict[str, int]:
@@ -134,9 +84,9 @@ def wire(
     devices = math.prod(layer.mesh.values())
     times = layer.layers * layer.micro_batches
     moved = _once(collectives(layer, dispatch, cpu), recomputed)
-    if dispatch.falls_back(layer):
+    other = dispatch.fallback(layer)
+    if other:
       # Its backward pass recomputes it, remat or not.
-      other = layers.Dispatch('gather_reduce', dispatch.options)
       again = _once(collectives(layer, other, cpu), True)
       moved['worst'] = max(moved['worst'], again['worst'])
     for k, v in moved.items():
@@ -157,17 +107,11 @@ def _once(found: Iterable[Collective], recomputed: bool) -> dict[str, int]:
   }
 
 
-def flops(layer: layers.Layer, dispatch: layers.Dispatch) -> Mapping[str, int]:
+def flops(layer: layers.Layer, dispatch: Any) -> Mapping[str, int]:
   """Of one layer's forward pass on a device: 'dispatch' and 'experts'.
 
   Products of the rows computed; gathers and sums are no FLOPs here.
   """
-  rows = dispatch.rows(layer)
-  if dispatch.name not in layers.PADDED:
-    rows = layer.balanced_rows
-  experts = 2 * rows * layer.width * layer.hidden * layer.matrices
-  masks = 2 * 2 * rows * layer.tokens * layer.width
-  return {
-    'dispatch': masks if dispatch.name == 'einsum' else 0,
-    'experts': experts,
-  }
+  rows = dispatch.computed(layer)
+  masks = dispatch.masks * 2 * rows * layer.tokens * layer.width
+  return {'dispatch': masks, 'experts': 2 * rows * layer.products}

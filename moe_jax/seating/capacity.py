@@ -13,10 +13,11 @@ factor), rows by rule at default options:
   | vmoe            | 40                  | 16                | 8             |
   | lingvo          | 20                  | 16                | 8             |
 
-A rule maps (factor, T, K, E) to rows: T tokens of the group, K mean choices of
-a token, E experts. Other codebases' rules round in floats as they do; ours and
-the papers' are exact in the decimal number written (in floats int(280 / 3 *
-1.2) is 111, not 112).
+A rule maps (factor, T, K, E, Z) to the rows of an expert and of a local one,
+None for as many as there can be: T tokens of the group, K mean choices of a
+token, E experts, Z zero-computation ones beside them. Other codebases' rules
+round in floats as they do; ours and the papers' are exact in the decimal number
+written (in floats int(280 / 3 * 1.2) is 111, not 112).
 """
 
 import fractions
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from moe_jax import registry
 from moe_jax.errors import UserError
 
-Rule = Callable[[float, int, float, int], int]
+Rule = Callable[[float, int, float, int, int], tuple[int, int | None]]
 
 
 def rows(
@@ -41,8 +42,7 @@ def rows(
   """Rows of an expert in a group, from 1 to `most`; and of a local expert.
 
   Rows beyond `most` would stay empty whatever the rule says. None is dropless:
-  `most` rows. Zero-computation experts cost no rows and have as many, unless
-  the rule is one by kind.
+  `most` rows.
 
   Args:
     rule: from `build`.
@@ -62,17 +62,19 @@ def rows(
     raise UserError(
       f'capacity_factor={factor} must be positive; None is dropless'
     )
-  if rule.__name__ == 'by_kind':
-    found = rule(factor, T, K, E, Z)
-  else:
-    found = rule(factor, T, K, E + Z), most
-  limit = lambda C: max(1, min(C, most))
-  return limit(found[0]), limit(found[1])
+  sent, local = rule(factor, T, K, E, Z)
+  limit = lambda C: most if C is None else max(1, min(C, most))
+  return limit(sent), limit(local)
 
 
 def build(spec: str) -> Rule:
   """`'t5x(min_capacity=2)'` -> a rule; a ValueError lists the names."""
   return registry.call(spec, RULES, 'capacity rule')
+
+
+def _alike(rows: Callable[[float, int, float, int], int]) -> Rule:
+  """The rule that counts all experts alike; local ones cost no rows."""
+  return lambda factor, T, K, E, Z=0: (rows(factor, T, K, E + Z), None)
 
 
 def per_choice(min_capacity: int = 1) -> Rule:
@@ -82,8 +84,10 @@ def per_choice(min_capacity: int = 1) -> Rule:
   section 2.2) is factor 1.
   """
   _check(min_capacity)
-  return lambda factor, T, K, E: max(
-    min_capacity, math.ceil(_exact(factor) * T * _exact(K) / E)
+  return _alike(
+    lambda factor, T, K, E: max(
+      min_capacity, math.ceil(_exact(factor) * T * _exact(K) / E)
+    )
   )
 
 
@@ -94,8 +98,8 @@ def paper(min_capacity: int = 1) -> Rule:
   leave the rounding open; here it is up.
   """
   _check(min_capacity)
-  return lambda factor, T, K, E: max(
-    min_capacity, math.ceil(_exact(factor) * T / E)
+  return _alike(
+    lambda factor, T, K, E: max(min_capacity, math.ceil(_exact(factor) * T / E))
   )
 
 
@@ -105,7 +109,9 @@ def mesh_tensorflow(min_capacity: int = 4) -> Rule:
   Also st-moe-pytorch's, whose groups are single sequences.
   """
   _check(min_capacity)
-  return lambda factor, T, K, E: max(min_capacity, min(T, int(T * factor / E)))
+  return _alike(
+    lambda factor, T, K, E: max(min_capacity, min(T, int(T * factor / E)))
+  )
 
 
 def t5x(min_capacity: int = 4) -> Rule:
@@ -114,7 +120,9 @@ def t5x(min_capacity: int = 4) -> Rule:
   T5X sets min_capacity=2 for Switch-XXL and Switch-C.
   """
   _check(min_capacity)
-  return lambda factor, T, K, E: max(min_capacity, round(factor * T / E))
+  return _alike(
+    lambda factor, T, K, E: max(min_capacity, round(factor * T / E))
+  )
 
 
 def vmoe(multiple_of: int = 4, rounding: str = 'ceil') -> Rule:
@@ -129,15 +137,18 @@ def vmoe(multiple_of: int = 4, rounding: str = 'ceil') -> Rule:
   if rounding not in table:
     raise UserError(f'vmoe: rounding={rounding!r}; valid: {", ".join(table)}')
 
-  def rule(factor, T, K, E):
-    return _up(table[rounding](factor * T * K / E), multiple_of)
-
-  return rule
+  return _alike(
+    lambda factor, T, K, E: _up(
+      table[rounding](factor * T * K / E), multiple_of
+    )
+  )
 
 
 def lingvo(min_capacity: int = 0) -> Rule:
   """int(factor T / E) up to a multiple of 4, at least `min_capacity`."""
-  return lambda factor, T, K, E: max(min_capacity, _up(int(factor * T / E), 4))
+  return _alike(
+    lambda factor, T, K, E: max(min_capacity, _up(int(factor * T / E), 4))
+  )
 
 
 def fixed(rows: int = 64) -> Rule:
@@ -146,7 +157,7 @@ def fixed(rows: int = 64) -> Rule:
   Theirs is per sequence: with `group_size` equal to the sequence length.
   """
   _check(rows, 'rows')
-  return lambda factor, T, K, E: rows
+  return _alike(lambda factor, T, K, E: rows)
 
 
 def moe_plus_plus(tau: float = 0.75) -> Rule:
@@ -158,11 +169,11 @@ def moe_plus_plus(tau: float = 0.75) -> Rule:
   if not tau > 0:
     raise UserError(f'moe_plus_plus: tau={tau} must be positive')
 
-  def by_kind(factor, T, K, E, Z):
+  def rule(factor, T, K, E, Z=0):
     share = _exact(factor) * T * _exact(K) / (_exact(tau) * E + Z)
     return math.ceil(_exact(tau) * share), math.ceil(share)
 
-  return by_kind
+  return rule
 
 
 RULES = {

@@ -10,12 +10,14 @@ from jax.sharding import NamedSharding
 from moe_jax import registry
 from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
+from moe_jax.experts import base as experts_base
 from moe_jax.layers import causality
 from moe_jax.models import factory
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import (
   advice,
   counts,
+  dispatches,
   layers as planned,
   loads as loads_lib,
   memory,
@@ -73,7 +75,9 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
     tokens = rows * session_lib.lengths(c)[name]
     E, Z, D = made.num_experts, made.num_local, stack.d_model
     T = made.tokens_of_group(tokens, train=True)
-    matrices, hidden = _sizes(made.experts, D)
+    sizes_of_experts = experts_base.sizes(
+      made.experts, E // sizes['expert'], D, sizes['model']
+    )
     found[name] = planned.Layer(
       layers=sum(stack.sparse),
       micro_batches=c.train.accumulate,
@@ -85,45 +89,20 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
       capacity=made.rows(T, made.capacity_factor),
       most=made.router.most_edges(T),
       width=D,
-      hidden=hidden // sizes['model'],
-      matrices=matrices,
-      kept=_kept(made.experts, matrices - 1),
+      **sizes_of_experts,
       itemsize=stack.dtype.dtype.itemsize,
       mesh=sizes,
     )
   return found
 
 
-def _sizes(experts, D: int) -> tuple[int, int]:
-  """Matrices of an expert that are D x F or F x D, and F."""
-  shapes = jax.eval_shape(lambda: experts.init(jax.random.key(0), 1, D))
-  found = [
-    shapes[k].shape[axes.index('mlp')]
-    for k, axes in experts.axes.items()
-    if {'embed', 'mlp'} <= set(axes)
-  ]
-  return len(found), found[0]
-
-
-def _kept(experts, ups: int) -> int:
-  """Arrays [R, F] that XLA keeps of an expert's forward pass.
-
-  The results of the products into the hidden width, the activation of a gate,
-  what goes into the last product, and what the derivative needs of a smooth
-  activation (its tanh or logistic) or of a gain.
-  """
-  smooth = getattr(experts, 'activation', 'relu') != 'relu'
-  gain = getattr(experts, 'bias', '') == 'multiplicative'
-  return ups + (ups > 1) + 1 + smooth + gain
-
-
-def dispatch(spec: str) -> planned.Dispatch | None:
+def dispatch(spec: str) -> dispatches.Dispatch | None:
   """A call string as planning takes it; None where it has no numbers for it."""
   name, _ = registry.parse(spec)
-  if name not in planned.ALGORITHMS:
+  if name not in dispatches.ALGORITHMS:
     return None
   options = dataclasses.asdict(registry.build('dispatch', spec))
-  return planned.Dispatch(name, options)
+  return dispatches.ALGORITHMS[name](options)
 
 
 def _recomputed(config) -> bool:
@@ -287,7 +266,7 @@ def _check_loads(recorded, loads: str, depths: dict[str, int], E: int) -> None:
 def _figures(config, layer, own: str, kept_QGE, cpu: bool, seed: int):
   """Each algorithm's figures; the config's own options where it is that."""
   figures = {}
-  for name in planned.ALGORITHMS:
+  for name in dispatches.ALGORITHMS:
     d = dispatch(own if registry.parse(own)[0] == name else f'{name}()')
     sizes = {
       'balanced': (layer.balanced(), d),

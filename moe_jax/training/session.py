@@ -89,26 +89,31 @@ class Session:
     The part of the experts that a token is sent to, one that it meets in two
     layers counted twice.
     """
-    share = {}
+    return {k: v[0] for k, v in self._shares().items()}
+
+  def _shares(self) -> dict[str, tuple[float, float]]:
+    """`expert_share`, and the choices that are sent, of the same layers."""
+    found = {}
     for name, stack in self.model.stacks.items():
-      share[name] = 1.0
+      found[name] = 1.0, 1.0
       if any(stack.sparse):
         made = stack.moe
         E = made.num_routed
         K = made.router.experts_per_token(E)
-        share[name] = stack.share_experts * K / E
-    return share
+        share = stack.share_experts * K / E
+        found[name] = share, share * made.num_experts
+    return found
 
   def work(self) -> dict[str, counts.Stack]:
     """What one sequence makes each stack do, for `planning.counts`."""
-    c, share, work = self.config, self.expert_share(), {}
+    c, share, work = self.config, self._shares(), {}
     tokens = lengths(c)
     width = c.model.num_heads * c.model.d_head
     for name, stack in self.model.stacks.items():
       attention = [(stack.num_layers, width, tokens[name])]
       if stack.cross:
         attention.append((stack.num_layers, width, tokens['encoder']))
-      work[name] = counts.Stack(tokens[name], share[name], tuple(attention))
+      work[name] = counts.Stack(tokens[name], *share[name], tuple(attention))
     return work
 
   def forward_flops(self) -> float:
