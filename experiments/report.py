@@ -6,7 +6,8 @@
 Reads config.json, metrics.jsonl and summary.json of each workdir (a run that
 goes on has no summary yet) and prints a table. One run gives report.html,
 several give compare.html with the differences to the first: one page each, with
-its figures inside, that opens without a network.
+its figures inside, that opens without a network. The figures stand beside it,
+too: figures/*.png.
 """
 
 from absl import flags

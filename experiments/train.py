@@ -4,11 +4,11 @@
   python -m experiments.train --config=configs/quickstart.py:dense \\
       --config.train.steps=100 --workdir=/tmp/dense
 
-Writes config.json, metrics.jsonl, summary.json, report.html, checkpoints and
-TensorBoard events to the workdir and ends with a table of validation bits per
-byte, or of a task (`data.task`) with its accuracy. A second start resumes;
-another config in the same workdir is refused unless --restart or --allow says
-otherwise.
+Writes config.json, metrics.jsonl and .csv, summary.json, report.html and its
+figures/*.png, checkpoints and TensorBoard events to the workdir and ends with a
+table of validation bits per byte, or of a task (`data.task`) with its accuracy.
+A second start resumes; another config in the same workdir is refused unless
+--restart or --allow says otherwise.
 """
 
 import os

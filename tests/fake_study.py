@@ -45,7 +45,7 @@ FIGURES = (
   dict(file='f.png', kind='lines', title='T', x='x', y='y', metric='loss',
        series={{'s': ((1, 'a'), (2, 'b'), (3, 'b', 'absent'))}},
        published={{'s': ((1, 2.0), (2, 3.0))}}),
-  dict(file='g.png', kind='bars', title='T', y='y', metric='loss',
+  dict(file='g.png', kind='points', title='T', y='y', metric='loss',
        series={{'s': (('one', 'a'), ('two', 'b'))}}),
   dict(file='h.png', kind='curves', title='T', x='x', y='y',
        series={{'A': 'a', 'B': 'b'}}),

@@ -1,12 +1,15 @@
 """Figures show what their records say."""
 
 import numpy as np
+from matplotlib import image
 
 from moe_jax.plots import (
+  ablations,
   curves,
   domains,
   loads,
   records,
+  report,
 )
 from tests import test_plots
 
@@ -70,3 +73,55 @@ def test_domain_dots(tmp_path):
   x = [tuple(np.asarray(line.get_xdata(), float)) for line in ax.lines]
   for wanted in ((1.5,), (2.0,), (9.0,), (1.45, 1.55), (3.25, 3.25)):
     assert wanted in x, wanted
+
+
+def test_figures_stand_beside_their_page(tmp_path):
+  """As many as in it, each of its width, none of them blank."""
+  run = test_plots.write_run(tmp_path / 'run', logs=2, experts=4)
+  text = tmp_path / 'run' / 'report.html'
+  assert report.write(run) == str(text)
+  found = sorted((tmp_path / 'run' / 'figures').iterdir())
+  assert [p.name.partition('_')[0] for p in found] == ['report'] * len(found)
+  assert len(found) == text.read_text().count('<figure>') == 5
+  report.readme_png(run, str(tmp_path / 'readme.png'))
+  for path in (*found, tmp_path / 'readme.png'):
+    pixels = image.imread(path)
+    assert pixels.shape[1] == 1500 and pixels[..., :3].std() > 0.05, path
+
+
+def drawn(kind, values, curve=None, **fields):
+  spec = dict(kind=kind, title='t', y='y', metric='m', **fields)
+  return ablations.draw(spec, lambda metric, arm: values.get(arm), curve)
+
+
+def test_axes_of_studies_fit_the_data():
+  """Two arms that differ by a hundredth of what they share."""
+  values = {'a': (2.0, 1.99, 2.01), 'b': (2.02, 2.01, 2.03)}
+  series = {'one': (('x', 'a'),), 'two': (('x', 'b'), ('z', 'none'))}
+  theirs = {'one': (('x', 0.0),), 'two': (('x', 1.0),)}
+  fig = drawn('points', values, series=series, published=theirs)
+  published, here = fig.axes
+  low, high = here.get_ylim()
+  assert 1.98 < low < 1.99 and 2.03 < high < 2.04
+  assert here.get_title(loc='left') == (
+    'here: mean, 95 % interval (axis without 0)'
+  )
+  assert published.get_title(loc='left') == 'published'
+  one, two = (c.lines[0].get_xydata()[0] for c in here.containers)
+  assert one[0] < 0 < two[0] < 0.5 and (one[1], two[1]) == (2.0, 2.02)
+  assert [t.get_text() for t in here.get_xticklabels()] == ['x', 'z']
+
+
+def test_ratios_stand_on_a_logarithmic_axis():
+  """The interval of a mean may reach below 0: it ends a tenth below."""
+  values = {'a': (5.0, 4.0, 6.0), 'b': (0.05, -0.01, 0.11)}
+  series = {'one': (('x', 'a'), ('z', 'b'))}
+  (ax,) = drawn('points', values, series=series, log_y=True).axes
+  assert ax.get_yscale() == 'log' and 1e-3 < ax.get_ylim()[0] < 0.005
+
+
+def test_curves_begin_after_the_fall():
+  curve = lambda arm: ([1, 20, 21, 100], [9.0, 8.0, 2.0, 1.0])
+  (ax,) = drawn('curves', {}, curve, x='step', series={'one': 'a'}).axes
+  assert ax.lines[0].get_xydata().tolist() == [[21, 2.0], [100, 1.0]]
+  assert 'after the first 20% of the steps' in ax.get_title(loc='left')

@@ -313,13 +313,15 @@ def test_report_of_one_run_and_of_several(run, tmp_path):
   one, two = (str(tmp_path / n) for n in ('one', 'two'))
   a = str(run.workdir)
   _, out = mains.call('report', f'--workdirs={a}', f'--workdir={one}')
-  assert os.listdir(one) == ['report.html'] and f'{one}/report.html' in out
+  assert sorted(os.listdir(one)) == ['figures', 'report.html']
+  assert f'{one}/report.html' in out
   b = tmp_path / 'other'
   b.mkdir()
   for name in ('config.json', 'metrics.jsonl', 'summary.json'):
     (b / name).write_bytes((run.workdir / name).read_bytes())
   _, out = mains.call('report', f'--workdirs={a},{b}', f'--workdir={two}')
-  assert os.listdir(two) == ['compare.html'] and f'{two}/compare.html' in out
+  assert sorted(os.listdir(two)) == ['compare.html', 'figures']
+  assert f'{two}/compare.html' in out
   assert out.split()[:2] == ['run', 'other']
 
 

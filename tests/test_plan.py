@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from moe_jax import registry
-from moe_jax.layers import linen, moe
+from moe_jax.layers import moe
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.planning import advice, comparison, dispatches, layers, loads
 from moe_jax.runs import writers
@@ -23,14 +23,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def moe_layer(E=8, router='switch()', **fields):
-  return linen.MoE(
-    moe.MoE(
-      num_experts=E,
-      router=registry.build('routers', router),
-      experts=registry.build('experts', 'mlp(d_ff=8)'),
-      dispatch=registry.build('dispatch', 'scatter()'),
-      **fields,
-    )
+  return moe.MoE(
+    num_experts=E,
+    router=registry.build('routers', router),
+    experts=registry.build('experts', 'mlp(d_ff=8)'),
+    dispatch=registry.build('dispatch', 'scatter()'),
+    **fields,
   )
 
 

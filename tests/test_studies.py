@@ -183,7 +183,7 @@ def test_results_of_nothing(tmp_path):
 
 
 def test_an_unknown_figure():
-  with pytest.raises(ValueError, match="'pie'; valid: bars, curves, dots, l"):
+  with pytest.raises(ValueError, match="'pie'; valid: curves, dots, lines, p"):
     ablations.draw({'kind': 'pie'}, None, None)
 
 

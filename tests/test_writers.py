@@ -1,5 +1,6 @@
 """Metrics on disk: valid JSON, nothing lost or doubled, events read back."""
 
+import csv
 import json
 import logging
 import os
@@ -108,7 +109,55 @@ def test_resume_drops_what_runs_again(tmp_path):
     w.write(0, {'loss': 9.0})
   assert lines(tmp_path) == [{'step': 0, 'loss': 9.0}]
   assert board(tmp_path) == [(0, 'loss', 9.0)]
-  assert sorted(os.listdir(tmp_path)) == ['metrics.jsonl', 'tensorboard']
+  files = ['metrics.csv', 'metrics.jsonl', 'tensorboard']
+  assert sorted(os.listdir(tmp_path)) == files
+
+
+def table(workdir):
+  """{column: its numbers}, nan where a cell is empty."""
+  header, *rows = csv.reader((workdir / 'metrics.csv').read_text().splitlines())
+  rows = np.array([[float(v or 'nan') for v in row] for row in rows])
+  return dict(zip(header, rows.T.tolist(), strict=True))
+
+
+def test_columns_are_numbers(tmp_path):
+  """Of an expert of a layer each; later columns, text, nulls, a resume."""
+  row = {
+    'loss': 2.0,
+    'moe/layers': [1, 3],
+    'moe/load': [[0.25, 0.75], [1.0, 0.0]],
+    'health/dead': [0, 1],
+    'note': 'text',
+    'sizes': [5, 6],
+  }
+  first = {
+    'loss': 2.0,
+    'moe/load/layer_1/0': 0.25,
+    'moe/load/layer_1/1': 0.75,
+    'moe/load/layer_3/0': 1.0,
+    'moe/load/layer_3/1': 0.0,
+    'health/dead/layer_1': 0.0,
+    'health/dead/layer_3': 1.0,
+    'sizes/0': 5.0,
+    'sizes/1': 6.0,
+  }
+  with writers.Writer(tmp_path) as w:
+    w.write(1, row)
+    assert table(tmp_path) == {'step': [1.0]} | {
+      k: [v] for k, v in first.items()
+    }
+    w.write(2, row | {'eval': {'a': 0.5}, 'on': True})  # new columns
+    w.write(3, {'loss': float('inf')})
+  want = {'step': [1.0, 2.0], 'loss': [2.0, 2.0], 'on': [np.nan, 1.0]}
+  os.truncate(tmp_path / 'metrics.csv', 9)  # as a kill may leave it
+  with writers.Writer(tmp_path, start_step=2) as w:
+    found = table(tmp_path)
+    for k, v in (want | {'eval/a': [np.nan, 0.5]}).items():
+      np.testing.assert_equal(found[k], v)
+    assert found.keys() == {'step', *first, 'eval/a', 'on'}
+    w.write(4, {'loss': None})
+  np.testing.assert_equal(table(tmp_path)['step'], [1.0, 2.0, 4.0])
+  np.testing.assert_equal(table(tmp_path)['loss'], [2.0, 2.0, np.nan])
 
 
 def test_a_torn_line_is_dropped(tmp_path, caplog):

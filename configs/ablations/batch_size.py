@@ -195,7 +195,7 @@ COLUMNS = (
 )
 
 
-def _bars(over, table, **fields):
+def _points(over, table, **fields):
   """Means over the other of rate and batch, dense and sparse side by side."""
   names = RATES if over == 'rate' else BATCHES
   points = lambda kind: tuple(
@@ -203,10 +203,9 @@ def _bars(over, table, **fields):
     for n in names
   )
   return dict(
-    kind='bars',
+    kind='points',
     y='best accuracy',
     metric=_BEST,
-    zoom=True,
     series={kind: points(kind) for kind in KINDS},
     published={kind: tuple(table[kind].items()) for kind in KINDS},
     **fields,
@@ -226,14 +225,14 @@ FRESH = {
 }
 
 FIGURES = (
-  _bars(
+  _points(
     'rate',
     BY_RATE,
     file='by_rate.png',
     title='Learning rate, 1 : 5 : 10, means over batches (ST-MoE, figure 6)',
     x='learning rate',
   ),
-  _bars(
+  _points(
     'batch',
     BY_BATCH,
     file='by_batch.png',

@@ -207,10 +207,9 @@ _PIECES = (
 FIGURES = (
   dict(
     file='pieces.png',
-    kind='bars',
+    kind='points',
     title='Pieces of distillation (Switch, table 6)',
     y='held-out loss, nats',
-    zoom=True,
     metric=_LOSS,
     series={'dense students and the teacher': _PIECES},
     published={
@@ -220,18 +219,25 @@ FIGURES = (
     },
   ),
   dict(
-    file='share_kept.png',
-    kind='bars',
-    title="Share of the teacher's gain kept, by its size (Switch, table 7)",
-    y='share',
-    metric=_SHARE('middle'),
+    file='by_teacher.png',
+    kind='points',
+    title='Students by the size of their teacher (Switch, table 7)',
+    y='held-out loss, nats',
+    metric=_LOSS,
     series={
-      'weights, mixed': tuple(
-        (f'{t} teacher', f'mixed_{t}', _SHARE(t)) for t in TEACHERS
+      label: tuple((f'{t} teacher', arm.format(t)) for t in TEACHERS)
+      for label, arm in (
+        ('weights, mixed', 'mixed_{}'),
+        ('its teacher', 'teacher_{}'),
+        ('student from labels alone', 'student'),
       )
     },
     published={
-      'weights, mixed': tuple((f'{t} teacher', KEPT[t]) for t in TEACHERS)
+      'weights, mixed': tuple((f'{t} teacher', STUDENTS[t]) for t in TEACHERS),
+      'its teacher': (('middle teacher', TABLE_6['teacher_middle']),),
+      'student from labels alone': tuple(
+        (f'{t} teacher', TABLE_6['student']) for t in TEACHERS
+      ),
     },
   ),
 )
@@ -239,8 +245,7 @@ FIGURES = (
 _NO_GAIN = (
   'The teachers end at 2.022, 2.032 and 2.048 nats, the student that learns '
   'from labels alone at 2.026: at this size sparse models are not better than '
-  'dense ones (see `sparse_dense`), and there is no gain to share; the figure '
-  'of the share divides by 0.004 nats.'
+  'dense ones (see `sparse_dense`), and there is no gain to share.'
 )
 _TWICE = (
   "The teacher's weights bring its own 600 steps along, as many as the student "

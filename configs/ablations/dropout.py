@@ -235,7 +235,7 @@ COLUMNS = (
 )
 
 
-def _bars(task, metric, published, **fields):
+def _points(task, metric, published, **fields):
   arms = {
     'dense': [(f'd {d}', f'dense_d{d}') for d in DROPOUT],
     'sparse': [(f'd {d}', f'sparse_d{d}') for d in DROPOUT]
@@ -246,21 +246,20 @@ def _bars(task, metric, published, **fields):
     for kind, points in arms.items()
   }
   return dict(
-    kind='bars',
+    kind='points',
     metric=metric,
     series={
       kind: tuple((x, f'{task}_{a}') for x, a in points)
       for kind, points in arms.items()
     },
     published=theirs if published else {},
-    zoom=True,
     **fields,
   )
 
 
 FIGURES = (
   *(
-    _bars(
+    _points(
       task,
       _BEST,
       _TABLE[task],
@@ -278,6 +277,7 @@ FIGURES = (
       title=f'Training loss on the {task} task (ST-MoE, figure 3)',
       x='step',
       y='training loss, nats a token of the label',
+      log_y=True,
       series={
         'dense': f'{task}_dense_d0.1',
         'sparse': f'{task}_sparse_d0.1',
@@ -288,7 +288,7 @@ FIGURES = (
   ),
   dict(
     file='overfitting.png',
-    kind='bars',
+    kind='points',
     title='Held-out loss less training loss (ST-MoE, figure 3), d = 0.1',
     y='nats a token of the label',
     metric=_GAP,

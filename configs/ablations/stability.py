@@ -282,10 +282,9 @@ COLUMNS = (
 FIGURES = (
   dict(
     file='pieces.png',
-    kind='bars',
+    kind='points',
     title='One piece at a time (Switch, tables 3, 11; ST-MoE, tables 2 to 4)',
     y='held-out loss, nats',
-    zoom=True,
     metric=_HELD_OUT,
     series={
       'ST-MoE': (
@@ -323,9 +322,10 @@ FIGURES = (
   ),
   dict(
     file='z_loss.png',
-    kind='bars',
+    kind='points',
     title='Squared logsumexp of the router by weight of the z-loss',
     y='mean squared logsumexp',
+    log_y=True,
     metric=_Z,
     series={
       'end of training': (
@@ -337,7 +337,7 @@ FIGURES = (
   ),
   dict(
     file='balance.png',
-    kind='bars',
+    kind='points',
     title='Busiest expert by weight of the balance loss',
     y='load, maximum / mean',
     metric=_LOAD,

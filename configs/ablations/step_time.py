@@ -128,7 +128,7 @@ COLUMNS = (
 FIGURES = (
   dict(
     file='step_time.png',
-    kind='bars',
+    kind='points',
     title='Seconds a step (Switch, table 1; published: 1 / examples a second)',
     y='seconds',
     metric=_STEP,

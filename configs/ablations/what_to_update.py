@@ -160,9 +160,9 @@ COLUMNS = (
 )
 
 
-def _bars(metric, tasks=SIZES, **fields):
+def _points(metric, tasks=SIZES, **fields):
   return dict(
-    kind='bars',
+    kind='points',
     metric=metric,
     series={
       f'{task} task': tuple((x, f'{task}_{p}') for p, x in PARTS.items())
@@ -173,27 +173,27 @@ def _bars(metric, tasks=SIZES, **fields):
 
 
 FIGURES = (
-  _bars(
+  _points(
     _BEST,
     file='accuracy.png',
     title='What is updated in fine-tuning (ST-MoE, figure 5)',
     y='best accuracy',
-    zoom=True,
   ),
-  _bars(
+  _points(
     _LOSS,
     file='train_loss.png',
     title='How well a part fits the training set (ST-MoE, section 4.3)',
     y='training loss, nats a token of the label',
+    log_y=True,
   ),
-  _bars(
+  _points(
     _TRAINED,
     tasks=('large',),
     file='trained.png',
     title='Parameters that are updated',
     y='parameters',
   ),
-  _bars(
+  _points(
     'step_seconds',
     tasks=('large',),
     file='step_time.png',

@@ -2,24 +2,29 @@
 
 A figure is a dict of a study file: 'file', 'kind', 'title', 'x' and 'y' (labels
 of the axes), 'metric', 'series' {label: ((x, arm[, metric]), ...)}, 'published'
-{label: ((x, value), ...)}. Kinds: 'lines' over numbers, 'bars' over names,
-'curves' of the training loss, whose series are {label: arm}, and 'dots': a row
-for each arm (series {label: arm}), a panel for each of 'columns' ((metric,
-label), ...), the first of which sorts the rows; 'apart' {label: why} are drawn
-hollow, and told below.
+{label: ((x, value), ...)}; 'log_x' and 'log_y' where wanted. Kinds: 'lines'
+over numbers, 'points' over names, 'curves' of the training loss, whose series
+are {label: arm}, and 'dots': a row for each arm (series {label: arm}), a panel
+for each of 'columns' ((metric, label), ...), the first of which sorts the rows;
+'apart' {label: why} are drawn hollow, and told below.
+
+Axes fit the data, and say so where they do not hold 0: what methods differ by
+is small beside what they share. That is why no kind draws bars.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import figure as mpl_figure
+from matplotlib import figure as mpl_figure, ticker
 
 from moe_jax.errors import UserError
 from moe_jax.plots import style
 
 Point = tuple[float, float, float]  # mean, low, high
 Curve = tuple[Sequence[float], Sequence[float]]
+
+_FALL = 0.2  # of the steps: what all curves fall by hides what parts them
 
 
 def draw(
@@ -37,7 +42,7 @@ def draw(
   Raises:
     ValueError: an unknown kind.
   """
-  drawn = {'lines': _lines, 'bars': _bars, 'curves': _curves}
+  drawn = {'lines': _lines, 'points': _points, 'curves': _curves}
   if spec['kind'] not in {'dots', *drawn}:
     raise UserError(
       f'figure kind {spec["kind"]!r}; valid: '
@@ -65,18 +70,19 @@ def draw(
         for label in spec['series']
       }
       drawn[spec['kind']](axes[0], theirs, spec)
-      axes[0].set_title('published')
     drawn[spec['kind']](axes[-1], found, spec)
-    curves = spec['kind'] == 'curves'
-    axes[-1].set_title(
-      'here: mean of the seeds' if curves else 'here: mean, 95 % interval'
-    )
     if published and spec['kind'] == 'lines':
       limits = [ax.get_xlim() for ax in axes]
       low, high = min(v[0] for v in limits), max(v[1] for v in limits)
       for ax in axes:
         ax.set_xlim(low, high)
-    for ax in axes:
+    here = 'here: mean, 95 % interval'
+    if spec['kind'] == 'curves':
+      here = (
+        f'here: mean of the seeds, after the first {_FALL:.0%} of the steps'
+      )
+    for ax, said in zip(axes, ['published', here][-len(axes) :]):
+      ax.set_title(said + _fit(ax, spec), wrap=True)
       ax.set_xlabel(spec.get('x', ''))
       ax.set_ylabel(spec['y'])
     fig.suptitle(spec['title'], x=0.01, ha='left', weight='bold')
@@ -94,6 +100,22 @@ def _handles(axes):
   return list(by_label.values()), list(by_label)
 
 
+def _fit(ax, spec) -> str:
+  """Limits the vertical axis to the data; what to say of it."""
+  if spec.get('log_y'):
+    ax.set_yscale('log')
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(lambda v, _: f'{v:g}')
+    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+    return ''
+  ax.margins(y=0.08)
+  low, high = ax.get_ylim()
+  ax.yaxis.set_major_formatter(
+    lambda v, _: style.si(v) if high >= 1e4 else f'{round(v, 9):g}'
+  )
+  return '' if low <= 0 <= high else ' (axis without 0)'
+
+
 def _lines(ax, series, spec) -> None:
   for i, (label, points) in enumerate(series.items()):
     points = [(x, p) for x, p in points if p is not None]
@@ -107,14 +129,14 @@ def _lines(ax, series, spec) -> None:
   if spec.get('log_x'):
     ax.set_xscale('log', base=2)
     ax.xaxis.set_major_formatter(lambda v, _: f'{v:g}')
-  ax.margins(y=0.12)
 
 
-def _bars(ax, series, spec) -> None:
+def _points(ax, series, spec) -> None:
+  """Over names; the series of a name stand side by side."""
   names = list(
     dict.fromkeys(p[0] for points in spec['series'].values() for p in points)
   )
-  width, lows = 0.8 / max(len(series), 1), []
+  width = 0.5 / len(series)
   for i, (label, points) in enumerate(series.items()):
     points = [(x, p) for x, p in points if p is not None]
     if not points:
@@ -123,28 +145,27 @@ def _bars(ax, series, spec) -> None:
       names.index(x) + (i - (len(series) - 1) / 2) * width for x, _ in points
     ]
     mean, low, high = np.array([p for _, p in points]).T
-    lows += list(low)
-    ax.bar(
+    if spec.get('log_y'):
+      low = np.maximum(low, mean / 10)  # an interval of a mean may go below 0
+    ax.errorbar(
       at,
       mean,
-      0.9 * width,
-      yerr=[mean - low, high - mean],
-      color=style.look(i)['color'],
-      error_kw={'elinewidth': 1, 'ecolor': style.INK},
+      [mean - low, high - mean],
+      **style.look(i) | {'linestyle': ''},
+      markersize=6,
+      elinewidth=1.4,
       label=style.plain(label),
     )
-  long = max(map(len, names), default=0) > 8
+  letters = sum(map(len, names)) + 2 * len(names)
+  long = letters > (50 if spec.get('published') else 110)
   ax.set_xticks(
     range(len(names)),
     labels=names,
     rotation=30 if long else 0,
     ha='right' if long else 'center',
   )
+  ax.set_xlim(-0.5, len(names) - 0.5)
   ax.grid(axis='x', visible=False)
-  if spec.get('zoom') and lows:
-    # Differences of a few hundredths between bars of two: not from zero.
-    top = ax.get_ylim()[1]
-    ax.set_ylim(min(lows) - 0.5 * (top - min(lows)), top)
 
 
 def _curves(ax, series, spec) -> None:
@@ -152,10 +173,10 @@ def _curves(ax, series, spec) -> None:
   for i, (label, found) in enumerate(series.items()):
     if not found:
       continue
-    if isinstance(found, list):  # published, a point at the end each
-      continue
-    look = {**style.look(i), 'marker': ''}
-    ax.plot(*found, **look, label=style.plain(label))
+    steps, losses = map(np.asarray, found)
+    after = steps > _FALL * steps[-1]
+    look = style.look(i) | {'marker': ''}
+    ax.plot(steps[after], losses[after], **look, label=style.plain(label))
 
 
 def _dots(spec, value) -> mpl_figure.Figure:
@@ -182,6 +203,7 @@ def _dots(spec, value) -> mpl_figure.Figure:
       ax.set_xlabel(label)
       ax.margins(x=0.08)
     axes[0].set_yticks(range(len(names)), labels=map(style.plain, names))
+    axes[0].set_ylim(-0.7, len(names) - 0.3)
     fig.suptitle(spec['title'], x=0.01, ha='left', weight='bold')
     told = [f'{name}, hollow: {why}' for name, why in apart.items()]
     fig.supxlabel(

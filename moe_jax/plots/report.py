@@ -40,6 +40,8 @@ _CAPTIONS = {
 def write(workdir: str, out_dir: str | None = None) -> str:
   """Writes `report.html` of one run, by default into its workdir.
 
+  Its figures stand beside it, too: `figures/report_NAME.png`.
+
   Returns:
     The path of the page.
 
@@ -47,6 +49,7 @@ def write(workdir: str, out_dir: str | None = None) -> str:
     FileNotFoundError, ValueError: see `records.read`.
   """
   run = records.read(workdir)
+  to = _Page(out_dir or workdir, 'report.html')
   body = [page.paragraph(_state(run))]
   header, rows = tables.domains(run.summary)
   if rows:
@@ -58,22 +61,22 @@ def write(workdir: str, out_dir: str | None = None) -> str:
         'lower, the better.'
       ),
     ]
-  body += _figure('domains', domains.bits_per_byte([run]))
+  body += to.figure('domains', domains.bits_per_byte([run]))
   facts = tables.facts(run.summary)
   if facts:
     body += [page.heading('Facts'), page.facts(facts)]
-  body += _section('Learning', 'loss', curves.loss([run]))
-  body += _section('Load of the experts', 'loads', loads.over_time(run))
-  body += _section('Routing', 'routing', curves.routing([run]))
-  body += _section('Optimization', 'optimization', curves.optimization([run]))
+  body += to.section('Learning', 'loss', curves.loss([run]))
+  body += to.section('Load of the experts', 'loads', loads.over_time(run))
+  body += to.section('Routing', 'routing', curves.routing([run]))
+  body += to.section('Optimization', 'optimization', curves.optimization([run]))
   body += [page.heading('Config'), _config(run)]
-  return _save(out_dir or workdir, 'report.html', run.name, body)
+  return to.save(run.name, body)
 
 
 def compare(workdirs: Sequence[str], out_dir: str) -> str:
   """Writes `compare.html` of several runs into `out_dir`; returns the path.
 
-  Differences are to the first run.
+  Differences are to the first run. `figures/compare_NAME.png` stand beside it.
 
   Raises:
     FileNotFoundError, ValueError: see `records.read`; no workdir at all.
@@ -81,6 +84,7 @@ def compare(workdirs: Sequence[str], out_dir: str) -> str:
   if not workdirs:
     raise UserError('no runs to compare: workdirs is empty')
   runs = records.read_all(workdirs)
+  to = _Page(out_dir, 'compare.html')
   body = [page.paragraph(f'{r.name}: {_state(r)}') for r in runs]
   body += [
     page.heading('Side by side'),
@@ -89,11 +93,11 @@ def compare(workdirs: Sequence[str], out_dir: str) -> str:
   ]
   if tables.not_alike(runs):
     body.append(page.paragraph(tables.not_alike(runs)))
-  body += _figure('domains', domains.bits_per_byte(runs))
-  body += _section('Learning', 'loss', curves.loss(runs))
-  body += _section('Load of the experts', 'ranked', loads.ranked(runs))
-  body += _section('Routing', 'routing', curves.routing(runs))
-  body += _section('Optimization', 'optimization', curves.optimization(runs))
+  body += to.figure('domains', domains.bits_per_byte(runs))
+  body += to.section('Learning', 'loss', curves.loss(runs))
+  body += to.section('Load of the experts', 'ranked', loads.ranked(runs))
+  body += to.section('Routing', 'routing', curves.routing(runs))
+  body += to.section('Optimization', 'optimization', curves.optimization(runs))
   body.append(page.heading('Configs'))
   header, rows = tables.config_differences(runs)
   if rows:
@@ -101,7 +105,7 @@ def compare(workdirs: Sequence[str], out_dir: str) -> str:
   else:
     body.append(page.paragraph('All runs have the same config.'))
   body += [_config(r) for r in runs]
-  return _save(out_dir, 'compare.html', f'{len(runs)} runs compared', body)
+  return to.save(f'{len(runs)} runs compared', body)
 
 
 def readme_png(workdir: str, path: str) -> str:
@@ -139,24 +143,33 @@ def _state(run: records.Run) -> str:
   )
 
 
-def _section(title: str, name: str, fig: mpl_figure.Figure | None) -> list[str]:
-  figure = _figure(name, fig)
-  return [page.heading(title), *figure] if figure else []
-
-
-def _figure(name: str, fig: mpl_figure.Figure | None) -> list[str]:
-  if fig is None:
-    return []
-  return [page.figure(style.svg(fig, name), _CAPTIONS[name])]
-
-
 def _config(run: records.Run) -> str:
   return page.folded(f'Config of {run.name}', json.dumps(run.config, indent=2))
 
 
-def _save(directory: str, name: str, title: str, body: Sequence[str]) -> str:
-  root = pathlib.Path(directory)
-  root.mkdir(parents=True, exist_ok=True)
-  path = root / name
-  path.write_text(page.page(title, body), encoding='utf-8')
-  return str(path)
+class _Page:
+  """Where a page goes; its figures stand in it, and as PNG beside it."""
+
+  def __init__(self, directory: str, name: str):
+    self._path = pathlib.Path(directory) / name
+
+  def section(
+    self, title: str, name: str, fig: mpl_figure.Figure | None
+  ) -> list[str]:
+    figure = self.figure(name, fig)
+    return [page.heading(title), *figure] if figure else []
+
+  def figure(self, name: str, fig: mpl_figure.Figure | None) -> list[str]:
+    if fig is None:
+      return []
+    folder = self._path.parent / 'figures'
+    folder.mkdir(parents=True, exist_ok=True)
+    svg = style.svg(fig, name)
+    fig.set_layout_engine('none')  # keeps what was laid out, for half the time
+    style.png(fig, str(folder / f'{self._path.stem}_{name}.png'))
+    return [page.figure(svg, _CAPTIONS[name])]
+
+  def save(self, title: str, body: Sequence[str]) -> str:
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._path.write_text(page.page(title, body), encoding='utf-8')
+    return str(self._path)

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard scalars, JSON files.
+"""What a run writes down: metrics.jsonl and .csv, TensorBoard scalars, JSON.
 
 The record of a run is `metrics.jsonl`, one JSON object a line, flushed as it is
 written. JSON has no nan and no infinity: they are written as null.
@@ -16,6 +16,7 @@ import tensorboardX
 from absl import logging
 
 from moe_jax.errors import UserError
+from moe_jax.runs import columns
 
 METRICS = 'metrics.jsonl'
 
@@ -44,7 +45,7 @@ class Writer:
       start_step: step of the restored checkpoint; lines of later steps go.
       active: False makes an object that writes nothing (process 0 writes).
     """
-    self._lines = self._board = None
+    self._lines = self._board = self._table = None
     if not active:
       return
     workdir = pathlib.Path(workdir)
@@ -52,6 +53,7 @@ class Writer:
     if path.exists():
       _cut(path, start_step)
     self._lines = path.open('a')
+    self._table = columns.Table(path)
     board = workdir / 'tensorboard'
     board.mkdir(exist_ok=True)
     # The names hold seconds only, and a purge acts on the files that sort
@@ -80,6 +82,7 @@ class Writer:
     line = {'step': int(step)} | {k: _plain(v, k) for k, v in metrics.items()}
     self._lines.write(json.dumps(line, allow_nan=False) + '\n')
     self._lines.flush()
+    self._table.add(line)
     for k in metrics:
       if isinstance(line[k], int | float):
         self._board.add_scalar(k, line[k], int(step))
@@ -88,6 +91,7 @@ class Writer:
   def close(self) -> None:
     if self._lines is not None:
       self._lines.close()
+      self._table.close()
       self._board.close()
       self._lines = None
 
@@ -129,13 +133,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
   """
   path = pathlib.Path(path)
   text = json.dumps(_plain(obj, path.name), indent=2, sort_keys=True)
-  _replace(path, text + '\n')
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  tmp = path.with_name(f'.{path.name}.{os.getpid()}')
-  tmp.write_text(text)
-  os.replace(tmp, path)
+  columns.replace(path, text + '\n')
 
 
 def _plain(x: Any, name: str) -> Any:
@@ -173,4 +171,4 @@ def _cut(path: pathlib.Path, start_step: int) -> None:
       kept.append(line + '\n')
   if torn:
     logging.warning('%s: dropped %s unreadable lines', path, torn)
-  _replace(path, ''.join(kept))
+  columns.replace(path, ''.join(kept))
