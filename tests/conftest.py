@@ -13,7 +13,7 @@ import os
 import jax
 import pytest
 
-from moe_jax.training import rates
+from moe_jax.benchmarks import machine
 from tests import bill
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -48,8 +48,8 @@ def pytest_runtest_protocol(item, nextitem):
 @pytest.fixture(scope='session', autouse=True)
 def quick_rate():
   """A run times a matrix product: here a small one, not 3 CPU-seconds."""
-  name = 'matmul_flops_per_second'
-  small = functools.partial(getattr(rates, name), size=64)
+  name = 'matmul_rate'
+  small = functools.partial(getattr(machine, name), size=64)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(rates, name, small)
+    patch.setattr(machine, name, small)
     yield

@@ -1,5 +1,7 @@
 """Sampling: what is drawn, where it ends, and by an encoder-decoder."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +39,8 @@ class Chain:
 def unrestored(config, mesh, variables):
   """A generator of variables that no checkpoint holds."""
   made = object.__new__(generation.Generator)
-  made.config, made.tokenizer = config, tokenizers.build('bytes()')
-  made._mesh, made._variables = mesh, variables
+  made.tokenizer, made._variables = tokenizers.build('bytes()'), variables
+  made._session = types.SimpleNamespace(config=config, mesh=mesh)
   return made
 
 

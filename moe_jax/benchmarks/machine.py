@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_jax.benchmarks import cases
+from moe_jax.benchmarks import cases, timing
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
 _PACKAGES += ('st-moe-pytorch', 'tokamax')
@@ -90,6 +90,24 @@ def matmul(dtype: Any, size: int = 0) -> cases.Candidate:
   return cases.Candidate(
     cases.MATMUL, build, flops=PRODUCTS * 2.0 * size**3, reference=True
   )
+
+
+def matmul_rate(dtype: Any, size: int = 0, repeats: int = 3) -> float:
+  """FLOPs per second of `matmul` on all devices together.
+
+  Simulated CPU devices share the machine's cores, so one product on one of
+  them is the machine's rate; real devices count each.
+
+  Args:
+    dtype, size: as in `matmul`.
+    repeats: the median is taken of this many.
+  """
+  candidate = matmul(dtype, size)
+  run, _ = candidate.build()
+  seconds, _ = timing.alternate({'matmul': run}, repeats, warmup=1)
+  one = candidate.flops / timing.spread(seconds['matmul']).median
+  on_cpu = jax.default_backend() == 'cpu'
+  return one * (jax.process_count() if on_cpu else jax.device_count())
 
 
 def copy(size: int = 0) -> cases.Candidate:
