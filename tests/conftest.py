@@ -13,7 +13,7 @@ import os
 import jax
 import pytest
 
-from moe_jax.benchmarks import machine
+from moe_jax.kernels import plain
 from tests import bill
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -48,8 +48,8 @@ def pytest_runtest_protocol(item, nextitem):
 @pytest.fixture(scope='session', autouse=True)
 def quick_rate():
   """A run times a matrix product: here a small one, not 3 CPU-seconds."""
-  name = 'matmul_rate'
-  small = functools.partial(getattr(machine, name), size=64)
+  name = 'rate'
+  small = functools.partial(getattr(plain, name), size=64)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(machine, name, small)
+    patch.setattr(plain, name, small)
     yield

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.benchmarks import machine
+from moe_jax.kernels import plain
 from moe_jax.parallel import distributed, mesh as mesh_lib
 from moe_jax.plots import report
 from moe_jax.training import generation, session as session_lib
@@ -132,7 +132,7 @@ def run(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(session_lib.Session, 'put', recorded)
-    patch.setattr(machine, 'matmul_rate', lambda dtype: 1e9)
+    patch.setattr(plain, 'rate', lambda dtype: 1e9)
     for k, v in cache.items():
       jax.config.update(k, v)
     with pytest.MonkeyPatch.context() as page:

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from moe_jax.benchmarks import machine
 from moe_jax.errors import UserError
+from moe_jax.kernels import plain
 from moe_jax.models import factory
 from moe_jax.runs import checkpoint, resume, workdir as workdir_lib
 from moe_jax.training import (
@@ -139,4 +139,4 @@ class Run:
   def matmul_rate(self) -> float:
     """FLOPs per second that the devices reach in matrix products."""
     dtype = factory.DTYPES[self.session.config.model.dtype]
-    return self.session.program('rate', lambda: machine.matmul_rate(dtype))
+    return self.session.program('rate', lambda: plain.rate(dtype))
