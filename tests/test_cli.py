@@ -191,10 +191,8 @@ def test_fields_of_a_decoder_of_its_own():
   given = {'router': 'switch()', 'group_size': '8', 'capacity_factor': '2'}
   given |= {'route_padding': 'true', 'local_experts': "('zero()',)"}
   flags = [f'--config.moe.decoder.{k}={v}' for k, v in given.items()]
-  rest, own = cli._of_decoder(
-    ['train', flags[0], '--config.seed=1', *flags[1:]]
-  )
-  assert rest == ['train', '--config.seed=1'] and own == given
+  rest, own = cli._of_decoder([flags[0], '--config.seed=1', *flags[1:]])
+  assert rest == ['--config.seed=1'] and own == given
   config = tiny.config()
   cli._set_of_decoder(config, own)
   assert config.moe.decoder.to_dict() == {
