@@ -1,14 +1,14 @@
-"""Trains a language model from a config, and resumes what is in the workdir.
+"""Trains a model from a config, and resumes what is in the workdir.
 
   python -m experiments.train --config=configs/quickstart.py --workdir=/tmp/run
   python -m experiments.train --config=configs/quickstart.py:dense \\
       --config.train.steps=100 --workdir=/tmp/dense
 
 Writes config.json, metrics.jsonl, summary.json, report.html, checkpoints and
-TensorBoard events to the workdir and ends with a table of validation bits per
-byte, or of a task (`data.task`) with its accuracy. A second start resumes;
-another config in the same workdir is refused unless --restart or --allow says
-otherwise.
+TensorBoard events to the workdir and ends with a table of the scores: bits per
+byte of text, accuracy of a task (`data.task`), those of another problem
+(`data.problem`). A second start resumes; another config in the same workdir is
+refused unless --restart or --allow says otherwise.
 """
 
 import os

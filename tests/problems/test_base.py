@@ -1,6 +1,8 @@
 """Which problem a config names, and what it says that it cannot do."""
 
+import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import pytest
 from moe_jax.data import batches
 from moe_jax.problems import base, causal_lm, classification, span_corruption
 from moe_jax.runs import config_history
-from moe_jax.training import session as session_lib
+from moe_jax.training import loop, session as session_lib
 from tests import tiny
 
+ROOT = pathlib.Path(__file__).parents[2]
 SERIES = 'tests.problems.test_series.Series'
 
 
@@ -90,6 +93,30 @@ def test_what_a_problem_does_not_offer_is_named():
       call(None, None)
   text = base.of(tiny.config())
   assert text.differs(problem) == 'its problem is Series, here CausalLM'
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'data.dir': 'nowhere'}, "data.dir='nowhere' is not a directory"),
+    ({'data.dir': str(ROOT / 'experiments')}, 'no .txt file in data.dir='),
+    ({'data.tokenizer': "hf(path='no')"}, "no tokenizer file at 'no'"),
+    ({'data.name': 'c4', 'data.dir': 'nowhere'}, "'c4' is not prepared under"),
+    (
+      {'data.task_file': 'x_train.jsonl'},
+      "no training file at 'x_train.jsonl'",
+    ),
+    ({'data.task': 'x', 'data.dir': 'no'}, "data.task='x': built in is docstr"),
+  ],
+)
+def test_missing_data_is_named_before_there_is_a_workdir(
+  fields, message, tmp_path
+):
+  config = tiny.config(**fields)
+  planned = types.SimpleNamespace(problem=base.of(config), data=None)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    loop.train(config, str(tmp_path / 'run'), session=planned)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_an_older_config_says_nothing_of_problems():
