@@ -10,6 +10,7 @@ import pytest
 from moe_jax.data import tokenizers
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.training import generation
 from tests import saved, tiny
 
@@ -40,7 +41,9 @@ def unrestored(config, mesh, variables):
   """A generator of variables that no checkpoint holds."""
   made = object.__new__(generation.Generator)
   made.tokenizer, made._variables = tokenizers.build('bytes()'), variables
-  made._session = types.SimpleNamespace(config=config, mesh=mesh)
+  made._session = types.SimpleNamespace(
+    config=config, problem=problems.of(config), mesh=mesh
+  )
   return made
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moe_jax.data import batches, intervals
+from moe_jax.layers import boxes
 from moe_jax.models import factory, stack
 from moe_jax.plots import report
 from moe_jax.problems import base
@@ -31,8 +32,7 @@ class Waves(batches.Batches):
   def row(self, *seed, real=True):
     rng = np.random.default_rng(seed)
     x_L = np.cos(np.arange(self.length + 1) + rng.uniform(0, 6))
-    x_L += self.noise * rng.standard_normal(x_L.size)
-    x_LC = np.float32(x_L)[:, None]
+    x_LC = np.float32(x_L + self.noise * rng.standard_normal(x_L.size))[:, None]
     unit = np.int32(seed[-1] if real else -1)
     row = {'segments': np.full(self.length, real, np.int32), 'unit': unit}
     return row | {'inputs': x_LC[:-1], 'targets': x_LC[1:]}
@@ -50,7 +50,7 @@ class Regressor(nn.Module):
   @nn.compact
   def __call__(self, batch, *, train):
     c, segment_BL = self.stack_config, batch['segments']
-    w = nn.with_logical_partitioning(nn.initializers.normal(), (None, 'embed'))
+    w = boxes.boxed(nn.initializers.normal(), (None, 'embed'))
     w_in, w_out = (self.param(k, w, (1, c.d_model)) for k in ('in', 'out'))
     place_BL, tokens = jnp.indices(segment_BL.shape)[1], stack.tokens(batch)
     x_BLD, aux = stack.Stack(c, name='decoder')(
