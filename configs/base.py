@@ -82,6 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
   data.seq_len = 256
   data.tokenizer = 'bytes()'
   data.objective = 'causal_lm()'
+  data.problem = ''  # another kind: 'my_lab.series.Series(noise=0.1)'
   data.text_field = 'text'
   data.train_split = 'train'
   data.validation_split = 'validation'

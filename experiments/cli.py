@@ -5,11 +5,14 @@ stderr and exit code 1. Whatever else goes wrong keeps its traceback: it is a
 defect of the program, or of a library under it.
 """
 
+import ast
 import ctypes
+import logging as std_logging
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -29,6 +32,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     if not flags.FLAGS['verbosity'].present:
       # absl's INFO would put the lines of three libraries between ours.
       logging.set_verbosity(logging.WARNING)
+      # In place of absl's date, thread and line.
+      line = std_logging.Formatter('%(levelname)s: %(message)s')
+      logging.get_absl_handler().setFormatter(line)
     if len(argv) > 1:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
     try:
@@ -65,8 +71,14 @@ def _parse(argv: list[str]) -> list[str]:
   if any(a in _HELP for a in argv[1:]):
     # Not absl's own, which ends a call for help with exit code 1.
     app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+  argv, own = _of_decoder(argv)
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    if own:
+      _set_of_decoder(flags.FLAGS['config'].value, own)
+    return rest
+  except UserError as e:
+    _fail(f'{e}; --help lists the flags')
   except flags.Error as e:
     flag, in_config, _ = str(e).partition(': Error whilst parsing config file')
     if not in_config:
@@ -93,6 +105,35 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(inside)
   except OSError as e:
     _fail(_last_line(e))
+
+
+def _of_decoder(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+  """The other arguments, and `--config.moe.decoder.<field>=<text>`.
+
+  `moe.decoder` has no fields until one is set, so ml_collections knows none.
+  """
+  found = [re.match(r'--?config\.moe\.decoder\.(\w+)=(.*)', a) for a in argv]
+  rest = [a for a, m in zip(argv, found) if not m]
+  return rest, {m[1]: m[2] for m in found if m}
+
+
+def _set_of_decoder(config: Any, own: dict[str, str]) -> None:
+  """Sets fields of `moe.decoder`, each of the type that `moe` has."""
+  for name, text in own.items():
+    flag = f'--config.moe.decoder.{name}={text}'
+    if name not in config.get('moe', {}) or name == 'decoder':
+      raise UserError(f'{flag}: the config has no field {f"moe.{name}"!r}')
+    kind, value = type(config.moe[name]), text
+    if kind is not str:
+      try:
+        value = ast.literal_eval(text.capitalize() if kind is bool else text)
+      except (ValueError, SyntaxError):
+        value = text
+      value = kind(value) if isinstance(value, int | list) else value
+      if type(value) is not kind:
+        raise UserError(f'{flag}: the type {kind.__name__} is wanted')
+    with config.unlocked():
+      config.moe.decoder[name] = value
 
 
 def _unknown_field(said: str, argv: list[str]) -> str:

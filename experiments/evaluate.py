@@ -34,8 +34,8 @@ def main(_: list[str]) -> None:
   """Evaluates and shows the table."""
   processes.start(_CPU_DEVICES.value)
   from moe_jax.plots import tables
-  from moe_jax.runs import checkpoint, configs, workdir as workdir_lib, writers
-  from moe_jax.training import evaluation, session as session_lib
+  from moe_jax.runs import configs, workdir as workdir_lib, writers
+  from moe_jax.training import evaluation, fresh_rules, session as session_lib
 
   config = configs.from_dict(workdir_lib.read_config(_WORKDIR.value))
   if _CAPACITY.value is not None:
@@ -43,9 +43,7 @@ def main(_: list[str]) -> None:
   session = session_lib.make(
     config, _WORKDIR.value, mesh_spec=_MESH.value, splits=('eval',)
   )
-  path = os.path.join(_WORKDIR.value, 'checkpoints')
-  with checkpoint.Checkpointer(path, config.train.keep) as checkpoints:
-    state, data = checkpoints.restore(session.abstract_state, _STEP.value)
+  state, data = fresh_rules.of_run(session, _WORKDIR.value, _STEP.value)
   if data['fingerprint'] != session.data.fingerprint:
     raise UserError(
       f'{_WORKDIR.value} was trained on other data than is found now; its '
@@ -53,6 +51,7 @@ def main(_: list[str]) -> None:
     )
   evaluate = evaluation.Evaluator(session)
   summary = evaluate(state.params, state.balance) | evaluate.floor()
+  summary |= session.problem.described()
   summary['step'] = int(state.step)
   workdir = os.path.join(_WORKDIR.value, 'evaluation')
   if jax.process_index() == 0:

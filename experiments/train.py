@@ -1,4 +1,4 @@
-"""Trains a language model from a config, and resumes what is in the workdir.
+"""Trains a model from a config, and resumes what is in the workdir.
 
   python -m experiments.train --config=configs/quickstart.py --workdir=/tmp/run
   python -m experiments.train --config=configs/quickstart.py:dense \\
@@ -6,9 +6,10 @@
 
 Writes config.json, metrics.jsonl and .csv, summary.json, report.html and its
 figures/*.png, checkpoints and TensorBoard events to the workdir and ends with a
-table of validation bits per byte, or of a task (`data.task`) with its accuracy.
-A second start resumes; another config in the same workdir is refused unless
---restart or --allow says otherwise.
+table of the scores: bits per byte of text, accuracy of a task (`data.task`),
+those of another problem (`data.problem`). A second start resumes; another
+config in the same workdir is refused unless --restart or --allow says
+otherwise.
 """
 
 import os

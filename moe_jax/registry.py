@@ -19,6 +19,8 @@ from typing import Any
 from moe_jax.errors import UserError
 
 FAMILIES = ('routers', 'balancing', 'experts', 'local_experts', 'dispatch')
+# What else is built as a method is: of a run, not of a layer.
+OTHERS = ('problems',)
 
 
 def register(cls: type) -> type:
@@ -93,7 +95,7 @@ def build(family: str, spec: str, **sizes: Any) -> Any:
   """Builds a method of a family from its call string.
 
   Args:
-    family: one of FAMILIES.
+    family: one of FAMILIES or OTHERS.
     spec: the call string.
     **sizes: sizes of the model (`d_ff=512`), given to a method that has a field
       of that name and whose call string does not set it.
@@ -102,8 +104,8 @@ def build(family: str, spec: str, **sizes: Any) -> Any:
     ValueError: unknown family, method or argument, or a bad value; the message
       lists the valid ones.
   """
-  if family not in FAMILIES:
-    raise unknown('family', family, FAMILIES)
+  if family not in FAMILIES + OTHERS:
+    raise unknown('family', family, FAMILIES + OTHERS)
   name, keywords = parse(spec)
   cls = method_class(family, name)
   fields = {f.name for f in dataclasses.fields(cls) if f.init}

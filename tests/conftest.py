@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from moe_jax import registry
-from moe_jax.training import rates
+from moe_jax.kernels import plain
 from tests import bill
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -62,8 +62,8 @@ def pytest_runtest_protocol(item, nextitem):
 @pytest.fixture(scope='session', autouse=True)
 def quick_rate():
   """A run times a matrix product: here a small one, not 3 CPU-seconds."""
-  name = 'matmul_flops_per_second'
-  small = functools.partial(getattr(rates, name), size=64)
+  name = 'rate'
+  small = functools.partial(getattr(plain, name), size=64)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(rates, name, small)
+    patch.setattr(plain, name, small)
     yield

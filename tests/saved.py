@@ -33,12 +33,7 @@ def state(config, scale=1.0):
     config: whose model.
     scale: of the standard deviations, which go by fan-in.
   """
-  mesh = session_lib.plan(config, splits=())
-  tokenizer = session_lib.tokenizers.build(config.data.tokenizer)
-  rows = session_lib.vocab_size(config, tokenizer, mesh)
-  model = session_lib.factory.make(config, rows, mesh)
-  lay = state_lib.layout(model, session_lib.dummy(config, mesh))
-  tx, _ = session_lib.make_optimizer(config, lay.batch_dims())
+  made = session_lib.plan(config, splits=())
   rng = np.random.default_rng(config.seed)
 
   def draw(path, leaf):
@@ -49,11 +44,13 @@ def state(config, scale=1.0):
     deviation = 0.1 if 'embedding' in name else scale / fan_in**0.5
     return deviation * rng.standard_normal(leaf.shape).astype(np.float32)
 
-  params = jax.tree_util.tree_map_with_path(draw, lay.params)
-  balance = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), lay.balance)
-  new = state_lib.TrainState(np.int32(0), params, tx.init(params), balance)
-  abstract = state_lib.abstract(tx, lay, mesh)
-  return jax.tree.map(lambda v, a: jax.device_put(v, a.sharding), new, abstract)
+  params = jax.tree_util.tree_map_with_path(draw, made.layout.params)
+  balance = jax.tree.map(
+    lambda v: np.zeros(v.shape, v.dtype), made.layout.balance
+  )
+  opt_state = made.tx.init(params)
+  new = state_lib.TrainState(np.int32(0), params, opt_state, balance)
+  return jax.tree.map(jax.device_put, new, made.shardings)
 
 
 def run(config, workdir, scale=1.0, steps=(0,), fingerprint='0' * 64):

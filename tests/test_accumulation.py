@@ -10,6 +10,7 @@ from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.training import (
   accumulation,
   session as session_lib,
@@ -50,12 +51,14 @@ def step(parts, fields, data):
       'moe.allow_noncausal': True,
       'data.seq_len': L,
       'train.batch_size': B,
+      'train.z_loss': 0.1,
     }
     | fields
   )
   mesh = mesh_lib.make(mesh_lib.exact(expert=2), jax.devices()[:2])
   model, tx = factory.make(config, 30, mesh), optax.sgd(1.0)
-  lay = state_lib.layout(model, session_lib.dummy(config, mesh))
+  problem = problems.of(config)
+  lay = state_lib.layout(model, session_lib.dummy(config, problem, mesh))
   rng = np.random.default_rng(1)
   draw = lambda v: jnp.asarray(rng.normal(size=v.shape), v.dtype)
   state = state_lib.TrainState(
@@ -65,7 +68,9 @@ def step(parts, fields, data):
     jax.tree.map(lambda v: 0.1 * jnp.abs(draw(v)), lay.balance),
   )
   run = jax.jit(
-    step_lib.make_train_step(model, tx, seed=0, accumulate=parts, z_loss=0.1)
+    step_lib.make_train_step(
+      model, tx, problem=problem, seed=0, accumulate=parts
+    )
   )
   data = {k: jnp.asarray(v, jnp.int32) for k, v in data.items()}
   new, metrics = run(state, data)

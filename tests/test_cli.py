@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from experiments import cli
+from tests import tiny
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 CONFIG = """
@@ -28,7 +31,7 @@ PROGRAM = '''
 
 Costs 100% of a second.
 """
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 from experiments import cli
 from moe_jax.errors import UserError
@@ -60,6 +63,7 @@ def main(argv):
     case 'missing':
       open('nowhere/x')
     case 'three':
+      logging.warning('mind %s', 'the step')
       return 3
 
 if __name__ == '__main__':
@@ -182,10 +186,36 @@ def test_defects_keep_their_traceback(program, flag, kind):
   assert kind in done.stderr
 
 
+def test_fields_of_a_decoder_of_its_own():
+  """Of the types that they have in `moe`, though none is there yet."""
+  given = {'router': 'switch()', 'group_size': '8', 'capacity_factor': '2'}
+  given |= {'route_padding': 'true', 'local_experts': "('zero()',)"}
+  flags = [f'--config.moe.decoder.{k}={v}' for k, v in given.items()]
+  rest, own = cli._of_decoder([flags[0], '--config.seed=1', *flags[1:]])
+  assert rest == ['--config.seed=1'] and own == given
+  config = tiny.config()
+  cli._set_of_decoder(config, own)
+  assert config.moe.decoder.to_dict() == {
+    'router': 'switch()',
+    'group_size': 8,
+    'capacity_factor': 2.0,
+    'route_padding': True,
+    'local_experts': ('zero()',),
+  }
+  assert isinstance(config.moe.decoder.capacity_factor, float)
+  for text, message in (
+    ({'group_size': '2.5'}, 'group_size=2.5: the type int is wanted'),
+    ({'group': '2'}, "group=2: the config has no field 'moe.group'"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      cli._set_of_decoder(config, text)
+
+
 def test_exit_codes_and_help(program):
   done = program('--config=cfg.py', '--do=ok', '--config.train.steps=7')
   assert (done.returncode, done.stdout) == (0, '7 []\n')
-  assert program('--config=cfg.py', '--do=three').returncode == 3
+  done = program('--config=cfg.py', '--do=three')
+  assert (done.returncode, done.stderr) == (3, 'WARNING: mind the step\n')
   for flag in ('--help', '-h'):
     done = program(flag)
     assert done.returncode == 0 and not done.stderr

@@ -255,7 +255,7 @@ def reduced(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_reduced_models_fit_real_devices(name):
-  mesh = session_lib.plan(reduced(name))
+  mesh = session_lib.plan(reduced(name)).mesh
   assert dict(mesh.shape)['expert'] == 2 and mesh.size == 8
 
 
@@ -269,7 +269,9 @@ def test_a_step_of_the_whole_model_traces():
     lambda: factory.dummy_batch(session.config, 2048, S, L)
   )
   batch['targets'] = batch['inputs']
-  step_fn = step.make_train_step(session.model, session.tx, seed=0)
+  step_fn = step.make_train_step(
+    session.model, session.tx, problem=session.problem, seed=0
+  )
   state, metrics = jax.eval_shape(step_fn, session.abstract_state, batch)
   shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
   assert shapes(state) == shapes(session.abstract_state)

@@ -76,7 +76,7 @@ def test_floor_is_by_document_and_by_domain(tmp_path):
   domain_N = np.array([d.domain for d in data.documents])
   for domain, letters in (('low', 3), ('high', 26)):
     mine = domain_N == domain
-    got = intervals.bits_per_byte(floor.bits_N[mine], floor.bytes_N[mine])
+    got = intervals.ratio(floor.bits_N[mine], floor.bytes_N[mine])
     # The source's entropy, and the end of a document of about 200 bytes.
     assert 0 < got.value - math.log2(letters) < 0.15
 
@@ -89,7 +89,7 @@ def _documents(rng, n, rate):
 def test_interval_against_a_bootstrap():
   rng = np.random.default_rng(0)
   bits, size = _documents(rng, 150, 2.0)
-  got = intervals.bits_per_byte(bits, size)
+  got = intervals.ratio(bits, size)
   assert got.value == bits.sum() / size.sum()
   pick = rng.integers(0, 150, (4000, 150))
   low, high = np.quantile(bits[pick].sum(1) / size[pick].sum(1), (0.025, 0.975))
@@ -102,7 +102,7 @@ def test_pooled_interval_against_a_bootstrap_within_domains():
   parts = [_documents(rng, n, rate) for n, rate in ((90, 1.0), (60, 6.0))]
   bits, size = (np.concatenate(x) for x in zip(*parts))
   domain = np.repeat(['a', 'b'], [90, 60])
-  got = intervals.bits_per_byte(bits, size, domain)
+  got = intervals.ratio(bits, size, domain)
   draws = []
   for _ in range(4000):
     a, b = rng.integers(0, 90, 90), 90 + rng.integers(0, 60, 60)
@@ -110,38 +110,38 @@ def test_pooled_interval_against_a_bootstrap_within_domains():
     draws.append(bits[pick].sum() / size[pick].sum())
   low, high = np.quantile(draws, (0.025, 0.975))
   assert got.high - got.low == pytest.approx(high - low, rel=0.1)
-  plain = intervals.bits_per_byte(bits, size)
+  plain = intervals.ratio(bits, size)
   assert plain.value == got.value
   assert plain.high - plain.low > 1.2 * (got.high - got.low)
   alone = np.where(np.arange(150) == 0, 'c', domain)  # a domain of one
-  assert intervals.bits_per_byte(bits, size, alone) == plain
+  assert intervals.ratio(bits, size, alone) == plain
 
 
 def test_interval_covers_as_often_as_it_says():
   rng = np.random.default_rng(2)
   inside = 0
   for _ in range(600):
-    got = intervals.bits_per_byte(*_documents(rng, 12, 3.0))
+    got = intervals.ratio(*_documents(rng, 12, 3.0))
     inside += got.low < 3.0 < got.high
   assert 0.92 < inside / 600 < 0.985
 
 
 def test_interval_of_two_and_of_one_document():
   # Residuals are -+5 bits of 30 bytes; t(0.975, 1) is 12.706.
-  got = intervals.bits_per_byte([15.0, 35.0], [12.0, 18.0])
+  got = intervals.ratio([15.0, 35.0], [12.0, 18.0])
   half = 12.7062 * math.sqrt(2 * (2 * 5.0**2)) / 30
   assert got.value == pytest.approx(50 / 30)
   assert got.high - got.value == pytest.approx(half, rel=1e-4)
-  one = intervals.bits_per_byte([8.0], [4.0])
+  one = intervals.ratio([8.0], [4.0])
   assert one == (2.0, -math.inf, math.inf)
-  same = intervals.bits_per_byte([8.0, 16.0], [4.0, 8.0])
+  same = intervals.ratio([8.0, 16.0], [4.0, 8.0])
   assert same == (2.0, 2.0, 2.0)
 
 
 def test_bad_documents_are_errors():
   with pytest.raises(ValueError, match=r'shapes \(2,\) and \(1,\)'):
-    intervals.bits_per_byte([1.0, 2.0], [1.0])
+    intervals.ratio([1.0, 2.0], [1.0])
   with pytest.raises(ValueError, match='one or more'):
-    intervals.bits_per_byte([], [])
-  with pytest.raises(ValueError, match='no bytes'):
-    intervals.bits_per_byte([1.0, 1.0], [0, 0])
+    intervals.ratio([], [])
+  with pytest.raises(ValueError, match='no size'):
+    intervals.ratio([1.0, 1.0], [0, 0])

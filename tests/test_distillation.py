@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from moe_jax.models import factory
+from moe_jax.problems import losses
 from moe_jax.runs import checkpoint
 from moe_jax.training import (
   loop,
-  losses,
   session as session_lib,
   sources,
   start,
@@ -86,7 +86,7 @@ def one_step(config, workdir, *, taught=True, same=False, state=None):
   session = session_lib.make(config, workdir, mesh_spec='exact(data=8)')
   if state is None:
     where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
-    dummy = session_lib.dummy(config, session.mesh)
+    dummy = session.dummy
     state = state_lib.init(session.model, session.tx, dummy, 0, where)
   if same:
     state = start.load(session, str(workdir))(state)
@@ -95,6 +95,7 @@ def one_step(config, workdir, *, taught=True, same=False, state=None):
     step_lib.make_train_step(
       session.model,
       session.tx,
+      problem=session.problem,
       seed=0,
       accumulate=config.train.accumulate,
       teacher=found and found.model,

@@ -11,6 +11,7 @@ from moe_jax import types
 from moe_jax.layers import linen, moe
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.training import plans, probes, session as session_lib
 from tests import saved, tiny
 from tests.routers import test_hash
@@ -124,7 +125,8 @@ def test_drops_by_position_of_a_decoder_with_groups_of_its_own():
     group_size=11,
     capacity_factor=0.5,
   )
-  length = session_lib.lengths(config)['decoder']
+  problem = problems.of(config)
+  length = problem.lengths['decoder']
   assert length == 2 * 11
   mesh = mesh_lib.single()
   model = factory.make(config, 384, mesh)
@@ -134,20 +136,21 @@ def test_drops_by_position_of_a_decoder_with_groups_of_its_own():
   params = jax.device_get(saved.state(config).params)
 
   class Data:
-    tokenizer = session_lib.tokenizers.build('bytes()')
-
     def validation(self, **rest):
       return [batch]
 
   session = session_lib.Session(
     config,
+    problem,
     mesh,
-    Data(),
     model,
-    None,
-    None,
-    None,
-    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    tx=None,
+    schedule=None,
+    layout=None,
+    batch_sharding=jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec()
+    ),
+    data=Data(),
   )
   probe = probes.build(f'drop_by_position(bins={length})')
   found = probe(session, params, {})

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 
 from moe_jax.runs import checkpoint
-from moe_jax.training import fresh_rules
+from moe_jax.training import (
+  fresh_rules,
+  session as session_lib,
+  state as state_lib,
+)
 from moe_jax.training.state import TrainState
+from tests import saved as saved_lib, tiny
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -79,3 +84,19 @@ def test_other_differences_are_refused_as_ever(saved):
   ):
     with pytest.raises(ValueError, match=message):
       restore(saved, like.replace(params=params))
+
+
+def test_evaluation_and_generation_go_with_the_new_rules(tmp_path, monkeypatch):
+  """Between `--allow=moe.balance` and the next save; any step is asked for."""
+  fields = {'model.num_layers': 1, 'moe.layers': 'all', 'moe.balance': ()}
+  config = tiny.config(**fields)
+  saved_lib.run(config, tmp_path, steps=(3, 5))
+  with config.unlocked():
+    config.moe.balance = ('loss_free_bias()',)
+  session = session_lib.plan(config, splits=())
+  fresh = saved_lib.state(config)
+  monkeypatch.setattr(state_lib, 'init', lambda *_: fresh)
+  for step, want in ((None, 5), (3, 3)):
+    found, _ = fresh_rules.of_run(session, tmp_path, step)
+    assert int(found.step) == want
+    assert jax.tree.structure(found) == jax.tree.structure(fresh)

@@ -187,7 +187,9 @@ def test_a_step_traces(name):
     lambda: factory.dummy_batch(c, c.train.batch_size, c.data.seq_len)
   )
   batch['targets'] = batch['inputs']
-  step = step_lib.make_train_step(session.model, session.tx, seed=0)
+  step = step_lib.make_train_step(
+    session.model, session.tx, problem=session.problem, seed=0
+  )
   state, metrics = jax.eval_shape(step, session.abstract_state, batch)
   assert metrics['loss'].shape == ()
   assert jax.tree.structure(state) == jax.tree.structure(session.abstract_state)

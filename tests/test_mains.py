@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.kernels import plain
 from moe_jax.parallel import distributed, mesh as mesh_lib
 from moe_jax.plots import report
-from moe_jax.training import generation, rates, session as session_lib
+from moe_jax.training import generation, session as session_lib
 from tests import mains, saved
 from tests.routers import test_hash
 
@@ -132,7 +133,7 @@ def run(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(session_lib.Session, 'put', recorded)
-    patch.setattr(rates, 'matmul_flops_per_second', lambda dtype: 1e9)
+    patch.setattr(plain, 'rate', lambda dtype: 1e9)
     for k, v in cache.items():
       jax.config.update(k, v)
     with pytest.MonkeyPatch.context() as page:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from moe_jax.data import tokenizers
 from moe_jax.models import factory
 from moe_jax.parallel import (
   axes,
@@ -20,6 +19,7 @@ from moe_jax.parallel import (
   mesh as mesh_lib,
   rules,
 )
+from moe_jax.problems import base as problems
 from moe_jax.training import session as session_lib
 from tests import tiny
 
@@ -87,7 +87,8 @@ def test_parameters_live_where_the_table_says():
   model = factory.make(config, 384, mesh)
   from moe_jax.training import state
 
-  lay = state.layout(model, session_lib.dummy(config, mesh))
+  problem = problems.of(config)
+  lay = state.layout(model, session_lib.dummy(config, problem, mesh))
   where = rules.specs(lay.axes, lay.params, mesh.shape)
   moe = where['decoder'][
     'suffix_0' if 'suffix_0' in where['decoder'] else 'prefix_1'
@@ -161,8 +162,7 @@ def test_vocabulary(rows, model, want):
   """The tokenizer's ids, padded for the `model` axis, or as many as asked."""
   config = tiny.config(**{'model.vocab_size': rows})
   mesh = mesh_lib.abstract(mesh_lib.exact(model=model))
-  tokenizer = tokenizers.build('bytes()')
-  assert session_lib.vocab_size(config, tokenizer, mesh) == want
+  assert problems.of(config).vocabulary(mesh) == want
 
 
 def test_process_flags_go_together():
@@ -179,6 +179,7 @@ CHILD = """
 import sys
 import jax
 from moe_jax.parallel import distributed
+from moe_jax.problems import base as problems
 distributed.start(8, *sys.argv[1:2], *map(int, sys.argv[2:4]))
 sys.path.insert(0, sys.argv[4])
 from moe_jax.training import loop

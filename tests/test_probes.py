@@ -88,6 +88,37 @@ def test_stacks_are_told_apart():
   assert found['train/max_violation'] == found['train/dead'] == 0.0
 
 
+def test_wasted_seats_of_a_run_with_two_batch_sizes():
+  """Steps 19 and 20 have 8 and 16 rows of 16 tokens, each with one seat."""
+  fields = {'train.steps': 20, 'mesh': 'exact()'}
+  make = lambda rows: plans.make(
+    tiny.config(**fields, **{'train.batch_size': rows}), 'exact()'
+  )
+  sessions = [make(rows) for rows in (8, 16)]
+  metrics = {
+    'loss': 1.0,
+    'cause': _causes(KEPT=64),
+    'load': np.ones((1, 2)),
+    'balance': {},
+    'entropy': np.ones(1),
+    'health': {
+      'tokens': np.ones(1),
+      'used': np.array([[0, 1, 0]]),
+      'bias': np.zeros(1),
+    },
+  }
+  for knows, want in ((True, 128 + 256), (False, 256 + 256)):
+    before, after = map(trail.Trail, sessions)
+    before.add(19, metrics)
+    kept = before.state()
+    if not knows:  # as checkpoints used to
+      del kept['tail']['sums']['held']
+    after.restore(19, kept)
+    after.add(20, metrics)
+    found = after.summary()
+    assert found['train/wasted'] == pytest.approx(1 - 128 / want)
+
+
 def test_health_of_the_first_and_the_last_tenth():
   """By hand: one layer of two experts, 20 steps, so that a tenth is two."""
   session = plans.make(tiny.config(**{'train.steps': 20}), 'exact()')

@@ -65,7 +65,9 @@ def test_example_is_used_by_its_dotted_name(example):
     lambda: factory.dummy_batch(config, config.train.batch_size, 16)
   )
   batch['targets'] = batch['inputs']
-  step = step_lib.make_train_step(session.model, session.tx, seed=0)
+  step = step_lib.make_train_step(
+    session.model, session.tx, problem=session.problem, seed=0
+  )
   _, metrics = jax.eval_shape(step, session.abstract_state, batch)
   assert metrics['load'].shape == (1, 4)
 

@@ -383,8 +383,11 @@ def test_the_summary(run, steps):
     'train/dropped': total('capacity') / (total('kept') + total('capacity')),
     'train/wasted': 1 - total('kept') / total('seats'),
   }
+  nested = run.session.problem.described()
+  assert run.summary['problem'] == nested['problem']
   curve = {k: v for k, v in run.summary.items() if k == 'curve'}
-  ref.compare({k: v for k, v in run.summary.items() if k != 'curve'}, want)
+  nested |= curve
+  ref.compare({k: v for k, v in run.summary.items() if k not in nested}, want)
   ends = [3, 6, 9, 11]
   assert curve['curve']['step'] == ends
   parts = [range(a + 1, b + 1) for a, b in itertools.pairwise((0, *ends))]

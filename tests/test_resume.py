@@ -293,10 +293,10 @@ def test_a_saved_state_that_is_not_finite_is_passed_over(runs, made, caplog):
 def test_an_evaluation_that_is_not_finite_ends_the_run(runs, made):
   """By name, and without a checkpoint of that step."""
   evaluate = object.__new__(evaluation.Evaluator)
-  evaluate._session, evaluate._task = made, False
+  evaluate._session = made
   nats = np.ones(len(made.data.documents), np.float32)
   nats[1] = np.inf
-  evaluate._step = lambda *_: {'nats': nats, 'tokens': 9.0}
+  evaluate._step = lambda *_: {'sums': {'nats': nats, 'tokens': 9.0}}
   with pytest.raises(FloatingPointError) as e:
     evaluate(None, None)
   name = made.data.documents[1].name

@@ -1,5 +1,7 @@
 """Sampling: what is drawn, where it ends, and by an encoder-decoder."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from moe_jax.data import tokenizers
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.training import generation
 from tests import saved, tiny
 
@@ -37,8 +40,10 @@ class Chain:
 def unrestored(config, mesh, variables):
   """A generator of variables that no checkpoint holds."""
   made = object.__new__(generation.Generator)
-  made.config, made.tokenizer = config, tokenizers.build('bytes()')
-  made._mesh, made._variables = mesh, variables
+  made.tokenizer, made._variables = tokenizers.build('bytes()'), variables
+  made._session = types.SimpleNamespace(
+    config=config, problem=problems.of(config), mesh=mesh
+  )
   return made
 
 

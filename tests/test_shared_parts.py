@@ -23,11 +23,13 @@ from moe_jax.parallel import (
 )
 from moe_jax.seating import seat as seating
 from moe_jax.training import plans, tuning
-from tests import rows, tiny
+from tests import methods, tiny
 
 G, T, D, E, K, F = 8, 6, 8, 4, 2, 12
 MESHES = (dict(data=2, expert=4), dict(expert=2, fsdp=2, model=2))
-DISPATCHES = [r.spec for r in rows.DISPATCH] + ['scatter(pipeline_degree=4)']
+DISPATCHES = [r.spec for r in methods.rows('dispatch')] + [
+  'scatter(pipeline_degree=4)'
+]
 KIND = shared_low_rank.SharedLowRank(d_ff=F, rank=2, bias=True)
 BF16 = jnp.bfloat16
 

@@ -13,6 +13,7 @@ import pytest
 from configs import lm, routers
 from moe_jax import registry
 from moe_jax.models import factory
+from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, configs
 from moe_jax.studies import results, study as study_lib, verdicts
 from moe_jax.training import (
@@ -59,11 +60,11 @@ def test_arms_are_valid(path, size):
     with config.unlocked():  # as the runner does
       config.train.init_from = arm.init_from
     configs.validate(config)
-    session_lib.choose_kind(config)
+    problem = session_lib.choose_problem(config)
     probes.check(config)
     factory.make(config, vocab_size=384)
     for split in ('train', 'eval'):
-      session_lib.check_batch(config, ONE, split)
+      session_lib.check_batch(config, problem, ONE, split)
   digests = [results.arm_digest(study, a) for a in study.arms]
   assert len(set(digests)) == len(digests), 'two arms are the same'
 
@@ -147,7 +148,7 @@ def test_experts_cost_no_flops(size):
       * sum(stack.sparse)
       * config.moe.num_experts
       * config.model.d_model
-      * session_lib.lengths(config)[stack_name]
+      * problems.of(config).lengths[stack_name]
       for stack_name, stack in session.model.stacks.items()
     )
     found[name] = session.forward_flops() - routers
@@ -185,14 +186,16 @@ def test_every_router_of_the_study_traces():
 
 def _trace(config, mesh):
   session = plans.make(config, mesh)
-  L = session_lib.lengths(config)
+  L = problems.of(config).lengths
   batch = jax.eval_shape(
     lambda: factory.dummy_batch(
       config, config.train.batch_size, config.data.seq_len, L['decoder']
     )
   )
   batch['targets'] = batch['inputs']
-  step = step_lib.make_train_step(session.model, session.tx, seed=0)
+  step = step_lib.make_train_step(
+    session.model, session.tx, problem=session.problem, seed=0
+  )
   state, metrics = jax.eval_shape(step, session.abstract_state, batch)
   assert metrics['loss'].shape == ()
   assert jax.tree.structure(state) == jax.tree.structure(session.abstract_state)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from moe_jax.plots import records, report, tables
+from moe_jax.problems import base as problems, losses
 from moe_jax.runs import checkpoint
 from moe_jax.training import (
   evaluation,
   loop,
-  losses,
   plans,
   session as session_lib,
   state as state_lib,
@@ -213,7 +213,7 @@ def test_training_loss_is_of_the_answer(path):
   made = config(path, 'decoder', **{'moe.layers': 'none'})
   session = session_lib.make(made, '')
   model, tx = session.model, session.tx
-  dummy = session_lib.dummy(made, session.mesh)
+  dummy = session.dummy
   where = jax.tree.map(lambda v: v.sharding, session.abstract_state)
   state = state_lib.init(model, tx, dummy, 0, where)
   batch = session.data.batch(seed=0, batch_size=16, step=0)
@@ -229,7 +229,9 @@ def test_training_loss_is_of_the_answer(path):
       tokens += 1
   assert 16 * 3 < tokens < 16 * 8  # 'no' and 'perhaps', each with EOS
   # The devices have two micro-batches of a row each.
-  step = step_lib.make_train_step(model, tx, seed=0, accumulate=2)
+  step = step_lib.make_train_step(
+    model, tx, problem=session.problem, seed=0, accumulate=2
+  )
   _, metrics = jax.jit(step)(state, session.put(batch))
   assert float(metrics['loss']) == pytest.approx(nats / tokens, rel=1e-5)
   # Throughput is of all tokens of the rows.
@@ -242,7 +244,7 @@ def test_an_encoder_decoder_is_planned_without_data():
   with made.unlocked():
     made.moe.layers = 'all'
     made.moe.capacity_factor = 1.0
-  assert session_lib.lengths(made) == {'encoder': 48, 'decoder': 16}
-  assert session_lib.plan(made).size == 8
+  assert problems.of(made).lengths == {'encoder': 48, 'decoder': 16}
+  assert session_lib.plan(made).mesh.size == 8
   session = plans.make(made, 'exact(data=8)')
   assert plans.layers(session)['decoder'].groups == 1

@@ -14,6 +14,7 @@ import pytest
 from moe_jax.data import pipeline
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
 from moe_jax.training import (
   evaluation,
@@ -67,17 +68,21 @@ def three_steps(corpus, sizes, first=None, **overrides):
   sizes = mesh_lib.exact(**sizes)
   devices = jax.devices()[: math.prod(sizes.values())]
   mesh = mesh_lib.make(sizes, devices)
-  model = factory.make(config, 384, mesh)
-  lay = state_lib.layout(model, session_lib.dummy(config, mesh))
+  model, problem = factory.make(config, 384, mesh), problems.of(config)
+  dummy = session_lib.dummy(config, problem, mesh)
+  lay = state_lib.layout(model, dummy)
   tx = optax.sgd(0.3)
   where = jax.tree.map(lambda v: v.sharding, state_lib.abstract(tx, lay, mesh))
   if first is None:
-    dummy = session_lib.dummy(config, mesh)
     first = jax.device_get(state_lib.init(model, tx, dummy, 0, where))
   state = jax.device_put(first, where)
   step = jax.jit(
     step_lib.make_train_step(
-      model, tx, seed=0, accumulate=config.train.accumulate
+      model,
+      tx,
+      problem=problem,
+      seed=0,
+      accumulate=config.train.accumulate,
     ),
     out_shardings=(where, None),
   )
@@ -148,15 +153,12 @@ def test_noise_follows_the_step(corpus):
   """Each step draws anew, and the same step draws the same."""
   config = tiny.config(**corpus, **{'model.dropout': 0.5})
   model, tx = factory.make(config, 384), optax.sgd(0.0)
-  mesh = mesh_lib.single()
-  where = jax.tree.map(
-    lambda v: v.sharding,
-    state_lib.abstract(
-      tx, state_lib.layout(model, session_lib.dummy(config, mesh)), mesh
-    ),
-  )
-  state = state_lib.init(model, tx, session_lib.dummy(config, mesh), 0, where)
-  step = jax.jit(step_lib.make_train_step(model, tx, seed=0))
+  mesh, problem = mesh_lib.single(), problems.of(config)
+  dummy = session_lib.dummy(config, problem, mesh)
+  lay = state_lib.layout(model, dummy)
+  where = jax.tree.map(lambda v: v.sharding, state_lib.abstract(tx, lay, mesh))
+  state = state_lib.init(model, tx, dummy, 0, where)
+  step = jax.jit(step_lib.make_train_step(model, tx, problem=problem, seed=0))
   data = pipeline.load(config.data, cache_dir=config.data.cache)
   batch = data.batch(seed=0, batch_size=8, step=0)
   losses = [

@@ -45,6 +45,7 @@ from flax import struct
 
 from moe_jax import registry, types
 from moe_jax.models import factory, stack
+from moe_jax.problems import causal_lm
 from moe_jax.routers import base as routers
 from moe_jax.seating import seat as seating
 from moe_jax.training import state as state_lib, step as step_lib
@@ -92,7 +93,9 @@ def test_total_loss_is_a_mean_over_tokens_and_its_layers(over_layers):
   model, params, batch = two_layers()
   tx = optax.sgd(0.0)
   state = state_lib.TrainState(jnp.int32(0), params, tx.init(params), {})
-  step = step_lib.make_train_step(model, tx, seed=0, over_layers=over_layers)
+  step = step_lib.make_train_step(
+    model, tx, problem=causal_lm.CausalLM({}), seed=0, over_layers=over_layers
+  )
   _, metrics = jax.jit(step)(state, batch)
   logits, aux = jax.jit(
     lambda p: model.apply({'params': p}, batch, train=True)

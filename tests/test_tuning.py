@@ -13,6 +13,7 @@ import pytest
 from moe_jax.data import pipeline
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, configs
 from moe_jax.training import (
   loop,
@@ -110,6 +111,7 @@ def steps(fields, kind, choice, clip=0.0, accumulate=1):
     'train.optimizer': f'adamw(b1={B1}, weight_decay=0.1)',
     'train.schedule': 'constant(value=0.01)',
     'train.clip': clip,
+    'train.z_loss': 0.0,
     'train.accumulate': accumulate,
     'train.trainable': choice,
     'moe.extra_ffn': 'before',
@@ -121,7 +123,8 @@ def steps(fields, kind, choice, clip=0.0, accumulate=1):
   }
   config = tiny.config(**fields)
   mesh, model = mesh_lib.single(), factory.make(config, 384)
-  dummy = session_lib.dummy(config, mesh)
+  problem = problems.of(config)
+  dummy = session_lib.dummy(config, problem, mesh)
   lay = state_lib.layout(model, dummy)
   tx, _ = session_lib.make_optimizer(config, lay.batch_dims())
   # Parameters of noise, the rest of a start: nothing is compiled for them.
@@ -129,7 +132,7 @@ def steps(fields, kind, choice, clip=0.0, accumulate=1):
   first = first.replace(params=noise(first.params, 0, 0.5))
   mask = tuning.trained(lay.params, choice)
   step = step_lib.make_train_step(
-    model, tx, seed=0, accumulate=accumulate, trained=mask
+    model, tx, problem=problem, seed=0, accumulate=accumulate, trained=mask
   )
   data = pipeline.load(config.data, cache_dir=config.data.cache)
   batch = data.batch(seed=0, batch_size=8, step=0)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.benchmarks import cases
+from moe_jax.kernels import plain
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'transformers')
 _PACKAGES += ('st-moe-pytorch', 'tokamax')
@@ -67,29 +68,11 @@ def versions() -> dict[str, str]:
   return found
 
 
-PRODUCTS = 4  # in a row, lest one be measured while threads wake up
-
-
 def matmul(dtype: Any, size: int = 0) -> cases.Candidate:
-  """Plain square matrix products: the rate that FLOPs are measured by.
-
-  Args:
-    dtype: of the factors.
-    size: rows and columns; 0 chooses 2048 on CPU and 8192 elsewhere.
-  """
-  size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
-
-  def products(x, y):
-    return jax.lax.fori_loop(0, PRODUCTS, lambda _, x: x @ y, x)
-
-  def build():
-    # Random numbers: matrix units run faster on constants, for the power saved.
-    x, y = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
-    return cases.compiled(products, x, y / size**0.5)
-
-  return cases.Candidate(
-    cases.MATMUL, build, flops=PRODUCTS * 2.0 * size**3, reference=True
-  )
+  """`plain.products`, as a candidate beside others."""
+  run, factors, flops = plain.products(dtype, size)
+  build = lambda: cases.compiled(run, *factors())
+  return cases.Candidate(cases.MATMUL, build, flops=flops, reference=True)
 
 
 def copy(size: int = 0) -> cases.Candidate:

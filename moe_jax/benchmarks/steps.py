@@ -23,6 +23,7 @@ from moe_jax.layers import moe
 from moe_jax.models import decoder, stack
 from moe_jax.parallel import mesh as mesh_lib, rules
 from moe_jax.planning import counts
+from moe_jax.problems import causal_lm
 from moe_jax.seating import orders
 from moe_jax.training import optimizers, state as state_lib, step as step_lib
 
@@ -176,7 +177,8 @@ def make(
     batch_dims=lay.batch_dims(),
   )
   tx = scopes.optimizer(tx)
-  step = step_lib.make_train_step(model, tx, seed=0)
+  problem = causal_lm.CausalLM({})
+  step = step_lib.make_train_step(model, tx, problem=problem, seed=0)
   if abstract:
     return step, state_lib.abstract(tx, lay, mesh), batch, lay
   shardings = rules.shardings(mesh, state_lib.specs(tx, lay, mesh))

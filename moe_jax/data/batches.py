@@ -1,10 +1,89 @@
-"""What all sources of batches share: slices, stacking, prefetching."""
+"""What all sources of batches share: rows by number, slices, prefetching."""
 
+import abc
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from moe_jax.errors import UserError
+
+Row = dict[str, np.ndarray]
+
+
+class Batches(abc.ABC):
+  """Rows as batches: a pure function of (seed, first row, rows).
+
+  A global batch has the same rows in the same order on any number of processes
+  and threads; a process gets its contiguous slice. So the state of the data is
+  one integer, the rows there have been.
+
+  Attributes:
+    fingerprint: hash of all that is read: a run that is resumed on other data
+      is told apart by it.
+    validation_rows: how many there are.
+  """
+
+  fingerprint: str
+  validation_rows: int
+
+  @abc.abstractmethod
+  def train_row(self, seed: int, row: int) -> Row:
+    """Arrays of a training row; rows are numbered through all epochs."""
+
+  @abc.abstractmethod
+  def validation_row(self, row: int) -> Row:
+    """Arrays of a row of validation; of padding, past the last one."""
+
+  def describe(self) -> str:
+    """A few lines for a person: what it is, and how much."""
+    return f'data {self.fingerprint[:12]}: {self.validation_rows} rows held out'
+
+  def train(
+    self,
+    *,
+    seed: int,
+    batch_size: int,
+    first_row: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+  ) -> Iterator[Row]:
+    """This process's slices of the global batches, from a row on, without end.
+
+    Args:
+      seed: 0 or more; of the order, the windows and the noise.
+      batch_size: rows of the global batch.
+      first_row: of the first batch; a row is the same whatever batch it is in.
+      process_index: of this process.
+      process_count: processes, which must divide batch_size.
+    """
+    mine = rows_of(batch_size, process_index, process_count)
+    check_counters(seed=seed, first_row=first_row)
+    make = lambda n: stack(
+      [self.train_row(seed, first_row + n * batch_size + i) for i in mine]
+    )
+    return prefetched(range((sys.maxsize - first_row) // batch_size), make)
+
+  def batch(self, *, seed: int, batch_size: int, step: int) -> Row:
+    """The whole global batch of a step."""
+    mine = rows_of(batch_size, 0, 1)
+    check_counters(seed=seed, step=step)
+    return stack([self.train_row(seed, step * batch_size + i) for i in mine])
+
+  def validation(
+    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  ) -> Iterator[Row]:
+    """All of validation once, in order, as slices of global batches.
+
+    The last batch is padded.
+    """
+    mine = rows_of(batch_size, process_index, process_count)
+    make = lambda k: stack(
+      [self.validation_row(k * batch_size + i) for i in mine]
+    )
+    count = math.ceil(self.validation_rows / batch_size)
+    return prefetched(range(count), make)
 
 
 def check_counters(**counters: int) -> None:

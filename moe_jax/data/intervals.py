@@ -1,4 +1,4 @@
-"""Bits per byte and accuracy, with intervals over documents or examples."""
+"""Ratios of sums and shares, with intervals over documents or examples."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,13 @@ class Estimate(NamedTuple):
   low: float
   high: float
 
+  def named(self, key: str) -> dict[str, float]:
+    """Metrics: `key`, `key`_low and `key`_high."""
+    return {key: self.value, f'{key}_low': self.low, f'{key}_high': self.high}
 
-def bits_per_byte(bits_N, bytes_N, domain_N=None) -> Estimate:
-  """Sum of bits over sum of bytes, with a 95 % interval over documents.
+
+def ratio(sum_N, size_N, domain_N=None) -> Estimate:
+  """Bits per byte: a sum over a sum, with a 95 % interval over documents.
 
   A ratio of sums weighs documents by length. The interval says how far the
   value would move with other documents of the same kind: the linearised
@@ -25,8 +29,8 @@ def bits_per_byte(bits_N, bytes_N, domain_N=None) -> Estimate:
   6.4 and 6.11) with Student's t.
 
   Args:
-    bits_N: negative log2 likelihood of each document.
-    bytes_N: its bytes.
+    sum_N: of each document, such as its negative log2 likelihood.
+    size_N: what it is shared out over, such as bytes.
     domain_N: to pool domains, the domain of each: documents are then another
       draw from the SAME domains, whose differences add no variance; degrees of
       freedom are Satterthwaite's. Where a domain has a single document all
@@ -36,19 +40,19 @@ def bits_per_byte(bits_N, bytes_N, domain_N=None) -> Estimate:
     The interval is infinite for one document.
 
   Raises:
-    ValueError: no documents, unequal lengths, or no bytes.
+    ValueError: no documents, unequal lengths, or no size.
   """
-  bits_N = np.asarray(bits_N, np.float64)
-  bytes_N = np.asarray(bytes_N, np.float64)
-  if bits_N.ndim != 1 or bits_N.shape != bytes_N.shape or not bits_N.size:
+  sum_N = np.asarray(sum_N, np.float64)
+  size_N = np.asarray(size_N, np.float64)
+  if sum_N.ndim != 1 or sum_N.shape != size_N.shape or not sum_N.size:
     raise UserError(
-      f'expected bits and bytes of the same documents, one or more; got shapes '
-      f'{bits_N.shape} and {bytes_N.shape}'
+      f'expected sums and sizes of the same documents, one or more; got shapes '
+      f'{sum_N.shape} and {size_N.shape}'
     )
-  if not bytes_N.sum() > 0:
-    raise UserError('the documents have no bytes')
-  value = bits_N.sum() / bytes_N.sum()
-  residual_N = (bits_N - value * bytes_N) / bytes_N.sum()
+  if not size_N.sum() > 0:
+    raise UserError('the documents have no size')
+  value = sum_N.sum() / size_N.sum()
+  residual_N = (sum_N - value * size_N) / size_N.sum()
   parts = [residual_N]
   if domain_N is not None:
     _, place_N, count_D = np.unique(
@@ -56,7 +60,7 @@ def bits_per_byte(bits_N, bytes_N, domain_N=None) -> Estimate:
     )
     if count_D.min() > 1:
       parts = [residual_N[place_N == d] for d in range(count_D.size)]
-  if bits_N.size < 2:
+  if sum_N.size < 2:
     return Estimate(float(value), -np.inf, np.inf)
   variance_D = np.array([p.size * p.var(ddof=1) for p in parts])
   freedom_D = np.array([p.size - 1 for p in parts])

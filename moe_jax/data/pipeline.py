@@ -1,17 +1,12 @@
 """Batches of text: a pure function of (seed, first row, rows).
 
-    data = pipeline.load(config.data, cache_dir='/tmp/data')
-    for batch in data.train(seed=0, batch_size=64):
-      ...
-
-A global batch has the same rows in the same order on any number of processes
-and threads; a process gets its contiguous slice. So the state of the data is
-one integer, the rows there have been.
+data = pipeline.load(config.data, cache_dir='/tmp/data')
+for batch in data.train(seed=0, batch_size=64):
+  ...
 """
 
 import hashlib
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -41,7 +36,8 @@ DEFAULTS = {
   'text_field': 'text',
   'train_split': 'train',
   'validation_split': 'validation',
-  # These two take the place of a corpus; see `tasks`.
+  # These take the place of a corpus; see `tasks` and `problems`.
+  'problem': '',
   'task': '',
   'task_file': '',
 }
@@ -122,18 +118,18 @@ def load(
   )
 
 
-class Data:
+class Data(batches.Batches):
   """A corpus as batches; made by `load`.
 
   Batches are dicts of int32 arrays [rows, length], see `objectives`.
+  Validation is all of its documents once.
 
   Attributes:
     tokenizer: see `tokenizers`.
     domains: names of the domains, in the order of the weights.
     weights: the share of the training rows of each, summing to 1.
     documents: the validation documents, by domain.
-    fingerprint: hash of all text read, the tokenizer and the domains: a run
-      that is resumed on other data is told apart by it.
+    fingerprint: hash of all text read, the tokenizer and the domains.
   """
 
   def __init__(
@@ -180,76 +176,25 @@ class Data:
       for d, members in zip(self.domains, kept)
       for n in members
     ]
-    self._rows = self._validation_rows(kept, length)
+    self._rows = self._windows(kept, length)
+    self.validation_rows = len(self._rows)
     parts = (train.digest, validation.digest, tokenizer.key, *self.domains)
     self.fingerprint = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
     logging.info('%s', self.describe())
 
-  def train(
-    self,
-    *,
-    seed: int,
-    batch_size: int,
-    first_row: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's slices of the global batches, from a row on.
-
-    Args:
-      seed: 0 or more; of the order, the windows and the noise.
-      batch_size: rows of the global batch.
-      first_row: of the first batch; rows are numbered through all epochs, and
-        a row is the same whatever batch it is in.
-      process_index: of this process.
-      process_count: processes, which must divide batch_size.
-    """
-    mine = batches.rows_of(batch_size, process_index, process_count)
-    batches.check_counters(seed=seed, first_row=first_row)
-    mine = [first_row + i for i in mine]
-    make = lambda n: self._make(seed, [n * batch_size + i for i in mine])
-    return batches.prefetched(
-      range((sys.maxsize - first_row) // batch_size), make
+  def train_row(self, seed: int, row: int) -> batches.Row:
+    """A window of the domain whose turn it is, under the objective."""
+    domain, n = streams.place(row, self._shares)
+    example = self._objective.example(
+      self._streams[domain].window(seed, n),
+      seq_len=self._seq_len,
+      tokenizer=self.tokenizer,
+      rng=np.random.default_rng([seed, 1, row]),
     )
+    del example['document']  # of use in validation only
+    return example
 
-  def batch(self, *, seed: int, batch_size: int, step: int) -> dict:
-    """The whole global batch of a step."""
-    rows = [step * batch_size + i for i in batches.rows_of(batch_size, 0, 1)]
-    batches.check_counters(seed=seed, step=step)
-    return self._make(seed, rows)
-
-  def _make(self, seed, rows):
-    examples = []
-    for row in rows:
-      domain, n = streams.place(row, self._shares)
-      example = self._objective.example(
-        self._streams[domain].window(seed, n),
-        seq_len=self._seq_len,
-        tokenizer=self.tokenizer,
-        rng=np.random.default_rng([seed, 1, row]),
-      )
-      del example['document']  # of use in validation only
-      examples.append(example)
-    return batches.stack(examples)
-
-  def validation(
-    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """All validation documents once, in order, as slices of global batches.
-
-    Rows are windows over a domain's documents laid end to end; a domain's last
-    window and the last batch are padded. `document` [rows, length] says which
-    of `documents` a target belongs to, -1 on padding.
-    """
-    mine = batches.rows_of(batch_size, process_index, process_count)
-    make = lambda k: batches.stack(
-      [self._validation_row(k * batch_size + i) for i in mine]
-    )
-    return batches.prefetched(
-      range(math.ceil(len(self._rows) / batch_size)), make
-    )
-
-  def _validation_rows(self, kept, length):
+  def _windows(self, kept, length):
     """(documents of a domain, their first index, ends, start, stop) of rows."""
     rows, first = [], 0
     for members in kept:
@@ -261,7 +206,12 @@ class Data:
       first += len(members)
     return rows
 
-  def _validation_row(self, row):
+  def validation_row(self, row: int) -> batches.Row:
+    """A window over a domain's documents laid end to end.
+
+    A domain's last one is padded. `document` [length] says which of
+    `documents` a target belongs to, -1 on padding.
+    """
     window = objectives.Window(*np.zeros((2, 0), np.int32))
     if row < len(self._rows):
       members, first, ends, start, stop = self._rows[row]

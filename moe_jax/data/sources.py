@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from moe_jax.data import builders
+from moe_jax.data import builders, text_files
 from moe_jax.errors import UserError
 
 # name, optional config, optional version; it becomes a path, so no dots alone.
 _NAME = re.compile(r'(\w+)(?:/([\w+-][\w.+-]*))?(?::(\d+\.\d+\.\d+))?')
+LOCAL = ('python_stdlib', 'text_files')  # what `builders` makes
 _RANDOM_ACCESS = ('array_record', 'parquet')
 
 
@@ -38,8 +39,27 @@ def locate(
   """
   if name == 'python_stdlib' and not directory:
     return builders.python_stdlib(cache_dir)
-  if name in ('python_stdlib', 'text_files'):
+  if name in LOCAL:
     return builders.from_text_files(directory, cache_dir)
+  base, root, version = _prepared(name, directory, allow_download)
+  if not version:
+    builder = tfds.builder(name, data_dir=root, file_format='array_record')
+    builder.download_and_prepare()
+    version = str(builder.version)
+    base = '/'.join(builder.info.full_name.split('/')[:-1])
+  return f'{base}:{version}', root
+
+
+def look(name: str, *, directory: str, allow_download: bool) -> None:
+  """Raises ValueError where `locate` would, as far as a glance tells."""
+  if name not in LOCAL:
+    _prepared(name, directory, allow_download)
+  elif directory or name == 'text_files':
+    text_files.paths(directory)
+
+
+def _prepared(name, directory, allow_download) -> tuple[str, str, str]:
+  """(name without version, data_dir, the version there; '' is to be made)."""
   match = _NAME.fullmatch(name)
   if not match:
     raise UserError(
@@ -49,18 +69,15 @@ def locate(
   base = '/'.join(part for part in match.groups()[:2] if part)
   root = os.path.expanduser(directory or str(tfds.core.constants.DATA_DIR))
   version = match[3] or _newest(os.path.join(root, base))
-  if not version or not _has_info(os.path.join(root, base, version)):
-    if not allow_download:
-      raise UserError(
-        f'{name!r} is not prepared under {root!r}: prepare it with '
-        f'`tfds build {name} --file_format=array_record --data_dir={root}`, '
-        f'name its data_dir in data.dir, or pass --allow_download'
-      )
-    builder = tfds.builder(name, data_dir=root, file_format='array_record')
-    builder.download_and_prepare()
-    version = str(builder.version)
-    base = '/'.join(builder.info.full_name.split('/')[:-1])
-  return f'{base}:{version}', root
+  if version and _has_info(os.path.join(root, base, version)):
+    return base, root, version
+  if not allow_download:
+    raise UserError(
+      f'{name!r} is not prepared under {root!r}: prepare it with '
+      f'`tfds build {name} --file_format=array_record --data_dir={root}`, '
+      f'name its data_dir in data.dir, or pass --allow_download'
+    )
+  return base, root, ''
 
 
 def _newest(path: str) -> str:

@@ -12,7 +12,6 @@ from moe_jax.errors import UserError
 
 TRAIN, VALIDATION = '_train.jsonl', '_validation.jsonl'
 LABEL, LABEL_TEXT = 'label', 'label_text'
-_NO_TASKS = ('python_stdlib', 'text_files')  # names that `sources` builds
 
 
 class Example(NamedTuple):
@@ -50,14 +49,8 @@ def from_file(path: str) -> Task:
   Raises:
     ValueError: a missing file, or a record that does not fit, by its line.
   """
-  if not path.endswith(TRAIN):
-    raise UserError(
-      f'data.task_file={path!r}: expected a path that ends in {TRAIN!r}, with '
-      f'NAME{VALIDATION} beside it'
-    )
-  other = path.removesuffix(TRAIN) + VALIDATION
-  records = _records(path, 'training')
-  held = _records(other, 'validation')
+  other = look(path)
+  records, held = _records(path), _records(other)
   line, first = next(iter(records.items()))
   fields = tuple(
     k
@@ -88,10 +81,22 @@ def from_file(path: str) -> Task:
   return Task(name, fields, labels, *parts)
 
 
-def _records(path: str, which: str) -> dict[int, Mapping[str, Any]]:
+def look(path: str) -> str:
+  """The file beside it; raises ValueError where one of them is missing."""
+  if not path.endswith(TRAIN):
+    raise UserError(
+      f'data.task_file={path!r}: expected a path that ends in {TRAIN!r}, with '
+      f'NAME{VALIDATION} beside it'
+    )
+  other = path.removesuffix(TRAIN) + VALIDATION
+  for which, p in (('training', path), ('validation', other)):
+    if not os.path.isfile(p):
+      raise UserError(f'data.task_file: no {which} file at {p!r}')
+  return other
+
+
+def _records(path: str) -> dict[int, Mapping[str, Any]]:
   """The JSON objects of a file by line, from 1; blank lines are left out."""
-  if not os.path.isfile(path):
-    raise UserError(f'data.task_file: no {which} file at {path!r}')
   found = {}
   with open(path, encoding='utf-8', errors='replace') as f:
     for n, line in enumerate(f, 1):
@@ -151,7 +156,7 @@ def from_tfds(
     ValueError: no such data set, split or features, or an example that has no
       label, as in test splits.
   """
-  if name in _NO_TASKS:
+  if name in sources.LOCAL:
     raise UserError(f'data.task={name!r} has no labels')
   found, data_dir = sources.locate(
     name,

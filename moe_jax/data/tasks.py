@@ -20,12 +20,12 @@ answer. So scores are sums by document, the same on any mesh.
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from moe_jax.data import (
   intervals,
   objectives,
   pipeline,
+  sources,
   task_sources,
   tokenizers,
 )
@@ -77,7 +78,7 @@ def find(
     return task_sources.from_file(spec)
   if '(' in spec or spec in BUILT_IN:
     return registry.call(spec, BUILT_IN, 'task')
-  try:
+  with _as_tfds(spec):
     return task_sources.from_tfds(
       spec,
       directory=config.dir,
@@ -85,6 +86,24 @@ def find(
       cache_dir=cache_dir,
       allow_download=allow_download,
     )
+
+
+def look(config: Mapping[str, Any], allow_download: bool) -> None:
+  """Raises ValueError where `find` would, as far as a glance tells."""
+  spec = chosen(config)
+  if config.task_file:
+    task_sources.look(spec)
+  elif '(' not in spec and spec not in BUILT_IN:
+    with _as_tfds(spec):
+      where = {'directory': config.dir, 'allow_download': allow_download}
+      sources.look(spec, **where)
+
+
+@contextlib.contextmanager
+def _as_tfds(spec: str):
+  """What is raised inside says that the name may have been meant otherwise."""
+  try:
+    yield
   except ValueError as e:
     built_in = ', '.join(f'{name}()' for name in BUILT_IN)
     raise UserError(
@@ -122,7 +141,7 @@ def load(
   )
 
 
-class TaskData:
+class TaskData(batches.Batches):
   """A task as batches, with what a run uses of `pipeline.Data`.
 
   Examples are in memory, tokenized.
@@ -170,46 +189,27 @@ class TaskData:
       for i in range(len(held))
       for label in task.labels
     ]
+    self.validation_rows = len(self.documents)
     self.fingerprint = _fingerprint(task, tokenizer)
     self._epoch = functools.lru_cache(maxsize=2)(self._draw)
     logging.info('%s', self.describe())
 
-  def train(
-    self,
-    *,
-    seed: int,
-    batch_size: int,
-    first_row: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """As `pipeline.Data.train`: slices of the global batches, without end."""
-    mine = batches.rows_of(batch_size, process_index, process_count)
-    batches.check_counters(seed=seed, first_row=first_row)
-    mine = [first_row + i for i in mine]
-    make = lambda n: self._make(seed, [n * batch_size + i for i in mine])
-    count = (sys.maxsize - first_row) // batch_size
-    return batches.prefetched(range(count), make)
+  def train_row(self, seed: int, row: int) -> batches.Row:
+    """The example that an epoch's order has there, with its own label."""
+    epoch, i = divmod(row, len(self._train))
+    example = self._row(*self._train[self._epoch(seed, epoch)[i]], 0)
+    del example['document']  # of use in validation only
+    return example
 
-  def batch(self, *, seed: int, batch_size: int, step: int) -> dict:
-    """The whole global batch of a step."""
-    batches.check_counters(seed=seed, step=step)
-    rows = batches.rows_of(batch_size, 0, 1)
-    return self._make(seed, [step * batch_size + i for i in rows])
-
-  def validation(
-    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """A row for each of `documents`, in order; the last batch is padded.
+  def validation_row(self, row: int) -> batches.Row:
+    """That of one of `documents`.
 
     `document` says at each target of an answer whose it is, else -1.
     """
-    mine = batches.rows_of(batch_size, process_index, process_count)
-    make = lambda k: batches.stack(
-      [self._validation_row(k * batch_size + i) for i in mine]
-    )
-    count = math.ceil(len(self.documents) / batch_size)
-    return batches.prefetched(range(count), make)
+    if row >= self.validation_rows:
+      return self._layout(*np.zeros((3, 0), np.int32), -1)
+    example, label = divmod(row, len(self.labels))
+    return self._row(self._validation[example][0], label, row)
 
   def scores(self, nats_N: np.ndarray) -> dict[str, float]:
     """Metrics of a model that gives `documents` these nats, f64 [N].
@@ -230,9 +230,7 @@ class TaskData:
     counts = collections.Counter(label for _, label in self._train)
     most = counts.most_common(1)[0][0]
     return {
-      'eval/accuracy': found.value,
-      'eval/accuracy_low': found.low,
-      'eval/accuracy_high': found.high,
+      **found.named('eval/accuracy'),
       'eval/loss': float(nats / tokens_C[right_N].sum()),
       'eval/majority': float((right_N == most).mean()),
       'eval/examples': len(right_N),
@@ -249,24 +247,9 @@ class TaskData:
       f'of their longest field, to {self._room} tokens'
     )
 
-  def _make(self, seed, rows):
-    examples = []
-    for row in rows:
-      epoch, i = divmod(row, len(self._train))
-      example = self._row(*self._train[self._epoch(seed, epoch)[i]], 0)
-      del example['document']  # of use in validation only
-      examples.append(example)
-    return batches.stack(examples)
-
   def _draw(self, seed, epoch):
     rng = np.random.default_rng([seed, 3, epoch])
     return rng.permutation(len(self._train))
-
-  def _validation_row(self, row):
-    if row >= len(self.documents):
-      return self._layout(*np.zeros((3, 0), np.int32), -1)
-    example, label = divmod(row, len(self.labels))
-    return self._row(self._validation[example][0], label, row)
 
   def _row(self, prompt_N, label, document) -> dict[str, np.ndarray]:
     source_N = np.append(prompt_N, self.tokenizer.eos_id)

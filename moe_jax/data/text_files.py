@@ -24,15 +24,11 @@ def files(directory: str) -> dict[str, bytes]:
   """The bytes of each file of a folder by domain, its name less `.txt`.
 
   Raises:
-    ValueError: no such folder, no .txt file in it, or one without text.
+    ValueError: as `paths`, or a file without text.
   """
-  if not directory or not os.path.isdir(directory):
-    raise UserError(f'data.dir={directory!r} is not a directory')
-  paths = sorted(pathlib.Path(directory).glob('*.txt'))
-  if not paths:
-    raise UserError(f'no .txt file in data.dir={directory!r}')
-  found = {p.stem: p.read_bytes() for p in paths}
-  for path in paths:
+  there = paths(directory)
+  found = {p.stem: p.read_bytes() for p in there}
+  for path in there:
     if not found[path.stem].strip():
       raise UserError(f'{path} has no text in it')
   odd = [domain for domain, text in found.items() if not is_utf8(text)]
@@ -41,6 +37,20 @@ def files(directory: str) -> dict[str, bytes]:
       '%d of %d files of %s are not UTF-8; their bytes are kept: %s',
       *(len(odd), len(found), directory, ', '.join(odd)),
     )
+  return found
+
+
+def paths(directory: str) -> list[pathlib.Path]:
+  """The .txt files of a folder.
+
+  Raises:
+    ValueError: no such folder, or no .txt file in it.
+  """
+  if not directory or not os.path.isdir(directory):
+    raise UserError(f'data.dir={directory!r} is not a directory')
+  found = sorted(pathlib.Path(directory).glob('*.txt'))
+  if not found:
+    raise UserError(f'no .txt file in data.dir={directory!r}')
   return found
 
 

@@ -132,23 +132,48 @@ def make(
   Raises:
     ValueError: names the field, its value and the valid ones.
   """
+  made = stacks(config, mesh, cache_length)
+  model = {
+    'decoder': decoder.Decoder,
+    'encoder_decoder': encoder_decoder.EncoderDecoder,
+  }
+  return model[config.model.kind](
+    vocab_size,
+    *made.values(),
+    tied_head=config.model.tied_head,
+    cache_length=cache_length,
+  )
+
+
+def stacks(
+  config,
+  mesh: jax.sharding.Mesh | None = None,
+  cache_length: int = 0,
+  causal: bool = True,
+) -> dict[str, stack.StackConfig]:
+  """The stacks of a config's model by name, 'encoder' and 'decoder'.
+
+  Args:
+    config, mesh, cache_length: as in `make`.
+    causal: whether a token of the decoder sees no later one.
+
+  Raises:
+    ValueError: as `make`.
+  """
   m = config.model
   choose('model.kind', m.kind, KINDS)
   if m.positions == 'rope' and m.d_head % 2:
     raise UserError(f'model.d_head={m.d_head} must be even for rope positions')
-  rest = dict(tied_head=m.tied_head, cache_length=cache_length)
-  stacks = {
+  made = {
     name: _stack(config, fields, mesh, cache_length)
     for name, fields in moe_fields(config).items()
   }
-  if m.kind == 'decoder':
-    return decoder.Decoder(vocab_size, stacks['decoder'](), **rest)
-  return encoder_decoder.EncoderDecoder(
-    vocab_size,
-    stacks['encoder'](causal=False),
-    stacks['decoder'](cross=True),
-    **rest,
-  )
+  if len(made) == 1:
+    return {'decoder': made['decoder'](causal=causal)}
+  return {
+    'encoder': made['encoder'](causal=False),
+    'decoder': made['decoder'](causal=causal, cross=True),
+  }
 
 
 def _stack(config, fields, mesh, cache_length) -> functools.partial:

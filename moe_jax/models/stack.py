@@ -355,8 +355,9 @@ class Stack(nn.Module):
 
 def tokens(batch: dict[str, Any], prefix: str = '') -> types.Tokens:
   """What a batch knows of the tokens of a stack, but what Stack is given."""
+  ids = batch[prefix + 'inputs']
   return types.Tokens(
-    ids=batch[prefix + 'inputs'],
+    ids=ids if jnp.issubdtype(ids.dtype, jnp.integer) else None,
     forced=batch.get(prefix + 'forced'),
     step=batch.get('step'),
     part=batch.get('part'),

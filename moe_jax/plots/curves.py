@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import axes as mpl_axes, figure as mpl_figure, ticker
@@ -52,11 +53,15 @@ _OPTIMIZATION = (
 
 
 def loss(runs: Sequence[records.Run]) -> mpl_figure.Figure | None:
-  """Training loss and held-out bits per byte or accuracy, side by side."""
-  has_eval = any(r.keys('eval/bits_per_byte') for r in runs)
-  has_accuracy = any(r.keys('eval/accuracy') for r in runs)
+  """Training loss and held-out bits per byte or scores, side by side."""
+  has_eval = any(r.keys(records.BITS) for r in runs)
   has_loss = any(r.keys('loss') for r in runs)
-  panels = has_loss + has_eval + has_accuracy
+  scores = [
+    s
+    for s in records.scores([r.summary for r in runs])
+    if any(r.keys(re.escape(s['key'])) for r in runs)
+  ]
+  panels = has_loss + has_eval + len(scores)
   if not panels:
     return None
   with style.house():
@@ -66,18 +71,18 @@ def loss(runs: Sequence[records.Run]) -> mpl_figure.Figure | None:
       draw_loss(axes[0], runs)
     if has_eval:
       draw_held_out(axes[has_loss], runs)
-    if has_accuracy:
-      draw_accuracy(axes[-1], runs)
+    for ax, score in zip(axes[has_loss + has_eval :], scores):
+      draw_score(ax, runs, score)
     if len(runs) > 1:
       style.legend(fig, [r.name for r in runs])
   return fig
 
 
 def draw_loss(ax: mpl_axes.Axes, runs: Sequence[records.Run]) -> None:
-  """Cross-entropy of each log step, and its running mean where it is long."""
+  """Loss of each log step, and its running mean where it is long."""
   _lines(ax, runs, 'loss')
   ax.set_title('Training loss')
-  ax.set_ylabel('cross-entropy, nats per token')
+  ax.set_ylabel(records.problem(runs[0].summary)['loss_unit'])
 
 
 def draw_held_out(ax: mpl_axes.Axes, runs: Sequence[records.Run]) -> None:
@@ -119,14 +124,20 @@ def draw_held_out(ax: mpl_axes.Axes, runs: Sequence[records.Run]) -> None:
   ax.set_ylabel('bits per byte (lower is better)')
 
 
-def draw_accuracy(ax: mpl_axes.Axes, runs: Sequence[records.Run]) -> None:
-  """Accuracy at each evaluation, over that of the most frequent label."""
-  _lines(ax, runs, 'eval/accuracy', 100.0, smooth=False)
-  majority = np.concatenate([r.series('eval/majority')[1] for r in runs])
-  if len(majority):
-    ax.axhline(100 * majority[-1], color=style.QUIET, linestyle='--')
-  ax.set_title('Held-out accuracy')
-  ax.set_ylabel('% of examples (dashed: most frequent label)')
+def draw_score(
+  ax: mpl_axes.Axes, runs: Sequence[records.Run], score: Mapping[str, Any]
+) -> None:
+  """A score at each evaluation, and what a model must beat."""
+  scale = records.scale(score)
+  _lines(ax, runs, score['key'], scale, smooth=False)
+  floors = [r.series(score['floor'])[1] for r in runs]
+  floors += [[records.number(r.summary, score['floor'])] for r in runs]
+  floors = [v[-1] for v in floors if len(v) and math.isfinite(v[-1])]
+  dashed = f' (dashed: {score["floor_label"]})' if floors else ''
+  for floor in floors[-1:]:
+    ax.axhline(scale * floor, color=style.QUIET, linestyle='--')
+  ax.set_title(style.plain(f'Held-out {score["label"]}'))
+  ax.set_ylabel(style.plain(f'{score["unit"] or score["label"]}{dashed}'))
 
 
 def routing(runs: Sequence[records.Run]) -> mpl_figure.Figure | None:

@@ -13,6 +13,21 @@ import numpy as np
 from moe_jax.errors import UserError
 
 _DOMAIN = re.compile(r'eval/(.+)/bits_per_byte')
+BITS = 'eval/bits_per_byte'  # has a table and a figure of its own, by domain
+# Of runs whose summary does not say, or that have none yet.
+_PROBLEM = {
+  'loss_unit': 'cross-entropy, nats per token',
+  'shown': [
+    {
+      'key': 'eval/accuracy',
+      'label': 'accuracy',
+      'unit': '% of examples',
+      'floor': 'eval/majority',
+      'floor_label': 'most frequent label',
+      'best': True,
+    }
+  ],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +136,27 @@ def number(summary: Mapping[str, Any], key: str) -> float:
 def domains(summary: Mapping[str, Any]) -> list[str]:
   """The domains that an evaluation's summary speaks of, in its order."""
   return [m[1] for m in map(_DOMAIN.fullmatch, summary) if m]
+
+
+def problem(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+  """What a summary says of the loss and of the scores that are shown."""
+  return summary.get('problem') or _PROBLEM
+
+
+def scores(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """The scores that are shown, but bits per byte; see `problems.base.Score`."""
+  found = [s for x in summaries for s in problem(x)['shown']]
+  return list({s['key']: s for s in found if s['key'] != BITS}.values())
+
+
+def best_key(score: Mapping[str, Any]) -> str:
+  """The metric that has the best of all evaluations."""
+  return f'best/{score["key"].removeprefix("eval/")}'
+
+
+def scale(score: Mapping[str, Any]) -> float:
+  """What values are multiplied by to be shown."""
+  return 100.0 if score['unit'].startswith('%') else 1.0
 
 
 def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:

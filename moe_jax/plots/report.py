@@ -18,10 +18,9 @@ from moe_jax.plots import (
 )
 
 _CAPTIONS = {
-  'loss': 'Cross-entropy of the training batches, and bits per byte of the '
-  'held-out documents (of a task, accuracy) at each evaluation. Where a thin '
-  'line shows each log, the bold one is its running mean over a thirtieth of '
-  'the run.',
+  'loss': 'Loss of the training batches, and the held-out score at each '
+  'evaluation (of text, bits per byte). Where a thin line shows each log, the '
+  'bold one is its running mean over a thirtieth of the run.',
   'domains': 'Bits per byte of the held-out documents. Dots: the model; bars: '
   '95 % intervals; grey ticks: a bigram model of the bytes.',
   'loads': 'Share of assignments that each expert was given, over the mean of '

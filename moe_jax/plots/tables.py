@@ -21,11 +21,8 @@ _DOMAIN_HEADER = (
   'bigram',
   'difference',
 )
-# What a comparison lists after bits per byte: key, label, decimals or 'si'.
+# What a comparison lists after the scores: key, label, decimals or 'si'.
 _COMPARED = (
-  ('eval/accuracy', 'accuracy %', 2),
-  ('best/accuracy', 'best accuracy %', 2),
-  ('eval/majority', 'most frequent label %', 2),
   ('loss', 'last training loss', 4),
   ('moe/dropped', 'dropped %', 2),
   ('moe/eval_dropped', 'dropped % in evaluation', 2),
@@ -38,10 +35,7 @@ _COMPARED = (
   ('steps', 'steps', 0),
   ('seconds', 'seconds', 0),
 )
-_PERCENT = frozenset(
-  'eval/accuracy best/accuracy eval/majority moe/dropped moe/eval_dropped '
-  'mfu'.split()
-)
+_PERCENT = ('moe/dropped', 'moe/eval_dropped', 'mfu')
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
 
@@ -53,7 +47,7 @@ def domains(summary: Mapping[str, Any]) -> Table:
   """
   names = records.domains(summary)
   rows = [_domain(summary, name, f'eval/{name}/') for name in names]
-  if 'eval/bits_per_byte' in summary:
+  if records.BITS in summary:
     total = dict(summary)
     for k in ('documents', 'bytes'):
       counts = [records.number(summary, f'eval/{n}/{k}') for n in names]
@@ -71,16 +65,21 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not math.isnan(records.number(summary, key)):
       found.append((label, form(records.number(summary, key))))
 
-  add('accuracy', 'eval/accuracy', _percent)
-  low, high = (
-    records.number(summary, f'eval/accuracy_{end}') for end in ('low', 'high')
-  )
-  if not math.isnan(low + high):
-    found.append(('95 % interval', f'{_percent(low)} to {_percent(high)}'))
-  add('best accuracy of the run', 'best/accuracy', _percent)
-  add('most frequent label', 'eval/majority', _percent)
+  for score in records.scores([summary]):
+    form = _percent if records.scale(score) > 1 else '{:.4f}'.format
+    add(score['label'], score['key'], form)
+    low, high = (
+      records.number(summary, f'{score["key"]}_{end}')
+      for end in ('low', 'high')
+    )
+    if not math.isnan(low + high):
+      found.append(('95 % interval', f'{form(low)} to {form(high)}'))
+    add(f'best {score["label"]} of the run', records.best_key(score), form)
+    add(score['floor_label'], score['floor'], form)
   add('examples', 'eval/examples', '{:,.0f}'.format)
-  add('dropped in training', 'moe/dropped', _percent)
+  # The mean of the last tenth, where it is known.
+  mean = 'train/dropped' if 'train/dropped' in summary else 'moe/dropped'
+  add('dropped in training', mean, _percent)
   add('dropped in evaluation', 'moe/eval_dropped', _percent)
   add('load max/mean, all layers', 'moe/load_max', '{:.2f}'.format)
   for layer in _layers(summary):
@@ -125,10 +124,20 @@ def comparison(runs: Sequence[records.Run]) -> Table:
     (f'eval/{d}/bits_per_byte', f'bits/byte, {d}', 4)
     for d in dict.fromkeys(d for r in runs for d in records.domains(r.summary))
   ]
-  keys.append(('eval/bits_per_byte', 'bits/byte, overall', 4))
+  keys.append((records.BITS, 'bits/byte, overall', 4))
+  keys = [(*k, 1.0) for k in keys]
+  for score in records.scores([r.summary for r in runs]):
+    scale, label = records.scale(score), score['label']
+    unit, decimals = (' %', 2) if scale > 1 else ('', 4)
+    keys += [
+      (score['key'], f'{label}{unit}', decimals, scale),
+      (records.best_key(score), f'best {label}{unit}', decimals, scale),
+      (score['floor'], f'{score["floor_label"]}{unit}', decimals, scale),
+    ]
+  keys += [(*c, 100.0 if c[0] in _PERCENT else 1.0) for c in _COMPARED]
   rows = []
-  for key, label, decimals in (*keys, *_COMPARED):
-    values = [_value(r, key) for r in runs]
+  for key, label, decimals, scale in keys:
+    values = [scale * _value(r, key) for r in runs]
     if all(math.isnan(v) for v in values):
       continue
     cells = [_cell(v, decimals) for v in values]
@@ -220,7 +229,7 @@ def _value(run, key) -> float:
     # A run that goes on has no summary: its last log line, then.
     logged = run.series(key)[1]
     value = float(logged[-1]) if len(logged) else math.nan
-  return 100.0 * value if key in _PERCENT else value
+  return value
 
 
 def _layers(summary) -> list[int]:

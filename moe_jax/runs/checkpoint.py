@@ -268,8 +268,10 @@ def steps(directory: str | os.PathLike) -> list[int]:
   return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
 
-def shapes(directory: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-  """{'params/decoder/w': shape} of the newest step on disk.
+def shapes(
+  directory: str | os.PathLike, step: int | None = None
+) -> dict[str, tuple[int, ...]]:
+  """{'params/decoder/w': shape} of a step on disk; None is the newest.
 
   Raises:
     ValueError: no step, or one that cannot be read.
@@ -277,7 +279,8 @@ def shapes(directory: str | os.PathLike) -> dict[str, tuple[int, ...]]:
   found = steps(directory)
   if not found:
     raise UserError(f'{directory} holds no checkpoint')
-  path = pathlib.Path(directory) / str(found[-1]) / _META
+  path = pathlib.Path(directory) / str(found[-1] if step is None else step)
+  path /= _META
   try:
     leaves = json.loads(path.read_bytes())['leaves']
     return {k: tuple(shape) for k, (shape, _) in leaves.items()}

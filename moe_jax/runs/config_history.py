@@ -61,6 +61,7 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('train.teacher', ''),
   Added('train.distill', 0.25),
   Added('moe.share_experts', 1),
+  Added('data.problem', ''),
 )
 
 

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import tqdm
@@ -12,7 +12,6 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SHOWN = (
   ('loss', lambda v: f'loss {v:.4f}'),
   ('tokens_per_second', lambda v: f'{v:,.0f} tokens/s'),
-  ('eval/accuracy', lambda v: f'accuracy {100 * v:.1f} %'),
   ('moe/dropped', lambda v: f'dropped {100 * v:.2f} %'),
 )
 
@@ -29,6 +28,7 @@ class Progress:
     total: int,
     start: int = 0,
     *,
+    scores: Mapping[str, Callable[[float], str]] | None = None,
     stream: TextIO | None = None,
     active: bool = True,
   ):
@@ -37,10 +37,13 @@ class Progress:
     Args:
       total: the step at which the run ends.
       start: the step that it was restored at, 0 for a new run.
+      scores: what else is shown, by its key in the metrics.
       stream: where to show; stderr by default.
       active: False shows nothing, for all hosts but one.
     """
     self._total = total
+    *first, dropped = _SHOWN
+    self._shown = (*first, *(scores or {}).items(), dropped)
     self._stream = sys.stderr if stream is None else stream
     self._active = active
     self._metrics: dict[str, Any] = {}
@@ -65,8 +68,8 @@ class Progress:
 
     Args:
       step: counted from the run's beginning, not from `start`.
-      metrics: `loss`, `tokens_per_second`, `eval/accuracy` and `moe/dropped`
-        (fractions), those that there are; between log steps, none.
+      metrics: `loss`, `tokens_per_second`, `moe/dropped` (a fraction) and the
+        scores, those that there are; between log steps, none.
     """
     if not self._active:
       return
@@ -74,7 +77,7 @@ class Progress:
     if self._first is None:
       self._first = step, now
     self._metrics.update(metrics or {})
-    shown = [f(self._metrics[k]) for k, f in _SHOWN if k in self._metrics]
+    shown = [f(self._metrics[k]) for k, f in self._shown if k in self._metrics]
     shown += self._left(step, now)
     if self._bar is not None:
       self._bar.set_postfix_str(', '.join(shown), refresh=False)

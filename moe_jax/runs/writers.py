@@ -112,13 +112,13 @@ def last(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
   return found
 
 
-def largest(workdir: str | os.PathLike, name: str) -> float | None:
-  """The largest value of a metric in all lines; None without one."""
+def values(workdir: str | os.PathLike, name: str) -> list[float]:
+  """The values of a metric in all lines, in order."""
   path, found = pathlib.Path(workdir) / METRICS, []
   if path.exists():
     lines = map(json.loads, path.read_text().splitlines())
     found = [x[name] for x in lines if x.get(name) is not None]
-  return max(found, default=None)
+  return found
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

@@ -1,6 +1,5 @@
 """What a run says of a step (its row) and of itself (in its summary)."""
 
-import math
 from typing import Any
 
 import jax
@@ -30,7 +29,7 @@ def row(
   out = {
     'loss': float(metrics['loss']),
     'total_loss': float(metrics['total_loss']),
-    'bits_per_token': float(metrics['loss']) / math.log(2),
+    **session.problem.logged(float(metrics['loss'])),
     'grad_norm': float(metrics['grad_norm']),
   }
   if 'distill_loss' in metrics:

@@ -2,18 +2,15 @@
 
 import functools
 import math
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
-from moe_jax.models import factory
 from moe_jax.parallel import axes as axes_lib
-from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
-from moe_jax.training import session as session_lib, state as state_lib
+from moe_jax.runs import configs, workdir as workdir_lib
+from moe_jax.training import fresh_rules, session as session_lib
 
 
 class Generator:
@@ -34,19 +31,13 @@ class Generator:
       step: checkpoint; None is the newest.
 
     Raises:
-      ValueError: no run or no usable checkpoint there.
+      ValueError: no run or no usable checkpoint there, or a run on what is no
+        text.
     """
-    self.config = configs.from_dict(workdir_lib.read_config(workdir))
-    self.tokenizer = tokenizers.build(self.config.data.tokenizer)
-    self._mesh = session_lib.plan(self.config, mesh_spec, splits=())
-    model = self._model(0)
-    lay = state_lib.layout(model, session_lib.dummy(self.config, self._mesh))
-    tx, _ = session_lib.make_optimizer(self.config, lay.batch_dims())
-    path = os.path.join(workdir, 'checkpoints')
-    with checkpoint.Checkpointer(path, self.config.train.keep) as checkpoints:
-      state, _ = checkpoints.restore(
-        state_lib.abstract(tx, lay, self._mesh), step
-      )
+    config = configs.from_dict(workdir_lib.read_config(workdir))
+    self.tokenizer = session_lib.choose_problem(config).tokenizer()
+    self._session = session_lib.plan(config, mesh_spec, splits=())
+    state, _ = fresh_rules.of_run(self._session, workdir, step)
     self._variables = {'params': state.params}
     if state.balance:
       self._variables['balance'] = state.balance
@@ -80,12 +71,13 @@ class Generator:
       )
     # Every device of the batch axes takes as many rows; what is too many is
     # thrown away.
-    devices = axes_lib.make(self._mesh.shape)
+    s = self._session
+    devices = axes_lib.make(s.mesh.shape)
     devices = devices.size(devices.batch)
     rows = math.ceil(samples / devices) * devices
     ids = self.tokenizer.encode(prompt)
     encoded, first = None, np.append(self.tokenizer.pad_id, ids)
-    if self.config.model.kind == 'encoder_decoder':
+    if s.config.model.kind == 'encoder_decoder':
       first = first[:1]
       source = np.append(ids, self.tokenizer.eos_id)
       encoded = _batch(source, rows, 'encoder_')
@@ -97,13 +89,13 @@ class Generator:
     )
     return [self._text(row) for row in np.asarray(out_BL)[:samples]]
 
+  def _model(self, cache_length: int):
+    s = self._session
+    return s.problem.model(s.config, s.mesh, cache_length=cache_length)
+
   def _text(self, ids) -> bytes:
     ends = np.flatnonzero(ids == self.tokenizer.eos_id)
     return self.tokenizer.decode(ids[: ends[0]] if ends.size else ids)
-
-  def _model(self, cache_length: int):
-    vocab = session_lib.vocab_size(self.config, self.tokenizer, self._mesh)
-    return factory.make(self.config, vocab, self._mesh, cache_length)
 
 
 def _batch(ids, rows: int, prefix: str = ''):

@@ -5,15 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from moe_jax import registry
-from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
 from moe_jax.layers import causality
-from moe_jax.models import factory
-from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
+from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib
 from moe_jax.planning import (
   advice,
   counts,
@@ -24,7 +21,7 @@ from moe_jax.planning import (
   traffic,
 )
 from moe_jax.runs import configs
-from moe_jax.training import seats, session as session_lib, state as state_lib
+from moe_jax.training import seats, session as session_lib
 
 
 def make(config, mesh_spec: str) -> session_lib.Session:
@@ -39,28 +36,15 @@ def make(config, mesh_spec: str) -> session_lib.Session:
     ValueError: a field that does not fit, with its value and what would.
   """
   configs.validate(config)
-  session_lib.choose_kind(config)
+  problem = session_lib.choose_problem(config)
   experts = session_lib.num_experts(config)
   if mesh_spec:
     sizes = mesh_lib.shape(mesh_spec, None, experts)
   else:
     simulated = max(config.cpu_devices, 1)
     sizes = mesh_lib.fitted(config.mesh, simulated, experts)
-  session_lib.check_widths(config, sizes)
-  session_lib.check_batch(config, sizes, 'train')
-  mesh = mesh_lib.abstract(sizes)
-  # A tokenizer's file may be elsewhere; a given size does without.
-  vocab_size = config.model.vocab_size or session_lib.vocab_size(
-    config, tokenizers.build(config.data.tokenizer), mesh
-  )
-  model = factory.make(config, vocab_size, mesh)
-  batch = jax.eval_shape(lambda: session_lib.dummy(config, mesh))
-  lay = state_lib.layout(model, batch)
-  tx, schedule = session_lib.make_optimizer(config, lay.batch_dims())
-  sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
-  return session_lib.Session(
-    config, mesh, None, model, tx, schedule, lay, sharding
-  )
+  splits, make_mesh = ('train',), mesh_lib.abstract
+  return session_lib.build(config, problem, sizes, splits, make_mesh)
 
 
 def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
@@ -72,7 +56,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
   for name in session_lib.sparse_stacks(c):
     stack = session.model.stacks[name]
     made = stack.moe
-    tokens = rows * session_lib.lengths(c)[name]
+    tokens = rows * session.lengths[name]
     E, Z, D = made.num_experts, made.num_local, stack.d_model
     T = made.tokens_of_group(tokens, train=True)
     sizes_of_experts = experts_base.sizes(
@@ -139,7 +123,7 @@ def describe(config, mesh_spec: str = '') -> dict[str, Any]:
   moved = None
   if all(d for _, d in pairs):
     moved = traffic.wire(pairs, _recomputed(config))
-  tokens, forward = session_lib.lengths(config), session.forward_flops()
+  tokens, forward = session.lengths, session.forward_flops()
   return {
     'params_total': counts.parameters(leaves),
     'params_active': counts.active_parameters(leaves, share),

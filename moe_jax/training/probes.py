@@ -14,7 +14,6 @@ import numpy as np
 
 from moe_jax import registry, types
 from moe_jax.errors import UserError
-from moe_jax.models import factory
 from moe_jax.training import (
   evaluation,
   session as session_lib,
@@ -95,13 +94,13 @@ def drop_by_position(bins=8, capacity_factor=None):
     factor = capacity_factor
     if factor is None:
       factor = fields['capacity_factor']
-    length = session_lib.lengths(session.config)[name]
+    length = session.lengths[name]
     run = session.program(
       f'positions {bins} {factor}',
       lambda: jax.jit(_position_sums(_with_factor(session, factor), name)),
     )
     sums_2L = np.zeros((2, length), np.int64)
-    for batch in _batches(session):
+    for batch in session.validation():
       sums_2L += np.asarray(run(params, balance, session.put(batch)))
     parts = np.array_split(sums_2L, bins, axis=1)
     shares = [p[0].sum() / max(p.sum(), 1) for p in parts]
@@ -116,12 +115,12 @@ def logits():
 
   def probe(session, params, balance):
     run = session.program(
-      'logits', lambda: jax.jit(step_lib.make_eval_step(session.model, 1))
+      'logits',
+      # Only the routers are looked at.
+      lambda: jax.jit(step_lib.make_eval_step(session.model, lambda *_: {})),
     )
     sums = None
-    for batch in _batches(session):
-      # All to one document: only the routers are looked at.
-      batch = batch | {'document': np.minimum(batch['document'], 0)}
+    for batch in session.validation():
       out = run(params, balance, session.put(batch))
       tokens = out['health']['tokens']
       out = out['health'] | {'entropy': out['entropy'] * tokens}
@@ -137,40 +136,30 @@ def logits():
   return probe
 
 
-def _batches(session):
-  return session.data.validation(
-    batch_size=session.config.eval.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-
-
 def _with_factor(session, factor) -> session_lib.Session:
   """The session with another capacity factor of evaluation, in all stacks."""
   config = session_lib.with_eval_factor(session.config, factor)
-  rows = session_lib.vocab_size(config, session.data.tokenizer, session.mesh)
-  model = factory.make(config, rows, session.mesh)
+  model = session.problem.model(config, session.mesh)
   return dataclasses.replace(session, config=config, model=model, programs={})
 
 
 def _position_sums(session, name):
   """(params, balance, batch) -> int32 [2, L]: dropped and kept by position."""
   model = session.model
-  length = session_lib.lengths(session.config)[name]
+  length = session.lengths[name]
   stack = model.stacks[name]
   recording = dataclasses.replace(
     stack, moe=dataclasses.replace(stack.moe, record=True)
   )
-  field = 'stack_config' if len(model.stacks) == 1 else f'{name}_config'
+  own = dataclasses.fields(model)
+  (field,) = (f.name for f in own if getattr(model, f.name) is stack)
   model = model.clone(**{field: recording})
 
   def run(params, balance, batch):
     variables = {'params': params} | ({'balance': balance} if balance else {})
-    _, aux = model.apply(
-      variables, batch, train=False, rngs={'router': jax.random.key(0)}
-    )
+    _, aux = step_lib.evaluated(model, variables, batch)
     sums_2L = jnp.zeros((2, length), jnp.int32)
-    tokens = batch['inputs'].shape[0] * length
+    tokens = batch['segments'].shape[0] * length
     for layer, a in step_lib.moe_aux(model, aux):
       if not layer.startswith(name):
         continue

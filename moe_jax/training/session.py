@@ -1,10 +1,10 @@
-"""Config -> data, mesh, model, optimizer: what train and evaluate share."""
+"""Config -> problem, mesh, model, data: what train and evaluate share."""
 
 import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,12 +12,13 @@ import optax
 from jax.sharding import NamedSharding
 
 from moe_jax import registry
-from moe_jax.data import objectives, pipeline, tasks, tokenizers
+from moe_jax.data import batches
 from moe_jax.errors import UserError
 from moe_jax.layers import groups
 from moe_jax.models import factory, pattern
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib, rules
 from moe_jax.planning import counts
+from moe_jax.problems import base as problems
 from moe_jax.runs import configs
 from moe_jax.training import (
   accumulation,
@@ -33,22 +34,40 @@ class Session:
 
   Attributes:
     config: validated.
-    mesh, data, model: as built; no data where the session is abstract.
+    problem, mesh, model: as built.
     tx, schedule: optimizer and learning rate by step.
     layout: shapes and logical axes of the parameters.
     batch_sharding: of a batch's arrays.
+    data: None until it is opened.
     programs: what was compiled, shared by the runs that differ in their seed.
   """
 
   config: Any
+  problem: problems.Problem
   mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
-  data: pipeline.Data | tasks.TaskData | None
   model: Any
   tx: Any
   schedule: Any
   layout: state_lib.Layout
   batch_sharding: NamedSharding
+  data: batches.Batches | None = None
   programs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def open(
+    self, workdir: str | pathlib.Path, allow_download: bool = False
+  ) -> 'Session':
+    """With its data, read or built.
+
+    Args:
+      workdir: built data goes to its `data/` unless `data.cache` says where.
+      allow_download: lets TFDS download.
+
+    Raises:
+      ValueError: data that is not there or does not fit.
+    """
+    cache = self.config.data.cache or str(pathlib.Path(workdir) / 'data')
+    data = self.problem.open(cache_dir=cache, allow_download=allow_download)
+    return dataclasses.replace(self, data=data)
 
   def program(self, name: str, make: Callable[[], Any]) -> Any:
     """`make()`, once for all sessions that share `programs`."""
@@ -64,9 +83,24 @@ class Session:
     return dataclasses.replace(self, config=config)
 
   @property
+  def lengths(self) -> dict[str, int]:
+    """Tokens of a row by stack: 'encoder' and 'decoder', in order."""
+    return self.problem.lengths
+
+  @property
+  def dummy(self) -> dict[str, jax.Array]:
+    """The batch that initialisers are traced with."""
+    return dummy(self.config, self.problem, self.mesh)
+
+  @functools.cached_property
   def abstract_state(self) -> state_lib.TrainState:
     """Shapes and shardings of the train state on this mesh."""
     return state_lib.abstract(self.tx, self.layout, self.mesh)
+
+  @property
+  def shardings(self) -> state_lib.TrainState:
+    """Those of the train state's arrays."""
+    return jax.tree.map(lambda v: v.sharding, self.abstract_state)
 
   @property
   def trained(self) -> Any:
@@ -79,6 +113,14 @@ class Session:
       k: jax.make_array_from_process_local_data(self.batch_sharding, v)
       for k, v in batch.items()
     }
+
+  def validation(self) -> Iterator[dict[str, Any]]:
+    """This process's rows of the batches of the validation set."""
+    return self.data.validation(
+      batch_size=self.config.eval.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
 
   def leaves(self) -> list[counts.Leaf]:
     return self.layout.leaves()
@@ -107,7 +149,7 @@ class Session:
   def work(self) -> dict[str, counts.Stack]:
     """What one sequence makes each stack do, for `planning.counts`."""
     c, share, work = self.config, self._shares(), {}
-    tokens = lengths(c)
+    tokens = self.lengths
     width = c.model.num_heads * c.model.d_head
     for name, stack in self.model.stacks.items():
       attention = [(stack.num_layers, width, tokens[name])]
@@ -129,17 +171,6 @@ class Session:
     second of a run, which are target tokens, are multiplied with.
     """
     return 3 * self.forward_flops() / self.work()['decoder'].tokens
-
-
-def lengths(config) -> dict[str, int]:
-  """Tokens of a row by stack: 'encoder' and 'decoder', in order."""
-  L = config.data.seq_len
-  if config.model.kind == 'decoder':
-    return {'decoder': L}
-  if tasks.chosen(config.data):
-    return {'encoder': L, 'decoder': tasks.TARGETS}
-  objective = objectives.build(config.data.objective)
-  return {'encoder': L, 'decoder': objective.targets_length(L)}
 
 
 def sparse_stacks(config) -> dict[str, dict[str, Any]]:
@@ -200,11 +231,14 @@ def check_widths(config, shape: dict[str, int]) -> None:
       )
 
 
-def check_batch(config, shape: dict[str, int], split: str) -> None:
+def check_batch(
+  config, problem: problems.Problem, shape: dict[str, int], split: str
+) -> None:
   """Raises ValueError where a batch or its groups do not fit the mesh.
 
   Args:
     config: validated.
+    problem: of the config.
     shape: sizes of the mesh axes.
     split: 'train' or 'eval'.
   """
@@ -221,7 +255,7 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
     )
   factor = 'capacity_factor' if training else 'eval_capacity_factor'
   for name, fields in sparse_stacks(config).items():
-    tokens = size // parts * lengths(config)[name]
+    tokens = size // parts * problem.lengths[name]
     router, limit = registry.build('routers', fields['router']), fields[factor]
     size_of = functools.partial(
       groups.size,
@@ -240,10 +274,18 @@ def check_batch(config, shape: dict[str, int], split: str) -> None:
       )
 
 
+def choose_problem(config) -> problems.Problem:
+  """The problem of a config; checks that the kind of model goes with it."""
+  factory.choose('model.kind', config.model.kind, factory.KINDS)
+  problem = problems.of(config)
+  problem.check(config)
+  return problem
+
+
 def plan(
   config, mesh_spec: str = '', splits: tuple[str, ...] = ('train', 'eval')
-) -> jax.sharding.Mesh:
-  """Checks all of a config that needs no data; the mesh it runs on.
+) -> Session:
+  """A session without data: all of a config is checked that needs none.
 
   Args:
     config: a ConfigDict.
@@ -254,20 +296,27 @@ def plan(
     ValueError: a field that does not fit, with its value and what would.
   """
   configs.validate(config)
-  choose_kind(config)
+  problem = choose_problem(config)
   shape = mesh_lib.shape(
     mesh_spec or config.mesh, jax.device_count(), num_experts(config)
   )
+  return build(config, problem, shape, splits, mesh_lib.make)
+
+
+def build(config, problem, shape, splits, make_mesh) -> Session:
+  """The session of a config on a mesh of this shape, real or abstract."""
   check_widths(config, shape)
   for split in splits:
-    check_batch(config, shape, split)
-  mesh = mesh_lib.make(shape)
-  tokenizer = tokenizers.build(config.data.tokenizer)
-  model = factory.make(config, vocab_size(config, tokenizer, mesh), mesh)
+    check_batch(config, problem, shape, split)
+  mesh = make_mesh(shape)
+  model = problem.model(config, mesh)
   if config.train.accumulate > 1:
     accumulation.check(sum(accumulation.rules(model).values(), ()))
-  make_optimizer(config, batch_dims={})
-  return mesh
+  batch = jax.eval_shape(lambda: dummy(config, problem, mesh))
+  lay = state_lib.layout(model, batch)
+  tx, schedule = make_optimizer(config, lay.batch_dims())
+  sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
+  return Session(config, problem, mesh, model, tx, schedule, lay, sharding)
 
 
 def make_optimizer(config, batch_dims):
@@ -285,26 +334,6 @@ def make_optimizer(config, batch_dims):
   return (tx if mask is None else optax.masked(tx, mask)), schedule
 
 
-def vocab_size(config, tokenizer, mesh) -> int:
-  """Rows of the embedding table: `model.vocab_size`, or the tokenizer's.
-
-  The tokenizer's are padded to what the `model` axis divides.
-
-  Raises:
-    ValueError: fewer rows than the tokenizer has ids.
-  """
-  ids, rows = tokenizer.vocab_size, config.model.vocab_size
-  if not rows:
-    parts = mesh.shape['model']
-    return math.ceil(ids / parts) * parts
-  if rows < ids:
-    raise UserError(
-      f'model.vocab_size={rows} is less than the {ids} ids of '
-      f'data.tokenizer={config.data.tokenizer!r}; 0 takes those'
-    )
-  return rows
-
-
 def make(
   config,
   workdir: str | pathlib.Path,
@@ -313,54 +342,18 @@ def make(
   splits: tuple[str, ...] = ('train', 'eval'),
   allow_download: bool = False,
 ) -> Session:
-  """Builds everything but the state; reads or builds the data.
-
-  Args:
-    config: a ConfigDict.
-    workdir: built data goes to its `data/` unless `data.cache` says where.
-    mesh_spec, splits: as in `plan`.
-    allow_download: lets TFDS download.
-
-  Raises:
-    ValueError: a field or data that do not fit.
-  """
-  mesh = plan(config, mesh_spec, splits)
-  data = load_data(config, workdir, allow_download)
-  model = factory.make(config, vocab_size(config, data.tokenizer, mesh), mesh)
-  sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
-  lay = state_lib.layout(model, dummy(config, mesh))
-  tx, schedule = make_optimizer(config, lay.batch_dims())
-  return Session(config, mesh, data, model, tx, schedule, lay, sharding)
+  """`plan`, and `Session.open`."""
+  return plan(config, mesh_spec, splits).open(workdir, allow_download)
 
 
-def load_data(
-  config, workdir: str | pathlib.Path, allow_download: bool = False
-) -> pipeline.Data | tasks.TaskData:
-  """The corpus of a config, or its task; arguments as in `make`."""
-  where = {
-    'cache_dir': config.data.cache or str(pathlib.Path(workdir) / 'data'),
-    'allow_download': allow_download,
-  }
-  if tasks.chosen(config.data):
-    kind, most = config.model.kind, config.eval.max_examples
-    return tasks.load(config.data, kind=kind, max_examples=most, **where)
-  most = config.eval.max_bytes
-  return pipeline.load(config.data, validation_max_bytes=most, **where)
-
-
-def dummy(config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def dummy(config, problem, mesh: jax.sharding.Mesh) -> dict[str, Any]:
   """The batch that initialisers are traced with: whole groups a device."""
-  axes, length = axes_lib.make(mesh.shape), lengths(config)
+  axes, length = axes_lib.make(mesh.shape), problem.lengths
   rows = 1
   for name, fields in sparse_stacks(config).items():
     group = fields['group_size']
     rows = math.lcm(rows, group // math.gcd(group, length[name]))
-  return factory.dummy_batch(
-    config,
-    axes.size(axes.batch) * rows,
-    config.data.seq_len,
-    length['decoder'],
-  )
+  return problem.dummy(axes.size(axes.batch) * rows)
 
 
 def layer_numbers(model) -> list[int]:
@@ -370,19 +363,3 @@ def layer_numbers(model) -> list[int]:
     numbers += [first + i for i, sparse in enumerate(stack.sparse) if sparse]
     first += stack.num_layers
   return numbers
-
-
-def choose_kind(config) -> str:
-  """'decoder' or 'encoder_decoder'; checks that the objective goes with it.
-
-  A task goes with both, and has no objective.
-  """
-  name, _ = registry.parse(config.data.objective)
-  wanted = {'decoder': 'causal_lm', 'encoder_decoder': 'span_corruption'}
-  kind = factory.choose('model.kind', config.model.kind, factory.KINDS)
-  if not tasks.chosen(config.data) and name != wanted[kind]:
-    raise UserError(
-      f'data.objective={config.data.objective!r} does not go with model.kind='
-      f"'{kind}', which wants {wanted[kind]!r}"
-    )
-  return kind

@@ -6,13 +6,10 @@ from typing import Any
 
 import jax
 
-from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
-from moe_jax.models import factory
+from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
 from moe_jax.training import session as session_lib, state as state_lib
-
-_TABLE = 'params/embedding/table'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +54,10 @@ class Source:
       )
     try:
       session_lib.check_widths(config, dict(mesh.shape))
-      model = factory.make(config, self.shapes[_TABLE][0], mesh)
-      lay = state_lib.layout(model, session_lib.dummy(config, mesh))
+      problem = session.problem
+      model = problem.model(config, mesh, shapes=self.shapes)
+      dummy = session_lib.dummy(config, problem, mesh)
+      lay = state_lib.layout(model, dummy)
     except ValueError as e:
       raise self.error(e) from None
     return model, lay, config
@@ -91,12 +90,10 @@ def find(config, field: str) -> Source | None:
     raise source.error(
       f'its model.kind is {theirs.model.kind!r}, here {config.model.kind!r}'
     )
-  there, here = theirs.data.tokenizer, config.data.tokenizer
-  if there != here:
-    try:
-      same = tokenizers.build(there).key == tokenizers.build(here).key
-    except ValueError as e:
-      raise source.error(e) from None
-    if not same:
-      raise source.error(f'its data.tokenizer is {there!r}, here {here!r}')
+  try:
+    differs = problems.of(config).differs(problems.of(theirs))
+  except ValueError as e:
+    raise source.error(e) from None
+  if differs:
+    raise source.error(differs)
   return source

@@ -118,9 +118,7 @@ def _dense(session, source) -> Start:
 
   replace = jax.jit(
     replace,
-    out_shardings=jax.tree.map(
-      lambda v: v.sharding, session.abstract_state.params
-    ),
+    out_shardings=session.shardings.params,
   )
   return lambda state: state.replace(params=replace(state.params, read))
 

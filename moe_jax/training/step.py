@@ -11,7 +11,8 @@ from moe_jax import types
 from moe_jax.balancing import base as balancing
 from moe_jax.errors import UserError
 from moe_jax.models import stack
-from moe_jax.training import accumulation, losses, tuning
+from moe_jax.problems import base as problems
+from moe_jax.training import accumulation, tuning
 from moe_jax.training.state import TrainState
 
 OVER_LAYERS = ('sum', 'mean')
@@ -26,21 +27,21 @@ def moe_aux(model, aux) -> list[tuple[str, Any]]:
   ]
 
 
-def teacher_logits(model, variables: dict[str, Any], batch) -> jax.Array:
-  """f32 [B, L, V] in evaluation mode; nothing flows back."""
-  # As in evaluation, for the few routers that are random there too.
+def evaluated(model, variables: dict[str, Any], batch) -> tuple[Any, Any]:
+  """What a model returns in evaluation mode: its output, MoEAux by stack."""
+  # The same draws for every batch, for the few routers that are random in
+  # evaluation too.
   rngs = {'router': jax.random.key(0)}
-  out, _ = model.apply(variables, batch, train=False, rngs=rngs)
-  return jax.lax.stop_gradient(out)
+  return model.apply(variables, batch, train=False, rngs=rngs)
 
 
 def make_train_step(
   model,
   tx: optax.GradientTransformation,
   *,
+  problem: problems.Problem,
   seed: int,
   accumulate: int = 1,
-  z_loss: float = 0.0,
   over_layers: str = 'sum',
   trained: Any = None,
   teacher: Any = None,
@@ -49,15 +50,15 @@ def make_train_step(
   """The step function, to be jitted with pinned shardings.
 
   Args:
-    model: from models.factory.
+    model: the problem's.
     tx: the optimizer.
+    problem: whose loss is minimised.
     seed: of dropout and router noise; a step's keys follow from it and the
       step, so that a resumed run draws the same.
     accumulate: micro-batches of a step, which give what the whole batch gives:
       losses, statistics, gradient, noise of the routers; dropout draws for each
       by itself. Where a balancing rule's loss is a function of 'global' sums
       they cost an extra forward pass: see `accumulation`.
-    z_loss: factor of the output z-loss.
     over_layers: 'sum' of the MoE layers' losses (Switch Transformer) or their
       'mean' (T5X).
     trained: tree of bools, as from `tuning.trained`; None trains all.
@@ -80,34 +81,34 @@ def make_train_step(
   splits = balancing.splits(rules)
 
   def forward(own, params, balance, batch, keys, taught):
-    """Sums over a micro-batch: losses of the targets, MoEAux."""
+    """Sums over a micro-batch: of what counts, of a teacher's, MoEAux."""
     variables = {'params': tuning.merge(own, params, trained)}
     if balance:
       variables['balance'] = balance
-    logits, aux = model.apply(variables, batch, train=True, rngs=keys)
-    counted = losses.counted(batch)
-    nll, z = losses.cross_entropy(logits, batch['targets'], counted, z_loss)
+    out, aux = model.apply(variables, batch, train=True, rngs=keys)
+    own = jax.tree.map(jnp.float32, problem.loss(out, batch))
     soft = jnp.float32(0)
     if teacher is not None:
-      learnt = teacher_logits(teacher, taught, batch)
-      soft = losses.distillation(logits, learnt, counted)
-    return nll, z, soft, aux
+      learnt, _ = jax.lax.stop_gradient(evaluated(teacher, taught, batch))
+      soft = problem.distillation(out, learnt, batch)
+    return own, soft, aux
 
-  def total(sums, tokens):
+  def total(sums, count):
     """The loss that sums over the batch make, or sums over a part its share."""
-    nll, z, soft, aux = sums
-    fit = nll if teacher is None else (1 - distill) * nll + distill * soft
+    (fit, penalty), soft, aux = sums
+    if teacher is not None:
+      fit = (1 - distill) * fit + distill * soft
     layers = [a.loss for _, a in moe_aux(model, aux)]
     balancing_loss = sum(layers, jnp.float32(0))
     if over_layers == 'mean' and layers:
       balancing_loss /= len(layers)
-    return (fit + z) / tokens + balancing_loss
+    return (fit + penalty) / count + balancing_loss
 
   def step_fn(state: TrainState, batch, key=None, taught=None):
     key = jax.random.key(seed) if key is None else key
     key = jax.random.fold_in(key, state.step)
     keys_of = lambda part: jax.random.split(jax.random.fold_in(key, part))
-    tokens = jnp.maximum(losses.counted(batch).sum(), 1).astype(jnp.float32)
+    count = jnp.maximum(problem.count(batch), 1).astype(jnp.float32)
     own = tuning.select(state.params, trained)
 
     def part(own, number, rows):
@@ -129,28 +130,28 @@ def make_train_step(
     weights = accumulation.total_weights(model, batch)
     sums, grads = accumulation.gradient(
       part,
-      lambda own, sums: total(finish(own, sums), tokens),
-      (lambda own, sums: total(finish(own, sums, weights), tokens))
+      lambda own, sums: total(finish(own, sums), count),
+      (lambda own, sums: total(finish(own, sums, weights), count))
       if splits
       else None,
       own,
       accumulation.micro_batches(batch, accumulate, _mesh(model)),
     )
     sums = finish(own, sums)
-    nll, _, soft, aux = sums
+    fit, soft, aux = sums
 
     updates, opt_state = tx.update(grads, state.opt_state, own)
     own = optax.apply_updates(own, updates)
     params = tuning.merge(own, state.params, trained)
     balance = _update_balance(model, state.balance, aux, trained)
     metrics = {
-      'loss': nll / tokens,
-      'total_loss': total(sums, tokens),
+      'loss': fit.loss / count,
+      'total_loss': total(sums, count),
       'grad_norm': optax.tree.norm(grads),
       'tokens': (batch['segments'] > 0).sum(dtype=jnp.float32),
     }
     if teacher is not None:
-      metrics['distill_loss'] = soft / tokens
+      metrics['distill_loss'] = soft / count
     metrics |= moe_metrics(moe_aux(model, aux))
     return TrainState(state.step + 1, params, opt_state, balance), metrics
 
@@ -191,36 +192,23 @@ def _update_balance(model, balance, aux, trained):
   return {k: walk(stacks[k].moe, v, aux[k], of(k)) for k, v in balance.items()}
 
 
-def make_eval_step(model, num_documents: int) -> Callable:
+def make_eval_step(model, judge: Callable[[Any, Any], Any]) -> Callable:
   """(params, balance, batch) -> sums of an evaluation batch.
 
   Args:
-    model: from models.factory.
-    num_documents: of the validation set; 'document' in a batch indexes them.
+    model: the problem's.
+    judge: (what the model returned, batch) -> sums.
 
   Returns:
-    A function to jit: {'nats': f32 [documents], 'tokens', 'load', 'cause'};
-    replicated sums, the same for every process.
+    A function to jit: {'sums': those of `judge`, 'load', 'cause', ...};
+    replicated, the same for every process.
   """
 
   def eval_fn(params, balance, batch):
     variables = {'params': params}
     if balance:
       variables['balance'] = balance
-    # The same draws for every batch, for the few routers that are random in
-    # evaluation too.
-    logits, aux = model.apply(
-      variables, batch, train=False, rngs={'router': jax.random.key(0)}
-    )
-    nll_BL = losses.token_nll(logits, batch['targets'])
-    # What does not count goes to a row of its own, past the end.
-    real_BL = losses.counted(batch)
-    document_BL = jnp.where(real_BL, batch['document'], num_documents)
-    nats = jnp.zeros(num_documents + 1, jnp.float32)
-    nats = nats.at[document_BL.reshape(-1)].add(nll_BL.reshape(-1))
-    tokens = real_BL.sum(dtype=jnp.int32)
-    return {'nats': nats[:-1], 'tokens': tokens} | moe_metrics(
-      moe_aux(model, aux)
-    )
+    out, aux = evaluated(model, variables, batch)
+    return {'sums': judge(out, batch)} | moe_metrics(moe_aux(model, aux))
 
   return eval_fn

@@ -29,7 +29,7 @@ class Teacher:
   """A model, and its variables on the student's mesh.
 
   Attributes:
-    model: from models.factory.
+    model: of the student's problem.
     variables: {'params': ..., 'balance': ...}; an argument of the train step,
       not a constant in it.
   """
@@ -49,11 +49,10 @@ def load(session: session_lib.Session) -> Teacher | None:
   if source is None:
     return None
   model, lay, config = source.model(session)
-  rows, own = model.vocab_size, session.model.vocab_size
-  if rows != own:
-    raise source.error(f'its vocabulary has {rows} rows, here {own}')
   try:
-    session_lib.check_batch(config, dict(session.mesh.shape), 'eval')
+    session.problem.check_teacher(model, session.model)
+    sizes = dict(session.mesh.shape)
+    session_lib.check_batch(config, session.problem, sizes, 'eval')
   except ValueError as e:
     raise source.error(e) from None
   wanted = state_lib.abstract_variables(lay, session.mesh)

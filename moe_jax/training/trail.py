@@ -28,7 +28,8 @@ class _Window:
   """Sums over the steps `first` to `last`, so far over `count` of them.
 
   Attributes:
-    sums: floats by name; 'cause' is a list of ints, those of all layers.
+    sums: floats by name; 'cause' and 'held', the seats there were, are lists
+      of ints, those of all layers.
     partial: names that not all of these steps had, as a run may go on with
       other balancing rules; these have no sum.
   """
@@ -80,18 +81,21 @@ class Trail:
     self._curve = list(self._windows.values())
     self._early = self._windows['early'] = _Window(1, tenth)
     self._tail = self._windows['tail'] = _Window(S - tenth + 1, S)
-    self._seats = seats(session, 'train')
     self._layers = {
       name: sum(stack.sparse)
       for name, stack in session.model.stacks.items()
       if any(stack.sparse)
     }
+    held = seats(session, 'train')
+    self._held_Q = np.repeat(
+      [held[k] for k in self._layers], list(self._layers.values())
+    )
 
   def add(self, step: int, metrics: dict[str, Any]) -> None:
     """Takes a step's arrays, fetched; the steps in order."""
     for window in self._curve:
       window.add(step, lambda: {'loss': float(metrics['loss'])})
-    self._tail.add(step, lambda: _numbers(metrics))
+    self._tail.add(step, lambda: _numbers(metrics, self._held_Q))
     if self._layers:
       violation = lambda: np.mean(health.rates(metrics)['max_violation'])
       self._early.add(step, lambda: {'max_violation': violation()})
@@ -125,6 +129,9 @@ class Trail:
         back = lambda v: math.nan if v is None else v
         window.sums = {k: back(v) for k, v in old.sums.items()}
         window.count, window.partial = old.count, old.partial
+        if 'cause' in window.sums and 'held' not in window.sums:
+          # Checkpoints used to have no seats: as many as today's, then.
+          window.sums['held'] = (window.count * self._held_Q).tolist()
 
   def summary(self) -> dict[str, Any]:
     """Means of the last tenth of the steps, by name.
@@ -143,12 +150,12 @@ class Trail:
     out, lost = self._means_of_windows(), []
     if self._tail.whole:
       sums = self._tail.sums
-      names = [k for k in sums if k != 'cause']
+      names = [k for k in sums if k not in ('cause', 'held')]
       out |= {f'train/{k}': self._tail.mean(k) for k in names}
       out['train/averaged_steps'] = self._tail.count
       lost += [f'train/{k}' for k in self._tail.partial]
       if 'cause' in sums:
-        out |= self._seating(np.array(sums['cause']))
+        out |= self._seating(*map(np.array, (sums['cause'], sums['held'])))
     else:
       lost.append(f'train/... (of steps {self._tail.first} on)')
     if self._layers and self._early.whole:
@@ -163,19 +170,19 @@ class Trail:
       out['not_known'] = f'{", ".join(lost)}: resumed without sums of them'
     return out
 
-  def _seating(self, cause_QC: np.ndarray) -> dict[str, float]:
+  def _seating(self, cause_QC, held_Q) -> dict[str, float]:
     names = {'': slice(None)}
     if len(self._layers) > 1:
       first = 0
       for name, count in self._layers.items():
         names[f'{name}/'] = slice(first, first + count)
         first += count
-    held_Q = np.repeat(list(self._seats.values()), list(self._layers.values()))
     out = {}
     for name, mine in names.items():
-      seats_held = int(held_Q[mine].sum()) * self._tail.count
       out[f'train/{name}dropped'] = dropped(cause_QC[mine])
-      out[f'train/{name}wasted'] = wasted(cause_QC[mine], seats_held)
+      out[f'train/{name}wasted'] = wasted(
+        cause_QC[mine], int(held_Q[mine].sum())
+      )
     return out
 
   def _means_of_windows(self) -> dict[str, list]:
@@ -185,14 +192,14 @@ class Trail:
     return {'curve': {'step': steps, 'loss': losses}} if whole else {}
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, Any]:
-  """A step's numbers that are averaged, means over layers; 'cause' summed."""
+def _numbers(metrics: dict[str, Any], held_Q: np.ndarray) -> dict[str, Any]:
+  """A step's numbers that are averaged, means over layers; of seats, sums."""
   out = {'loss': float(metrics['loss'])}
   if 'distill_loss' in metrics:
     out['distill_loss'] = float(metrics['distill_loss'])
   if 'load' not in metrics:
     return out
-  out['cause'] = np.asarray(metrics['cause'], np.int64)
+  out |= {'cause': np.asarray(metrics['cause'], np.int64), 'held': held_Q}
   for rule, value in metrics['balance'].items():
     out[f'balance/{rule}'] = np.mean(value, dtype=np.float64)
   out['entropy'] = np.mean(metrics['entropy'], dtype=np.float64)
@@ -240,7 +247,7 @@ def seats(session: session_lib.Session, split: str) -> dict[str, int]:
   parts = axes.size(axes.batch) * (c.train.accumulate if training else 1)
   for name in session_lib.sparse_stacks(c):
     made = session.model.stacks[name].moe
-    tokens = c[split].batch_size * session_lib.lengths(c)[name]
+    tokens = c[split].batch_size * session.lengths[name]
     factor = made.capacity_factor if training else made.eval_capacity_factor
     T = made.tokens_of_group(tokens // parts, training)
     rows = made.rows(T, factor) * made.num_experts

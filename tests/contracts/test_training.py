@@ -7,6 +7,7 @@ import pytest
 
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.training import (
   session as session_lib,
   state as state_lib,
@@ -29,6 +30,7 @@ def config(**fields):
       'moe.balance': (),
       'data.seq_len': L,
       'train.batch_size': B,
+      'train.z_loss': 0.0,
       'train.optimizer': 'adamw(weight_decay=0.0)',
       'train.schedule': 'constant(value=0.01)',
     }
@@ -40,14 +42,16 @@ def train(c):
   """Losses, states before and after the first step and at the end."""
   mesh = mesh_lib.make(mesh_lib.shape(c.mesh, 8, E))
   model = factory.make(c, 40, mesh)
-  lay = state_lib.layout(model, session_lib.dummy(c, mesh))
+  problem = problems.of(c)
+  dummy = session_lib.dummy(c, problem, mesh)
+  lay = state_lib.layout(model, dummy)
   tx, _ = session_lib.make_optimizer(c, lay.batch_dims())
   shardings = jax.tree.map(
     lambda v: v.sharding, state_lib.abstract(tx, lay, mesh)
   )
-  state = state_lib.init(model, tx, session_lib.dummy(c, mesh), 0, shardings)
+  state = state_lib.init(model, tx, dummy, 0, shardings)
   step = jax.jit(
-    step_lib.make_train_step(model, tx, seed=0),
+    step_lib.make_train_step(model, tx, problem=problem, seed=0),
     out_shardings=(shardings, None),
   )
   tokens = jax.random.randint(jax.random.key(1), (B, L + 1), 0, 40)
