@@ -193,6 +193,7 @@ def flops(size: Size) -> float:
     'decoder': counts.Stack(
       size.length,
       size.K / size.E if size.E else 1.0,
+      size.K,
       ((size.layers, size.D, size.length),),
     )
   }
