@@ -28,6 +28,9 @@ from configs import router_table
 
 PRESETS, UNEQUAL = router_table.PRESETS, router_table.UNEQUAL
 SWIGLU, RELU = router_table.SWIGLU, router_table.RELU
+# d_ff of a dense FFN, in 32nds of d_model: as many weights in three matrices as
+# in two.
+WIDTHS = {'glu': 72, 'mlp': 108}
 OTHER_NAMES = {
   'grin': 'sparse_mixer',
   'mixtral': 'top_k',
@@ -56,9 +59,12 @@ def get(name: str) -> router_table.Preset:
 
 def width(ffn: str, d_model: int) -> int:
   """d_ff of a dense FFN of that kind; d_model a multiple of 32."""
+  kind = ffn.partition('(')[0]
   if d_model % 32:
     raise ValueError(f'd_model={d_model} must be a multiple of 32')
-  return d_model * 9 // 4 if 'glu' in ffn else d_model * 27 // 8
+  if kind not in WIDTHS:
+    raise ValueError(f'ffn={ffn!r}: no width; known: {", ".join(WIDTHS)}')
+  return d_model // 32 * WIDTHS[kind]
 
 
 def apply(config, name: str, experts: int, ffn: str = ''):
