@@ -25,7 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
   model.d_head = 64
   model.d_ff = 512
   model.ffn = "mlp(activation='relu')"
-  model.positions = 'rope'  # or 'relative'
+  # Of the layers in turn, as ('window(size=128)', "full(positions='none')").
+  model.attention = ('full()',)
+  model.positions = 'rope'  # 'rope(base=500000.0)', 'relative', 'none'
   model.qk_norm = True
   model.norm_scale = True  # False fixes the gains of all norms at 1
   model.vocab_size = 0  # rows of the embedding table; 0 is the tokenizer's

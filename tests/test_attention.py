@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax import registry
 from moe_jax.layers import attention
-from moe_jax.models import stack
+from moe_jax.models import records, stack
 
 
 def device(platform, capability='9.0'):
@@ -68,7 +68,8 @@ def test_causal_says_what_the_mask_says():
   position = jnp.tile(jnp.arange(12), (2, 1))
   outputs = []
   for causal in (False, True):
-    layer = attention.Attention(2, 4, causal=causal)
+    kind = attention.Full(num_heads=2, d_head=4)
+    layer = attention.Attention(kind, causal=causal)
     params = layer.init(jax.random.key(1), x, x, mask, position)
     outputs.append(layer.apply(params, x, x, mask, position))
   np.testing.assert_allclose(*outputs, atol=1e-6)
@@ -85,15 +86,11 @@ def test_only_whole_sequences_are_causal(monkeypatch, cached):
     real(self)
 
   monkeypatch.setattr(attention.Attention, '__post_init__', record)
-  config = stack.StackConfig(
-    num_layers=1,
-    d_model=8,
-    num_heads=2,
-    d_head=4,
-    sparse=(False,),
+  layer = records.Layer(
+    attention=attention.Full(num_heads=2, d_head=4),
     ffn=registry.build('experts', 'glu()', d_ff=8),
-    cross=True,
   )
+  config = records.StackConfig((layer,), d_model=8, cross=True)
   x = jnp.ones((1, 4, 8))
   one = jnp.ones((1, 4), jnp.int32)
   position = jnp.arange(4)[None]

@@ -140,7 +140,10 @@ def test_attention_dropout_keeps_its_mean_and_its_mask():
   x = jax.random.normal(jax.random.key(0), (2, 6, 8))
   past = jnp.tril(jnp.ones((6, 6), bool))[None].repeat(2, 0)
   bias = jax.random.normal(jax.random.key(2), (2, 2, 6, 6))
-  make = functools.partial(attention.Attention, 2, 4, rope=False)
+  make = functools.partial(
+    attention.Attention,
+    attention.Full(num_heads=2, d_head=4, positions='none'),
+  )
   v = nn.unbox(jax.jit(make().init)(jax.random.key(1), x, x, past))
 
   @functools.partial(jax.jit, static_argnums=0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_jax import types
-from moe_jax.layers import embeddings
+from moe_jax.layers import positions
 from moe_jax.models import factory, pattern, stack
 from tests import tiny
 
@@ -52,7 +52,7 @@ def params(seed=0, **overrides):
 def logits_and_grads(model, variables, b, train=True):
   def loss(p):
     logits, aux = model.apply({**variables, 'params': p}, b, train=train)
-    layers = stack.aux_by_layer(aux['decoder'], model.stacks['decoder'].sparse)
+    layers = stack.aux_by_layer(aux['decoder'], model.stacks['decoder'].places)
     total = sum(a.loss for _, a in layers)
     weight = jnp.cos(jnp.arange(logits.size)).reshape(logits.shape)
     real = (b['segments'] > 0)[..., None]
@@ -201,8 +201,8 @@ def test_rotation_depends_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
   product = lambda a, b: float(
     (
-      embeddings.rotate(q, jnp.full((1, 1), a))
-      * embeddings.rotate(k, jnp.full((1, 1), b))
+      positions.rotate(q, jnp.full((1, 1), a))
+      * positions.rotate(k, jnp.full((1, 1), b))
     ).sum()
   )
   np.testing.assert_allclose(product(9, 4), product(105, 100), rtol=1e-4)
@@ -213,7 +213,7 @@ def test_rotation_depends_on_distance_alone():
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_relative_buckets(bidirectional):
   """T5's buckets: exact when near, logarithmic to 128, then one for all."""
-  bias = embeddings.RelativeBias(2, bidirectional)
+  bias = positions.RelativeBias(2, bidirectional)
   bucket = lambda d: int(bias._bucket(jnp.asarray(d)))
   half = 16 if bidirectional else 32
   exact = half // 2
@@ -236,6 +236,7 @@ def test_relative_buckets(bidirectional):
     ('every_4_at_1', 12, (1, 5, 9)),  # Hugging Face's
     ('every_2_at_0', 5, (0, 2, 4)),
     ('all', 3, (0, 1, 2)),
+    ('from_3', 5, (3, 4)),
     ('none', 3, ()),
     ((0, 4), 5, (0, 4)),
     ('0,4', 5, (0, 4)),
@@ -247,7 +248,7 @@ def test_pattern(spec, n, layers):
   assert tuple(np.flatnonzero(sparse)) == layers
   s = pattern.split(sparse)
   assert s.prefix + s.period * s.repeats + s.suffix == sparse
-  assert len(pattern.layer_names(sparse)) == n
+  assert len(pattern.places(s)) == n
 
 
 def test_pattern_finds_the_longest_repetition():
@@ -259,7 +260,7 @@ def test_pattern_finds_the_longest_repetition():
 
 @pytest.mark.parametrize(
   'spec',
-  ['every_0', 'some', 'every_9', 'every_2_at_2', (0, 3), '0,3', '-1'],
+  ['every_0', 'some', 'every_9', 'every_2_at_2', 'from_3', (0, 3), '0,3', '-1'],
 )
 def test_pattern_errors(spec):
   with pytest.raises(ValueError, match=r'moe\.layers'):
@@ -267,15 +268,12 @@ def test_pattern_errors(spec):
 
 
 def test_aux_is_in_layer_order():
-  overrides = {'model.num_layers': 5, 'moe.layers': '0,2,4'}
-  config, model = build(**overrides)
+  _, model = build(**{'model.num_layers': 5, 'moe.layers': '0,2,4'})
   # Zeros, which need no compilation: every token goes to the first expert.
   init = lambda b: nn.unbox(model.init(jax.random.key(0), b, train=False))
   zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(init, batch()))
   _, aux = jax.jit(lambda b: model.apply(zeros, b, train=True))(batch())
-  layers = stack.aux_by_layer(
-    aux['decoder'], pattern.sparse_layers(config.moe.layers, 5)
-  )
+  layers = stack.aux_by_layer(aux['decoder'], model.stacks['decoder'].places)
   assert [i for i, _ in layers] == [0, 2, 4]
   real = int((batch()['segments'] > 0).sum())
   for _, a in layers:
@@ -288,8 +286,7 @@ def test_aux_of_a_scanned_period_is_cut_by_repeat():
   _, model = build(**FOUR)
   v = jax.tree.map(lambda w: w * 3, params(**FOUR))  # layers that differ
   _, aux = jax.jit(lambda b: model.apply(v, b, train=True))(batch())
-  sparse = model.stacks['decoder'].sparse
-  layers = stack.aux_by_layer(aux['decoder'], sparse)
+  layers = stack.aux_by_layer(aux['decoder'], model.stacks['decoder'].places)
   assert [i for i, _ in layers] == [1, 3]
   loads = np.stack([a.load_E for _, a in layers])
   want = np.asarray(aux['decoder']['period']['block_1'].load_E)

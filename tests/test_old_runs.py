@@ -101,7 +101,7 @@ def test_fields_are_added_and_renamed(old, monkeypatch):
   )
   old['moe']['decoder'] = {'d_ff': 16}
   pathlib.Path('run/config.json').write_text(json.dumps(old))
-  config = config_history.upgrade(old)
+  config = json.loads(json.dumps(config_history.upgrade(old)))
   config['text'] = config.pop('data')
   config['train']['news'] = []
   for part in (config['moe'], config['moe']['decoder']):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.models import factory, pattern, stack
+from moe_jax.models import factory, stack
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.training import plans, tuning
 from tests import tiny
@@ -138,17 +138,24 @@ def test_outside_of_a_period():
 
 
 def test_periods_hold_whole_groups():
-  places = lambda sparse, r: pattern.places(pattern.sparse_layers(sparse, 8), r)
-  assert places('all', 4) == (1, 2, 3, 4, 1, 2, 3, 4)
-  assert places('every_2', 2) == (0, 1, 0, 2, 0, 1, 0, 2)
-  assert pattern.split(places('all', 2)).period == (1, 2)
-  assert pattern.split(places('every_2', 2)).period == (0, 1, 0, 2)
-  # (2, 1) twice would repeat as often, and cut two groups.
-  s = pattern.split(places('0,2,3,4,5,6', 2))
-  assert (s.prefix, s.period, s.repeats) == ((1, 0, 2), (1, 2), 2)
+  """Dense layers, those with experts of their own, and those that take them."""
+
+  def split(layers, share):
+    fields = {'model.num_layers': 8, 'moe.layers': layers}
+    made = build(**fields, **{'moe.share_experts': share})[1].stack_config
+    letter = lambda x: 'd' if x.moe is None else 'ot'[x.takes_experts]
+    parts = (made.split.prefix, made.split.period, made.split.suffix)
+    text = '|'.join(''.join(map(letter, part)) for part in parts)
+    return text, made.split.repeats
+
+  assert split('all', 4) == ('|ottt|', 2)
+  assert split('all', 2) == ('|ot|', 4)
+  assert split('every_2', 2) == ('|dodt|', 2)
+  # 'to' twice would repeat as often, and cut two groups.
+  assert split('0,2,3,4,5,6', 2) == ('odt|ot|d', 2)
   # Neither may the dense layers between a group's be a period.
-  assert pattern.split(places('0,7', 2)).repeats == 0
-  assert pattern.split(places('0,1', 2)).period == (0,)
+  assert split('0,7', 2) == ('oddddddt||', 0)
+  assert split('0,1', 2) == ('ot|d|', 6)
 
 
 @pytest.mark.parametrize('share', [0, 3])

@@ -154,7 +154,9 @@ def test_gradient_of_the_shared_experts_gate():
 
 def test_gradients_of_attention():
   """All ones: so is what is attended to; a key's value meets all queries."""
-  layer = attention.Attention(1, D, rope=False, dtype=BF16)
+  layer = attention.Attention(
+    attention.Full(num_heads=1, d_head=D, positions='none'), dtype=BF16
+  )
   eye = jnp.eye(D)
   w = {k: eye[:, None] for k in ('query', 'key', 'value')}
   w['out'] = eye[None]

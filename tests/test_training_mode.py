@@ -1,5 +1,6 @@
 """Models in training: what is random, and that it leaks and repeats nothing."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -10,8 +11,8 @@ import pytest
 from flax import struct
 
 from moe_jax import registry, types
-from moe_jax.layers import linen, moe
-from moe_jax.models import factory, stack
+from moe_jax.layers import attention, linen, moe
+from moe_jax.models import factory, records, stack
 from moe_jax.routers import base as routers
 from tests import test_models, tiny
 
@@ -199,13 +200,9 @@ def test_no_two_layers_repeats_or_groups_share_their_draws():
   F = 24
   D = 1 + F
   kind = registry.build('experts', 'mlp(bias=True, dropout=0.5)', d_ff=F)
-  config = stack.StackConfig(
-    num_layers=7,
-    d_model=D,
-    num_heads=1,
-    d_head=2,
-    sparse=LAYERS,
-    ffn=kind,
+  dense = records.Layer(attention.Full(num_heads=1, d_head=2), kind)
+  sparse = dataclasses.replace(
+    dense,
     moe=moe.MoE(
       num_experts=8,
       router=Noted(),
@@ -217,7 +214,8 @@ def test_no_two_layers_repeats_or_groups_share_their_draws():
       record=True,
     ),
   )
-  model = stack.Stack(config)
+  layers = tuple(sparse if s else dense for s in LAYERS)
+  model = stack.Stack(records.StackConfig(layers, d_model=D))
   x = jnp.zeros((B, L, D)).at[..., 0].set(1)
   ones = jnp.ones((B, L), jnp.int32)
   place = jnp.tile(jnp.arange(L), (B, 1))

@@ -106,7 +106,7 @@ def test_total_loss_is_a_mean_over_tokens_and_its_layers(over_layers):
     log_z - np.take_along_axis(logits, batch['targets'][..., None], -1)[..., 0]
   )
   real = batch['segments'] > 0
-  layers = stack.aux_by_layer(aux['decoder'], model.stack_config.sparse)
+  layers = stack.aux_by_layer(aux['decoder'], model.stack_config.places)
   losses = [float(a.loss) for _, a in layers]
   assert len(losses) == 2 and min(losses) > 0.005
   want = nll[real].mean() + (

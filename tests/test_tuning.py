@@ -284,7 +284,7 @@ def test_expert_dropout_is_of_experts_alone():
   stack = factory.make(config, 384).stacks['decoder']
   made = stack.moe
   assert (made.experts.dropout, made.dense.dropout) == (0.4, 0.1)
-  assert (stack.ffn.dropout, stack.dropout) == (0.1, 0.1)
+  assert (stack.layers[0].ffn.dropout, stack.dropout) == (0.1, 0.1)
 
 
 def test_masks_leave_the_optimizer_as_it_is():

@@ -19,8 +19,8 @@ import numpy as np
 
 from moe_jax import registry
 from moe_jax.benchmarks import cases, machine, scopes
-from moe_jax.layers import moe
-from moe_jax.models import decoder, stack
+from moe_jax.layers import attention, moe
+from moe_jax.models import decoder, records
 from moe_jax.parallel import mesh as mesh_lib, rules
 from moe_jax.planning import counts
 from moe_jax.problems import causal_lm
@@ -216,15 +216,16 @@ def _model(size: Size, dispatch, capacity_factor, mesh) -> decoder.Decoder:
     capacity_factor=capacity_factor,
     seating=orders.build('token_major()'),
   )
-  config = stack.StackConfig(
-    num_layers=size.layers,
-    d_model=size.D,
-    num_heads=size.heads,
-    d_head=size.D // size.heads,
-    sparse=(size.E > 0,) * size.layers,
+  block = records.Layer(
+    attention=attention.Full(
+      num_heads=size.heads, d_head=size.D // size.heads, qk_norm=True
+    ),
     ffn=build('experts', 'glu()', d_ff=size.K * size.F),
     moe=layer if size.E else None,
-    qk_norm=True,
+  )
+  config = records.StackConfig(
+    layers=(block,) * size.layers,
+    d_model=size.D,
     scan=size.scan,
     remat=size.remat,
     mesh=mesh,

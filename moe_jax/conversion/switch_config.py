@@ -175,7 +175,7 @@ def config_from(config: Any, vocab_size: int) -> Config:
     wrong.append('model.qk_norm=True (theirs: False)')
   if not m.norm_scale:
     wrong.append('model.norm_scale=False (theirs: True)')
-  if not _is_plain(stacks['encoder'].ffn, m.d_ff):
+  if not _is_plain(stacks['encoder'].layers[0].ffn, m.d_ff):
     wrong.append(f'model.ffn={m.ffn!r} (theirs: mlp with relu)')
   out = ONLY | {
     'architectures': ['SwitchTransformersForConditionalGeneration'],

@@ -40,7 +40,7 @@ def table(config: switch_config.Config) -> list[hugging_face.Tensor]:
     )
   for stack in switch_config.STACKS:
     sparse = switch_config.sparse_layers(config, stack)
-    repeats = pattern.split(sparse).repeats
+    parts = pattern.split(sparse)
     norm = (stack, 'final_norm', 'scale'), (D,)
     bias = (stack, 'relative', 'table'), (32, H)
     name = f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias'
@@ -48,10 +48,10 @@ def table(config: switch_config.Config) -> list[hugging_face.Tensor]:
       hugging_face.Tensor(f'{stack}.final_layer_norm.weight', (D,), *norm),
       hugging_face.Tensor(f'{name}.weight', (32, H), *bias),
     ]
-    for l, (module, block, repeat) in enumerate(pattern.layer_names(sparse)):
+    for l, (module, block, repeat) in enumerate(pattern.places(parts)):
       at, lead, index = (stack, module), (), ()
       if block is not None:
-        at, lead, index = (*at, block), (repeats,), (repeat,)
+        at, lead, index = (*at, block), (parts.repeats,), (repeat,)
       for name, shape, path, leaf, expert in _block(config, stack, sparse[l]):
         out.append(
           hugging_face.Tensor(

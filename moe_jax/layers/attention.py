@@ -1,5 +1,11 @@
-"""Multi-head attention: self, causal self with a cache, and cross."""
+"""Multi-head attention: self, causal self with a cache, and cross.
 
+A kind is a record of what a layer's attention is; `Attention` is the module
+that runs it.
+"""
+
+import abc
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,8 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.kernels import projection
-from moe_jax.layers import boxes, embeddings, norms
+from moe_jax.layers import boxes, norms, positions as positions_lib
 from moe_jax.parallel import rules
 
 
@@ -35,16 +43,93 @@ def _has_cudnn() -> bool:
   return cuda and float(device.compute_capability) >= 8
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind(abc.ABC):
+  """What a layer's attention is.
+
+  Attributes:
+    num_heads, d_head: H, J.
+    positions: of self-attention, or their call string.
+    qk_norm: RMS-normalise queries and keys a head, before they are turned.
+  """
+
+  num_heads: int
+  d_head: int
+  positions: positions_lib.Positions | str = 'rope'
+  qk_norm: bool = False
+
+  def __post_init__(self):
+    if isinstance(self.positions, str):
+      made = positions_lib.build(self.positions)
+      object.__setattr__(self, 'positions', made)
+    if self.positions.base and self.d_head % 2:
+      raise UserError(f'd_head={self.d_head} must be even for rope positions')
+
+  @abc.abstractmethod
+  def near(self, query_BL1, key_B1S) -> jax.Array | None:
+    """Which keys a query sees by their positions, [B, L, S]; None: all."""
+
+  @abc.abstractmethod
+  def keys(self, length: int, causal: bool) -> int:
+    """Of so many keys, how many a query may see, were it the last."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Full(Kind):
+  """All of the token's segment, or what of it is not later."""
+
+  def near(self, query_BL1, key_B1S):
+    return None
+
+  def keys(self, length, causal):
+    return length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window(Kind):
+  """Keys less than `size` away (Beltagy et al. 2020, arXiv:2004.05150).
+
+  Of a causal stack the token itself and size - 1 before it. They are masked:
+  no product is saved.
+  """
+
+  size: int
+
+  def __post_init__(self):
+    if self.size < 1:
+      raise UserError(f'window(size={self.size}): must be at least 1')
+    super().__post_init__()
+
+  def near(self, query_BL1, key_B1S):
+    return jnp.abs(query_BL1 - key_B1S) < self.size
+
+  def keys(self, length, causal):
+    return min(length, self.size if causal else 2 * self.size - 1)
+
+
+KINDS = {'full': Full, 'window': Window}
+
+
+def build(spec: str, **sizes: Any) -> Kind:
+  """A kind from its call string, `'window(size=128)'`.
+
+  Args:
+    spec: the call string.
+    **sizes: fields of a Kind that the call string need not set.
+
+  Raises:
+    ValueError: an unknown name or argument; the message lists the valid ones.
+  """
+  made = {k: functools.partial(v, **sizes) for k, v in KINDS.items()}
+  return registry.call(spec, made, 'attention')
+
+
 class Attention(nn.Module):
   """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762).
 
   Attributes:
-    num_heads, d_head: H, J.
-    rope: rotate queries and keys by position.
-    qk_norm: RMS-normalise queries and keys a head, before the rotation.
-    norm_scale: whether those norms have a gain.
-    scaled: divide the products by sqrt(J); T5 does not, and starts its query
-      projection smaller by that factor instead.
+    kind: what it is.
+    norm_scale: whether norms of queries and keys have a gain.
     init_scale: variance factor of the projections.
     dropout: rate on the attention weights, one draw for all queries as in T5X;
       0 in evaluation.
@@ -54,12 +139,8 @@ class Attention(nn.Module):
     mesh, dtype: as everywhere.
   """
 
-  num_heads: int
-  d_head: int
-  rope: bool = True
-  qk_norm: bool = False
+  kind: Kind
   norm_scale: bool = True
-  scaled: bool = True
   init_scale: float = 1.0
   dropout: float = 0.0
   causal: bool = False
@@ -74,14 +155,18 @@ class Attention(nn.Module):
     Args:
       x_BLD, y_BSD: queries' and keys' inputs.
       mask_BLS: bool, who may look where; with a cache, S is its length.
-      position_BL: of the queries, for RoPE.
+      position_BL: of queries and keys, to turn them by; None in
+        cross-attention.
       bias_BHLS: f32, added to the products.
 
     Returns:
       [B, L, D] in `dtype`.
     """
-    D, H, J = x_BLD.shape[-1], self.num_heads, self.d_head
-    shrink = 1.0 if self.scaled else 1.0 / J
+    D, kind = x_BLD.shape[-1], self.kind
+    H, J, base = kind.num_heads, kind.d_head, kind.positions.base
+    # T5 does not scale the products: its queries start smaller instead.
+    scaled = not kind.positions.relative
+    shrink = 1.0 if scaled else 1.0 / J
     project = lambda name, v, scale=1.0: projection.project(
       'bld,dhj->blhj',
       v.astype(self.dtype),
@@ -89,15 +174,15 @@ class Attention(nn.Module):
     )
     q_BLHJ = project('query', x_BLD, shrink)
     k_BSHJ, v_BSHJ = project('key', y_BSD), project('value', y_BSD)
-    if self.qk_norm:
+    if kind.qk_norm:
       norm = functools.partial(
         norms.RMSNorm, self.dtype, scaled=self.norm_scale
       )
       q_BLHJ = norm(name='query_norm')(q_BLHJ)
       k_BSHJ = norm(name='key_norm')(k_BSHJ)
-    if self.rope:
-      q_BLHJ = embeddings.rotate(q_BLHJ, position_BL)
-      k_BSHJ = embeddings.rotate(k_BSHJ, position_BL)
+    if base and position_BL is not None:
+      q_BLHJ = positions_lib.rotate(q_BLHJ, position_BL, base)
+      k_BSHJ = positions_lib.rotate(k_BSHJ, position_BL, base)
     if self.cache_length:
       k_BSHJ, v_BSHJ = self._append(k_BSHJ, v_BSHJ)
     heads = ('batch', None, 'heads', None)
@@ -105,7 +190,7 @@ class Attention(nn.Module):
       rules.constrain(v, heads, self.mesh) for v in (q_BLHJ, k_BSHJ, v_BSHJ)
     )
     bias_BHLS = None if bias_BHLS is None else bias_BHLS.astype(self.dtype)
-    scale = J**-0.5 if self.scaled else 1.0
+    scale = J**-0.5 if scaled else 1.0
     if self.dropout:
       out_BLHJ = self._with_dropout(
         q_BLHJ * scale, k_BSHJ, v_BSHJ, bias_BHLS, mask_BLS[:, None]

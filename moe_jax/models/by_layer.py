@@ -13,19 +13,19 @@ from flax import traverse_util
 
 from moe_jax.models import pattern
 
-Sparse = Mapping[str, tuple[int, ...]]
+Places = Mapping[str, tuple[pattern.Place, ...]]
 
 
-def view(params: Any, sparse: Sparse) -> dict[str, Any]:
+def view(params: Any, places: Places) -> dict[str, Any]:
   """{'decoder/layer_3/attention/query': leaf}; others keep their names.
 
   Args:
     params: a model's, unboxed: arrays.
-    sparse: by stack, `StackConfig.places`.
+    places: by stack, `StackConfig.places`.
   """
-  found, places = {}, _places(sparse)
+  found, layers = {}, _layers(places)
   for path, leaf in traverse_util.flatten_dict(params, sep='/').items():
-    names, scanned = _names(path, places)
+    names, scanned = _names(path, layers)
     if scanned:
       found |= {n: leaf[r] for r, n in enumerate(names)}
     else:
@@ -33,11 +33,11 @@ def view(params: Any, sparse: Sparse) -> dict[str, Any]:
   return found
 
 
-def replace(params: Any, new: Mapping[str, Any], sparse: Sparse) -> Any:
+def replace(params: Any, new: Mapping[str, Any], places: Places) -> Any:
   """The parameters with some leaves of their `view` replaced."""
-  out, places = {}, _places(sparse)
+  out, layers = {}, _layers(places)
   for path, leaf in traverse_util.flatten_dict(params, sep='/').items():
-    names, scanned = _names(path, places)
+    names, scanned = _names(path, layers)
     if scanned:
       leaf = jnp.stack([new.get(n, leaf[r]) for r, n in enumerate(names)])
     else:
@@ -46,21 +46,21 @@ def replace(params: Any, new: Mapping[str, Any], sparse: Sparse) -> Any:
   return traverse_util.unflatten_dict(out, sep='/')
 
 
-def _places(sparse: Sparse) -> dict[str, list[str]]:
+def _layers(places: Places) -> dict[str, list[str]]:
   """{'decoder/period/block_0': ['decoder/layer_1', 'decoder/layer_3']}."""
   found: dict[str, list[str]] = {}
-  for stack, kinds in sparse.items():
-    for layer, (module, block, _) in enumerate(pattern.layer_names(kinds)):
+  for stack, own in places.items():
+    for layer, (module, block, _) in enumerate(own):
       at = '/'.join(n for n in (stack, module, block) if n)
       found.setdefault(at, []).append(f'{stack}/layer_{layer}')
   return found
 
 
-def _names(path: str, places: dict[str, list[str]]) -> tuple[list[str], bool]:
+def _names(path: str, layers: dict[str, list[str]]) -> tuple[list[str], bool]:
   """What a leaf is called, by repeat; whether repeats are its first axis."""
   parts = path.split('/')
   for n in (2, 3):
-    layers = places.get('/'.join(parts[:n]))
-    if layers:
-      return ['/'.join([layer, *parts[n:]]) for layer in layers], n == 3
+    found = layers.get('/'.join(parts[:n]))
+    if found:
+      return ['/'.join([layer, *parts[n:]]) for layer in found], n == 3
   return [path], False

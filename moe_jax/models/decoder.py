@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from moe_jax.layers import embeddings
-from moe_jax.models import stack
+from moe_jax.models import records, stack
 
 
 class Decoder(nn.Module):
@@ -19,7 +19,7 @@ class Decoder(nn.Module):
   """
 
   vocab_size: int
-  stack_config: stack.StackConfig
+  stack_config: records.StackConfig
   tied_head: bool = True
   cache_length: int = 0
 
@@ -51,6 +51,6 @@ class Decoder(nn.Module):
     return embed.logits(x_BLD), {'decoder': aux}
 
   @property
-  def stacks(self) -> dict[str, stack.StackConfig]:
+  def stacks(self) -> dict[str, records.StackConfig]:
     """The stacks by name, as in the aux."""
     return {'decoder': self.stack_config}

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from moe_jax.layers import embeddings
-from moe_jax.models import stack
+from moe_jax.models import records, stack
 
 
 class EncoderDecoder(nn.Module):
@@ -23,8 +23,8 @@ class EncoderDecoder(nn.Module):
   """
 
   vocab_size: int
-  encoder_config: stack.StackConfig
-  decoder_config: stack.StackConfig
+  encoder_config: records.StackConfig
+  decoder_config: records.StackConfig
   tied_head: bool = True
   cache_length: int = 0
 
@@ -77,6 +77,6 @@ class EncoderDecoder(nn.Module):
     return self.embedding.logits(x_BLD), {'decoder': aux}
 
   @property
-  def stacks(self) -> dict[str, stack.StackConfig]:
+  def stacks(self) -> dict[str, records.StackConfig]:
     """The stacks by name, as in the aux."""
     return {'encoder': self.encoder_config, 'decoder': self.decoder_config}

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
 from moe_jax.errors import UserError
-from moe_jax.layers import moe
-from moe_jax.models import decoder, encoder_decoder, pattern, stack
+from moe_jax.layers import attention, moe
+from moe_jax.models import decoder, encoder_decoder, pattern, records
 from moe_jax.seating import capacity, orders
 
 KINDS = ('decoder', 'encoder_decoder')
@@ -150,7 +150,7 @@ def stacks(
   mesh: jax.sharding.Mesh | None = None,
   cache_length: int = 0,
   causal: bool = True,
-) -> dict[str, stack.StackConfig]:
+) -> dict[str, records.StackConfig]:
   """The stacks of a config's model by name, 'encoder' and 'decoder'.
 
   Args:
@@ -162,8 +162,6 @@ def stacks(
   """
   m = config.model
   choose('model.kind', m.kind, KINDS)
-  if m.positions == 'rope' and m.d_head % 2:
-    raise UserError(f'model.d_head={m.d_head} must be even for rope positions')
   made = {
     name: _stack(config, fields, mesh, cache_length)
     for name, fields in moe_fields(config).items()
@@ -176,31 +174,56 @@ def stacks(
   }
 
 
+def layers(
+  config, fields: dict[str, Any], cached: bool = False
+) -> tuple[records.Layer, ...]:
+  """The layers of a stack.
+
+  Args:
+    config: for `config.model`.
+    fields: one of `moe_fields`.
+    cached: without drops, as a model with a cache is.
+  """
+  m, share = config.model, fields['share_experts']
+  sparse = pattern.sparse_layers(fields['layers'], m.num_layers)
+  if share < 1 or sum(sparse) % share:
+    raise UserError(
+      f'moe.share_experts={share} must be at least 1, and divide the '
+      f'{sum(sparse)} MoE layers of the stack'
+    )
+  kinds = len(m.attention)
+  if not 0 < kinds <= m.num_layers:
+    raise UserError(f'model.attention={m.attention} for {m.num_layers} layers')
+  sizes = {k: m[k] for k in ('num_heads', 'd_head', 'positions', 'qk_norm')}
+  attentions = [attention.build(s, **sizes) for s in m.attention]
+  sparse_ffn = moe_layer(config, fields) if any(sparse) else None
+  if sparse_ffn and cached:
+    sparse_ffn = dataclasses.replace(
+      sparse_ffn, capacity_factor=None, eval_capacity_factor=None
+    )
+  ffn = registry.build(
+    'experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale, dropout=m.dropout
+  )
+  return tuple(
+    records.Layer(
+      attentions[i % kinds],
+      ffn,
+      sparse_ffn if is_sparse else None,
+      takes_experts=is_sparse and sum(sparse[:i]) % share > 0,
+      extra_ffn=fields['extra_ffn'],
+      norm_scale=m.norm_scale,
+    )
+    for i, is_sparse in enumerate(sparse)
+  )
+
+
 def _stack(config, fields, mesh, cache_length) -> functools.partial:
   """Makes a stack's config, given what depends on the kind of model."""
   m = config.model
-  sparse = pattern.sparse_layers(fields['layers'], m.num_layers)
-  layer = moe_layer(config, fields) if any(sparse) else None
-  if layer and cache_length:
-    layer = dataclasses.replace(
-      layer, capacity_factor=None, eval_capacity_factor=None
-    )
   return functools.partial(
-    stack.StackConfig,
-    num_layers=m.num_layers,
+    records.StackConfig,
+    layers=layers(config, fields, cache_length > 0),
     d_model=m.d_model,
-    num_heads=m.num_heads,
-    d_head=m.d_head,
-    sparse=sparse,
-    ffn=registry.build(
-      'experts', m.ffn, d_ff=m.d_ff, init_scale=m.init_scale, dropout=m.dropout
-    ),
-    moe=layer,
-    share_experts=fields['share_experts'],
-    extra_ffn=fields['extra_ffn'],
-    positions=m.positions,
-    qk_norm=m.qk_norm,
-    norm_scale=m.norm_scale,
     dropout=m.dropout,
     allow_noncausal=config.moe.allow_noncausal,
     init_scale=m.init_scale,

@@ -1,124 +1,31 @@
-"""A stack of Transformer blocks, scanned over its repeating period."""
+"""A stack of Transformer blocks: a record each, scanned over their period."""
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from moe_jax import types
 from moe_jax.errors import UserError
-from moe_jax.experts import base as experts_base
-from moe_jax.layers import (
-  attention,
-  causality,
-  embeddings,
-  linen,
-  mlp,
-  moe as moe_layer,
-  norms,
-)
-from moe_jax.models import pattern
+from moe_jax.layers import attention, linen, mlp, norms, positions
+from moe_jax.models import pattern, records
 from moe_jax.parallel import collectives, rules
-
-REMAT = ('none', 'full', 'dots', 'dispatch')
-STACKING = ('none', 'before', 'after', 'parallel')
-
-
-@dataclasses.dataclass(frozen=True)
-class StackConfig:
-  """What the blocks of a stack have in common.
-
-  Attributes:
-    num_layers, d_model, num_heads, d_head: sizes.
-    sparse: by layer, whether its FFN is an MoE.
-    ffn: kind of the dense FFNs.
-    moe: the MoE layers, or None; blocks give them mesh and dtype.
-    share_experts: adjacent MoE layers that have one set of experts, each with
-      a router of its own (ReXMoE, arXiv:2510.17483).
-    extra_ffn: in sparse layers, a dense FFN sub-layer with its own norm and
-      residual 'before' or 'after' the MoE (ST-MoE, arXiv:2202.08906, appendix
-      C) or in 'parallel' to it, from the same residual (Arctic); 'none'.
-    positions: 'rope' or 'relative' (T5's, without scaled products).
-    qk_norm: as in attention.Attention.
-    norm_scale: whether norms have a gain; those of queries and keys, too.
-    causal: no token sees a later one.
-    cross: blocks attend to an encoder's output.
-    dropout: rate after every sub-layer, on the attention weights, and on the
-      stack's input and output, as in T5; FFNs have their own.
-    allow_noncausal: let an MoE layer of a causal stack depend on later tokens.
-    init_scale: variance factor of all kernels.
-    scan: compile one period as a loop; False unrolls it. Parameters have the
-      same layout either way.
-    remat: what backward may reuse: 'none' recomputes nothing, 'full' a whole
-      period, 'dots' all but matrix products, 'dispatch' all but what the
-      all-to-alls brought, so that they do not run again.
-    mesh, dtype: of the computation.
-  """
-
-  num_layers: int
-  d_model: int
-  num_heads: int
-  d_head: int
-  sparse: tuple[bool, ...]
-  ffn: experts_base.Experts
-  moe: moe_layer.MoE | None = None
-  share_experts: int = 1
-  extra_ffn: str = 'none'
-  positions: str = 'rope'
-  qk_norm: bool = False
-  norm_scale: bool = True
-  causal: bool = True
-  cross: bool = False
-  dropout: float = 0.0
-  allow_noncausal: bool = False
-  init_scale: float = 1.0
-  scan: bool = True
-  remat: str = 'none'
-  mesh: Any = None
-  dtype: Any = jnp.float32
-
-  def __post_init__(self):
-    for name, valid in (
-      ('remat', REMAT),
-      ('extra_ffn', STACKING),
-      ('positions', ('rope', 'relative')),
-    ):
-      if getattr(self, name) not in valid:
-        raise UserError(
-          f'{name}={getattr(self, name)!r}; valid: {", ".join(valid)}'
-        )
-    pattern.places(self.sparse, self.share_experts)  # or raises
-    if self.causal and self.moe is not None:
-      self._check_causal()
-
-  @property
-  def places(self) -> tuple[int, ...]:
-    """By layer, as `pattern.places`."""
-    return pattern.places(self.sparse, self.share_experts)
-
-  def _check_causal(self):
-    leak = causality.leak(self.moe, self.d_model)
-    if leak and not self.allow_noncausal:
-      raise UserError(
-        f'a decoder with this MoE layer is not causal: {leak}, so the model '
-        "learns to read the future from its drops; use seating='token_major()',"
-        ' a capacity that cannot bind (0 is dropless), or allow_noncausal=True'
-      )
-    if leak:
-      logging.log_first_n(
-        logging.WARNING, 'the decoder is not causal: %s', 1, leak
-      )
 
 
 class Block(nn.Module):
-  """Pre-norm attention and FFN (or MoE) sub-layers with residuals."""
+  """Pre-norm attention and FFN (or MoE) sub-layers with residuals.
 
-  config: StackConfig
-  is_sparse: bool
+  Attributes:
+    layer: what it is.
+    config: the stack's.
+  """
+
+  layer: records.Layer
+  config: records.StackConfig
   train: bool
   cache_length: int = 0
 
@@ -134,103 +41,106 @@ class Block(nn.Module):
     Returns:
       The state, and the MoEAux or ().
     """
-    c, (x, layer, carry) = self.config, state
-    norm = lambda name: norms.RMSNorm(c.dtype, scaled=c.norm_scale, name=name)(
-      x
-    )
+    own, c, (x, number, carry) = self.layer, self.config, state
+    norm = lambda name: norms.RMSNorm(
+      c.dtype, scaled=own.norm_scale, name=name
+    )(x)
     drop = nn.Dropout(c.dropout, deterministic=not self.train)
-    attend = lambda name, rope, causal, cache_length: attention.Attention(
-      c.num_heads,
-      c.d_head,
-      rope,
-      c.qk_norm,
-      scaled=c.positions == 'rope',
+    attend = functools.partial(
+      attention.Attention,
+      own.attention,
+      norm_scale=own.norm_scale,
       init_scale=c.init_scale,
-      norm_scale=c.norm_scale,
       dropout=0.0 if not self.train else c.dropout,
-      causal=causal,
-      cache_length=cache_length,
       mesh=c.mesh,
       dtype=c.dtype,
-      name=name,
     )
     h = norm('attention_norm')
-    causal = c.causal and not self.cache_length
-    rope = c.positions == 'rope'
-    attention_ = attend('attention', rope, causal, self.cache_length)
-    x += drop(
-      attention_(h, h, shared['mask'], shared['positions'], shared['bias'])
+    mask, bias = shared['seen'][c.attentions.index(own.attention)]
+    self_attention = attend(
+      causal=c.causal and not self.cache_length,
+      cache_length=self.cache_length,
+      name='attention',
     )
+    x += drop(self_attention(h, h, mask, shared['positions'], bias))
     if c.cross:
       h = norm('cross_norm')
-      cross = attend('cross', False, False, 0)
+      cross = attend(name='cross')
       x += drop(cross(h, shared['encoded'], shared['cross_mask']))
     ffn = lambda name: functools.partial(
-      linen.FFN(mlp.FFN(c.ffn, c.mesh, c.dtype), name=name), train=self.train
+      linen.FFN(mlp.FFN(own.ffn, c.mesh, c.dtype), name=name), train=self.train
     )
-    if not self.is_sparse:
+    if own.moe is None:
       x += drop(ffn('ffn')(norm('ffn_norm')))
-      return (x, layer, carry), ()
-    if c.extra_ffn == 'before':
+      return (x, number, carry), ()
+    if own.extra_ffn == 'before':
       x += drop(ffn('extra')(norm('extra_norm')))
-    core = dataclasses.replace(c.moe, mesh=c.mesh, dtype=c.dtype)
+    core = dataclasses.replace(own.moe, mesh=c.mesh, dtype=c.dtype)
     y, carry, aux = linen.MoE(core, name='moe')(
       norm('moe_norm'),
       shared['tokens'],
       carry,
       pool,
       train=self.train,
-      layer=layer,
+      layer=number,
     )
     y = drop(y)
-    if c.extra_ffn == 'parallel':
+    if own.extra_ffn == 'parallel':
       y += drop(ffn('extra')(norm('extra_norm')))
     x += y
-    if c.extra_ffn == 'after':
+    if own.extra_ffn == 'after':
       x += drop(ffn('extra')(norm('extra_norm')))
-    return (x, layer + 1, carry), aux
+    return (x, number + 1, carry), aux
 
 
-def blocks(config, kinds, make, pool_name, state, shared):
-  """Runs adjacent blocks, giving those of a group its experts.
+def blocks(layers, make, names, state, shared):
+  """Runs adjacent blocks, giving those that share experts their pool.
 
   Args:
-    config: the stack's.
-    kinds: as `pattern.places`; whole groups.
-    make: (number, whether sparse) -> Block.
-    pool_name: of the experts of groups, by the number of their first block.
+    layers: theirs; all of those that share experts.
+    make: makes a Block, given layer and name.
+    names: formats of the names of a block and of a pool, given a number; that
+      of a pool is its first block's.
     state, shared: as Block takes them.
 
   Returns:
     The state, and the MoEAux by the sparse block's name.
   """
   aux, pool = {}, None
-  for i, place in enumerate(kinds):
-    if place == 1 and config.share_experts > 1:
-      name = pool_name.format(i)
-      pool = linen.Pool(config.moe, config.d_model, name=name)()
-    block = make(i, place > 0)
-    state, a = block(state, shared, pool if place else None)
-    if place:
-      aux[block.name] = a
+  block_name, pool_name = names
+  sparse = [i for i, layer in enumerate(layers) if layer.moe is not None]
+  after = dict(itertools.pairwise(sparse))
+  for i, layer in enumerate(layers):
+    if i in sparse and not layer.takes_experts:
+      pool = None
+      if i in after and layers[after[i]].takes_experts:
+        D = state[0].shape[-1]
+        pool = linen.Pool(layer.moe, D, name=pool_name.format(i))()
+    name = block_name.format(i)
+    block = make(layer, name=name)
+    state, a = block(state, shared, pool if i in sparse else None)
+    if i in sparse:
+      aux[name] = a
   return state, aux
 
 
 class Period(nn.Module):
   """The blocks of one period; scanned."""
 
-  config: StackConfig
-  kinds: tuple[int, ...]
+  layers: tuple[records.Layer, ...]
+  config: records.StackConfig
   train: bool
   cache_length: int = 0
 
   @nn.compact
   def __call__(self, state, shared):
-    c = self.config
-    make = lambda i, sparse: Block(
-      c, sparse, self.train, self.cache_length, name=f'block_{i}'
+    make = functools.partial(
+      Block,
+      config=self.config,
+      train=self.train,
+      cache_length=self.cache_length,
     )
-    return blocks(c, self.kinds, make, 'pool_{}', state, shared)
+    return blocks(self.layers, make, ('block_{}', 'pool_{}'), state, shared)
 
 
 class Stack(nn.Module):
@@ -241,7 +151,7 @@ class Stack(nn.Module):
     cache_length: S > 0 for decoding with a cache of S positions.
   """
 
-  config: StackConfig
+  config: records.StackConfig
   cache_length: int = 0
 
   @nn.compact
@@ -271,29 +181,15 @@ class Stack(nn.Module):
       [B, L, D] after the final norm, and the MoEAux by module name (leaves of
       'period' have a leading axis of repeats).
     """
-    c = self.config
+    c, parts = self.config, self.config.split
     tokens = (tokens or types.Tokens()).replace(
       mask=segment_BL > 0, positions=position_BL, segments=segment_BL
     )
-    if self.cache_length:
-      S = self.cache_length
-      key_position = jnp.broadcast_to(jnp.arange(S), (x_BLD.shape[0], S))
-      mask_BLS = key_position[:, None] <= position_BL[:, :, None]
-    else:
-      key_position = position_BL
-      mask_BLS = segment_BL[:, :, None] == segment_BL[:, None]
-      if c.causal:
-        L = x_BLD.shape[1]
-        mask_BLS &= jnp.tril(jnp.ones((L, L), bool))
     shared = {
-      'mask': mask_BLS,
+      'seen': self._seen(position_BL, segment_BL),
       'positions': position_BL,
       'tokens': tokens,
-      'bias': None,
     }
-    if c.positions == 'relative':
-      bias = embeddings.RelativeBias(c.num_heads, not c.causal, name='relative')
-      shared['bias'] = bias(position_BL, key_position)
     if c.cross:
       shared['encoded'] = encoded_BSD
       shared['cross_mask'] = (
@@ -302,14 +198,16 @@ class Stack(nn.Module):
     drop = nn.Dropout(c.dropout, deterministic=not train)
     x_BLD = rules.constrain(drop(x_BLD), ('batch', None, None), c.mesh)
     state, aux = (x_BLD, jnp.int32(0), self._first_carry(x_BLD)), {}
-    parts = pattern.split(c.places)
+    options = {
+      'config': c,
+      'train': train,
+      'cache_length': self.cache_length,
+    }
 
-    def run(name, kinds, state):
-      make = lambda i, sparse: self._remat(Block)(
-        c, sparse, train, self.cache_length, name=f'{name}_{i}'
-      )
-      pool_name = name + '_pool_{}'
-      state, found = blocks(c, kinds, make, pool_name, state, shared)
+    def run(part, layers, state):
+      make = functools.partial(self._remat(Block), **options)
+      names = part + '_{}', part + '_pool_{}'
+      state, found = blocks(layers, make, names, state, shared)
       aux.update(found)
       return state
 
@@ -324,18 +222,51 @@ class Stack(nn.Module):
         unroll=1 if c.scan else parts.repeats,
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )
-      period = scanned(c, parts.period, train, self.cache_length, name='period')
+      period = scanned(parts.period, **options, name='period')
       state, aux['period'] = period(state, shared)
     state = run('suffix', parts.suffix, state)
-    norm = norms.RMSNorm(c.dtype, scaled=c.norm_scale, name='final_norm')
+    scaled = c.layers[-1].norm_scale
+    norm = norms.RMSNorm(c.dtype, scaled=scaled, name='final_norm')
     return drop(norm(state[0])), aux
 
+  def _seen(self, position_BL, segment_BL):
+    """(mask [B, L, S], bias or None) for each of `config.attentions`."""
+    c, (B, L) = self.config, position_BL.shape
+    if self.cache_length:
+      S = self.cache_length
+      key_position = jnp.broadcast_to(jnp.arange(S), (B, S))
+      mask_BLS = key_position[:, None] <= position_BL[:, :, None]
+    else:
+      key_position = position_BL
+      mask_BLS = segment_BL[:, :, None] == segment_BL[:, None]
+      if c.causal:
+        mask_BLS &= jnp.tril(jnp.ones((L, L), bool))
+    bias, seen = None, []
+    for kind in c.attentions:
+      near = kind.near(position_BL[:, :, None], key_position[:, None])
+      mask = mask_BLS if near is None else mask_BLS & near
+      if kind.positions.relative and bias is None:
+        make = positions.RelativeBias(
+          kind.num_heads, not c.causal, name='relative'
+        )
+        bias = make(position_BL, key_position)
+      seen.append((mask, bias if kind.positions.relative else None))
+    return tuple(seen)
+
   def _first_carry(self, x_BLD):
-    if self.config.moe is None:
-      return ()
-    core, (B, L) = self.config.moe, x_BLD.shape[:2]
-    carry = core.router.init_carry(B * L, core.num_routed)
-    return jax.tree.map(lambda v: v.reshape(B, L, *v.shape[1:]), carry)
+    """What a router takes that takes what the last one left; ()."""
+    B, L = x_BLD.shape[:2]
+    carries = [
+      m.router.init_carry(B * L, m.num_routed) for m in self.config.moes
+    ]
+    shapes = {str(jax.tree.map(jnp.shape, carry)) for carry in carries}
+    if len(shapes) > 1:
+      raise UserError(
+        'a router takes what that of the MoE layer before it left: these '
+        f'differ, {sorted(shapes)}'
+      )
+    first = carries[0] if carries else ()
+    return jax.tree.map(lambda v: v.reshape(B, L, *v.shape[1:]), first)
 
   def _remat(self, module, scanned=False):
     policies = jax.checkpoint_policies
@@ -364,18 +295,20 @@ def tokens(batch: dict[str, Any], prefix: str = '') -> types.Tokens:
   )
 
 
-def aux_by_layer(aux, sparse: tuple[int, ...]) -> list[tuple[int, Any]]:
+def aux_by_layer(
+  aux, places: tuple[pattern.Place, ...]
+) -> list[tuple[int, Any]]:
   """(layer index, its MoEAux) in layer order, from what Stack returned.
 
   Args:
     aux: what Stack returned.
-    sparse: `StackConfig.places`, or `sparse` where no experts are shared.
+    places: `StackConfig.places`.
   """
   out = []
-  for layer, (module, block, repeat) in enumerate(pattern.layer_names(sparse)):
-    if sparse[layer]:
-      a = aux[module]
-      if block is not None:
-        a = jax.tree.map(lambda v, r=repeat: v[r], a[block])
-      out.append((layer, a))
+  for layer, (module, block, repeat) in enumerate(places):
+    found = aux.get(module)
+    if block is not None:
+      found = jax.tree.map(lambda v, r=repeat: v[r], found.get(block))
+    if found is not None:
+      out.append((layer, found))
   return out

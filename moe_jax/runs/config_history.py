@@ -62,6 +62,7 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('train.distill', 0.25),
   Added('moe.share_experts', 1),
   Added('data.problem', ''),
+  Added('model.attention', ('full()',)),
 )
 
 

@@ -148,9 +148,7 @@ def _position_sums(session, name):
   model = session.model
   length = session.lengths[name]
   stack = model.stacks[name]
-  recording = dataclasses.replace(
-    stack, moe=dataclasses.replace(stack.moe, record=True)
-  )
+  recording = stack.with_moe(lambda m: dataclasses.replace(m, record=True))
   own = dataclasses.fields(model)
   (field,) = (f.name for f in own if getattr(model, f.name) is stack)
   model = model.clone(**{field: recording})

@@ -148,13 +148,15 @@ class Session:
 
   def work(self) -> dict[str, counts.Stack]:
     """What one sequence makes each stack do, for `planning.counts`."""
-    c, share, work = self.config, self._shares(), {}
-    tokens = self.lengths
-    width = c.model.num_heads * c.model.d_head
+    share, tokens, work = self._shares(), self.lengths, {}
     for name, stack in self.model.stacks.items():
-      attention = [(stack.num_layers, width, tokens[name])]
-      if stack.cross:
-        attention.append((stack.num_layers, width, tokens['encoder']))
+      attention = []
+      for kind in (layer.attention for layer in stack.layers):
+        width = kind.num_heads * kind.d_head
+        keys = kind.keys(tokens[name], stack.causal)
+        attention.append((1, width, keys))
+        if stack.cross:
+          attention.append((1, width, tokens['encoder']))
       work[name] = counts.Stack(tokens[name], *share[name], tuple(attention))
     return work
 

@@ -123,7 +123,7 @@ def _dense(session, source) -> Start:
   return lambda state: state.replace(params=replace(state.params, read))
 
 
-def _sparse(model) -> by_layer.Sparse:
+def _sparse(model) -> by_layer.Places:
   return {name: stack.places for name, stack in model.stacks.items()}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from moe_jax.data import batches, intervals
 from moe_jax.layers import boxes
-from moe_jax.models import factory, stack
+from moe_jax.models import factory, records, stack
 from moe_jax.plots import report
 from moe_jax.problems import base
 from tests import mains, tiny
@@ -45,7 +45,7 @@ class Waves(batches.Batches):
 
 
 class Regressor(nn.Module):
-  stack_config: stack.StackConfig
+  stack_config: records.StackConfig
 
   @nn.compact
   def __call__(self, batch, *, train):
