@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.errors import UserError
-from moe_jax.layers import boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,46 +62,3 @@ def rotate(x_BLHJ: jax.Array, position_BL: jax.Array, base: float = 10_000.0):
   a, b = jnp.split(x_BLHJ.astype(jnp.float32), 2, axis=-1)
   out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return out.astype(x_BLHJ.dtype)
-
-
-class RelativeBias(nn.Module):
-  """T5's relative position bias: one scalar a head and distance bucket.
-
-  Raffel et al. 2020, arXiv:1910.10683, section 2.1: half of the buckets are
-  exact distances, the rest logarithmic up to `max_distance`; shared by the
-  layers of a stack. Bidirectional stacks give each sign half of the buckets.
-  """
-
-  num_heads: int
-  bidirectional: bool
-  num_buckets: int = 32
-  max_distance: int = 128
-
-  @nn.compact
-  def __call__(self, query_BL, key_BS):
-    """Positions [B, L] and [B, S] -> float32 bias [B, H, L, S]."""
-    table_NH = self.param(
-      'table',
-      boxes.boxed(nn.initializers.normal(1.0), (None, 'heads')),
-      (self.num_buckets, self.num_heads),
-    )
-    distance_BLS = key_BS[:, None] - query_BL[:, :, None]
-    bias_BLSH = jnp.asarray(table_NH)[self._bucket(distance_BLS)]
-    return jnp.moveaxis(bias_BLSH, -1, 1)
-
-  def _bucket(self, distance):
-    buckets, first = self.num_buckets, 0
-    if self.bidirectional:
-      buckets //= 2
-      first = jnp.where(distance > 0, buckets, 0)
-      distance = jnp.abs(distance)
-    else:
-      distance = jnp.maximum(-distance, 0)
-    exact = buckets // 2
-    # The floor of 1 only keeps the log finite where the exact bucket is taken.
-    ratio = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(
-      self.max_distance / exact
-    )
-    far = exact + (ratio * (buckets - exact)).astype(jnp.int32)
-    far = jnp.minimum(far, buckets - 1)
-    return first + jnp.where(distance < exact, distance, far)

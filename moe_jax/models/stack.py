@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.errors import UserError
-from moe_jax.layers import attention, linen, mlp, norms, positions
+from moe_jax.layers import attention, embeddings, linen, mlp, norms
 from moe_jax.models import pattern, records
 from moe_jax.parallel import collectives, rules
 
@@ -246,7 +246,7 @@ class Stack(nn.Module):
       near = kind.near(position_BL[:, :, None], key_position[:, None])
       mask = mask_BLS if near is None else mask_BLS & near
       if kind.positions.relative and bias is None:
-        make = positions.RelativeBias(
+        make = embeddings.RelativeBias(
           kind.num_heads, not c.causal, name='relative'
         )
         bias = make(position_BL, key_position)
