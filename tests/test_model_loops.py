@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.layers import positions
+from moe_jax.layers import embeddings
 from moe_jax.models import factory
 from tests import reference_models as loops, tiny
 
@@ -174,7 +174,7 @@ def test_relative_positions_past_the_furthest_bucket():
 @pytest.mark.parametrize(('buckets', 'furthest'), [(32, 128), (8, 20)])
 def test_buckets_are_those_of_whole_numbers(both_ways, buckets, furthest):
   """At every distance, those where a logarithm is a whole number too."""
-  bias = positions.RelativeBias(1, both_ways, buckets, furthest)
+  bias = embeddings.RelativeBias(1, both_ways, buckets, furthest)
   distance = np.arange(-300, 301)
   want = [loops.bucket(int(d), both_ways, buckets, furthest) for d in distance]
   got = jax.jit(bias._bucket)(jnp.asarray(distance))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_jax import types
-from moe_jax.layers import positions
+from moe_jax.layers import embeddings, positions
 from moe_jax.models import factory, pattern, stack
 from tests import tiny
 
@@ -213,7 +213,7 @@ def test_rotation_depends_on_distance_alone():
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_relative_buckets(bidirectional):
   """T5's buckets: exact when near, logarithmic to 128, then one for all."""
-  bias = positions.RelativeBias(2, bidirectional)
+  bias = embeddings.RelativeBias(2, bidirectional)
   bucket = lambda d: int(bias._bucket(jnp.asarray(d)))
   half = 16 if bidirectional else 32
   exact = half // 2
