@@ -44,11 +44,11 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go.')
 def main(_: list[str]) -> int:
   """Prints the tables; 1 where a candidate failed."""
   from moe_jax.benchmarks import (
-    bench_report,
     cases,
     costs,
     layers,
     machine,
+    report,
     scopes,
     suites,
   )
@@ -83,15 +83,15 @@ def main(_: list[str]) -> int:
   for i, case in enumerate(chosen):
     trace = str(workdir / f'profile/{i}') if _PROFILE.value else ''
     rows.append(cases.run(case, _REPEATS.value, trace=trace))
-    table = tables.text(*bench_report.table(rows[-1]))
-    print(table, *bench_report.parts(rows[-1]), '', sep='\n', flush=True)
-    record = bench_report.record(rows, _REPEATS.value, load)
+    table = tables.text(*report.table(rows[-1]))
+    print(table, *report.parts(rows[-1]), '', sep='\n', flush=True)
+    record = report.record(rows, _REPEATS.value, load)
     if workdir:
       (workdir / 'bench.json').write_text(json.dumps(record, indent=1))
   if workdir and _SUITE.value == 'scaling':
     style.png(scaling.scaling(record), str(workdir / 'scaling.png'))
-  failures = bench_report.failures(rows)
-  print('\n'.join([bench_report.machine_line(record), *failures]))
+  failures = report.failures(rows)
+  print('\n'.join([report.machine_line(record), *failures]))
   return 1 if failures else 0
 
 

@@ -18,6 +18,9 @@ import math
 
 import numpy as np
 
+from moe_jax.parity import loops
+from moe_jax.parity.loops import choose as largest, softmax
+
 LOCAL = 2
 
 
@@ -40,18 +43,8 @@ def linear(x_TD, params):
   return x_TD.astype(np.float64) @ np.asarray(params['kernel'], np.float64)
 
 
-def softmax(x):
-  e = np.exp(x - x.max(-1, keepdims=True))
-  return e / e.sum(-1, keepdims=True)
-
-
 def sigmoid(x):
   return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
-
-
-def largest(scores, k):
-  """Places of the k largest, largest first, the first of equals."""
-  return sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:k]
 
 
 def most_probable(logits_TE, bias_E, k):
@@ -104,20 +97,20 @@ def by_experts(chosen, probs, logits):
 def seat(choice: Choice, mask_T, capacity, key=lambda t, j: (j, t)):
   """First come, first served; who comes first is (token, choice) by `key`."""
   T, K = choice.expert.shape
-  taken, kept = {}, np.zeros((T, K), bool)
   if choice.priority is not None:
     key = lambda t, j: choice.priority[t, j]
-  queue = [(t, j) for t in range(T) if mask_T[t] for j in range(K)]
   nobody = (
     choice.expert.max() + 1 if choice.probs is None else choice.probs.shape[1]
   )
-  for t, j in sorted(queue, key=lambda edge: key(*edge)):
-    e = choice.expert[t, j]
-    if choice.first_fit and kept[t].any():
-      continue
-    if e != nobody and taken.get(e, 0) < capacity:
-      taken[e] = taken.get(e, 0) + 1
-      kept[t, j] = True
+  edges = [
+    (t, j)
+    for t, j in sorted(np.ndindex(T, K), key=lambda edge: key(*edge))
+    if mask_T[t] and choice.expert[t, j] != nobody
+  ]
+  queue = [(t, choice.expert[t, j]) for t, j in edges]
+  kept = np.zeros((T, K), bool)
+  for i in loops.seated(queue, capacity, choice.first_fit):
+    kept[edges[i]] = True
   weight = choice.weight * kept
   if choice.renormalize_kept:
     for t in range(T):

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from moe_jax.benchmarks import (
-  bench_report,
   cases,
   costs,
   layers,
   machine,
   peers,
+  report,
   scopes,
   suites,
   timing,
@@ -124,28 +124,28 @@ def test_row_from_known_times():
   assert row['candidates']['counted'] == {'facts': {'temporaries': 3}}
   assert row['failed'] == {'absent': 'ImportError: no such package'}
 
-  record = bench_report.record([row], 3, 0.25)
+  record = report.record([row], 3, 0.25)
   assert record['failed'] == 1 and record['machine']['threads'] >= 1
   assert record['machine']['versions']['jax'] == jax.__version__
-  header, lines = bench_report.table(row)
+  header, lines = report.table(row)
   line = dict(zip(header, next(x for x in lines if x[0] == 'sparse')))
   assert line['x dense'] == '2.00 (1.50-2.50)' and line['x floor'] == '2.00'
   assert line['kept %'] == '50.0' and line['ms'] == '4000.0'
   assert 'load' not in header
-  assert bench_report.failures([row]) == [
+  assert report.failures([row]) == [
     'FAILED layer E=2, absent: ImportError: no such package'
   ]
-  assert bench_report.parts(row) == []
+  assert report.parts(row) == []
   sparse['facts']['parts_percent'] = {'experts': 60.2, 'idle': 0.1}
-  assert bench_report.parts(row) == [
+  assert report.parts(row) == [
     'sparse: 50 % of the matmul rate; % of the time: experts 60'
   ]
   sparse['facts'] = {'no_parts': 'ValueError: no profiler'}
-  assert 'rate; % of the time: ValueError' in bench_report.parts(row)[0]
-  line = bench_report.machine_line(record)
+  assert 'rate; % of the time: ValueError' in report.parts(row)[0]
+  line = report.machine_line(record)
   assert '3 rounds' in line and 'before 0.25' in line and 'NOT' not in line
-  record = bench_report.record([row], 3, 2.0)
-  assert 'NOT QUIET' in bench_report.machine_line(record)
+  record = report.record([row], 3, 2.0)
+  assert 'NOT QUIET' in report.machine_line(record)
   assert tables.text(header, lines)
 
 
@@ -253,7 +253,7 @@ def test_benchmarks_need_neither_data_nor_configs_nor_torch():
     "for m in ('grain', 'tensorflow_datasets', 'ml_collections', 'orbax',\n"
     "          'torch', 'transformers', 'st_moe_pytorch'):\n"
     '  sys.modules[m] = None\n'
-    'from moe_jax.benchmarks import bench_report, suites\n'
+    'from moe_jax.benchmarks import report, suites\n'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
 

@@ -13,8 +13,9 @@ ROOT = pathlib.Path(moe_jax.__file__).parent
 
 def test_files_are_short():
   for path in ROOT.parent.rglob('*.py'):
-    if 'tests' not in path.parts:
-      assert len(path.read_text().splitlines()) <= 400, path
+    lines = len(path.read_text().splitlines())
+    if path.name != 'test_moe.py':  # to be split
+      assert lines <= 400 - ('tests' in path.parts), path
 
 
 def test_mains_are_short_and_say_help():

@@ -55,7 +55,6 @@ class Case:
     sizes: JSON values.
     candidates: all names different.
     baselines: names of candidates that the others' ratios are to.
-    settle: as in `timing.alternate`.
     tolerance: of the results, as a share of the largest entry.
   """
 
@@ -64,7 +63,6 @@ class Case:
   sizes: dict[str, Any]
   candidates: Sequence[Candidate]
   baselines: tuple[str, ...] = ()
-  settle: float = 0.0
   tolerance: float = 1e-3
 
 
@@ -117,7 +115,7 @@ def run(
     except Exception as e:  # the others go on
       failed[c.name] = message(e)
   timed = {name: f for name, f in functions.items() if f is not None}
-  rounds, raised = timing.alternate(timed, repeats, warmup, case.settle, clock)
+  rounds, raised = timing.alternate(timed, repeats, warmup, clock)
   failed |= {name: message(e) for name, e in raised.items()}
   alive = {name: timed[name] for name in rounds}
   for name, difference in _differences(case, alive).items():

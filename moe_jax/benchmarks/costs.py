@@ -254,17 +254,16 @@ SCALING = {
 FIXED = {'E': 32, 'K': 2, 'F': 512, 'T': 4096, 'capacity factor': 1.25}
 
 
-def scaling(o: layers.Options, fixed=None, varied=None) -> list[cases.Case]:
+def scaling(o: layers.Options) -> list[cases.Case]:
   """Time of the layer against E, K, T and the capacity factor.
 
   Args:
-    o: options; tokens and capacity factor are taken from `fixed` and `varied`.
-    fixed, varied: FIXED and SCALING.
+    o: options; tokens and capacity factor are those of FIXED and SCALING.
   """
-  fixed, found = fixed or FIXED, []
-  for axis, values in (varied or SCALING).items():
+  found = []
+  for axis, values in SCALING.items():
     for value in values:
-      at = fixed | {axis: value}
+      at = FIXED | {axis: value}
       E, K, F = at['E'], at['K'], at['F']
       mine = dataclasses.replace(
         o, tokens=at['T'], capacity_factor=at['capacity factor']

@@ -7,7 +7,6 @@ Zipf law.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +49,12 @@ CPU = (
 )
 
 
-def suite(shapes: Sequence[Shape] = ()) -> list[cases.Case]:
-  """Cases for each shape, load and pass; () chooses shapes by platform."""
-  default = CPU if jax.default_backend() == 'cpu' else GPU
+def suite() -> list[cases.Case]:
+  """Cases for each shape of this platform, load and pass."""
+  shapes = CPU if jax.default_backend() == 'cpu' else GPU
   return [
     case(shape, load, pass_)
-    for shape in shapes or default
+    for shape in shapes
     for load in LOADS
     for pass_ in PASSES
   ]

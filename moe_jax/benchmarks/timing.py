@@ -39,7 +39,6 @@ def alternate(
   candidates: Mapping[str, Callable[[], Any]],
   repeats: int,
   warmup: int = 2,
-  settle: float = 0.0,
   clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, list[float]], dict[str, Exception]]:
   """Runs every candidate `warmup` and then `repeats` times, in turn.
@@ -48,8 +47,6 @@ def alternate(
     candidates: functions that return when their work is done.
     repeats: rounds that count, at least 1.
     warmup: rounds before them.
-    settle: seconds of sleep before every run, for the threads of the previous
-      one to stop spinning.
     clock: seconds.
 
   Returns:
@@ -64,8 +61,6 @@ def alternate(
     for name, run in candidates.items():
       if name in failed:
         continue
-      if settle:
-        time.sleep(settle)
       try:
         start = clock()
         run()

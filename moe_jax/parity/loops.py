@@ -8,8 +8,10 @@ buffers, devices or JAX. Routing: softmax, then the k largest (Shazeer et al.
 to 6, and ST-MoE (Zoph et al. 2022, arXiv:2202.08906, equation 5).
 """
 
+import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -147,15 +149,30 @@ def seat(
     'token': lambda t, j: (t, j),
     'surest': lambda t, j: (j, surest(t), t),
   }[rules.order]
-  queue = [(t, j) for t in choices for j in range(rules.k)]
-  taken = np.zeros(probs_TE.shape[1], int)
+  edges = [(t, j) for t in choices for j in range(rules.k)]
+  edges.sort(key=lambda edge: first(*edge))
+  queue = [(t, choices[t][j]) for t, j in edges]
   kept = {t: [] for t in choices}
-  for t, j in sorted(queue, key=lambda edge: first(*edge)):
-    e = choices[t][j]
-    if taken[e] < rows and not (rules.one_seat and kept[t]):
-      taken[e] += 1
-      kept[t].append(e)
+  for i in seated(queue, rows, rules.one_seat):
+    t, e = queue[i]
+    kept[t].append(e)
   return kept
+
+
+def seated(
+  queue: Sequence[tuple[int, int]], rows: int, one_seat: bool = False
+) -> list[int]:
+  """Places in a queue of (token, expert) that find a seat: first come, first.
+
+  With `one_seat` a token that has one takes no other.
+  """
+  taken, having, found = collections.Counter(), set(), []
+  for i, (t, e) in enumerate(queue):
+    if taken[e] < rows and not (one_seat and t in having):
+      taken[e] += 1
+      having.add(t)
+      found.append(i)
+  return found
 
 
 def weigh(
