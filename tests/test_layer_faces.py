@@ -1,5 +1,6 @@
 """The layer alone, in Linen and in NNX: the same numbers, step by step."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -7,9 +8,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 
-from moe_jax.layers import linen, moe, nnx as nnx_layers
+from moe_jax.layers import linen, moe, nnx as nnx_layers, streams
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib, rules
 from tests import tiny
@@ -138,6 +139,51 @@ def test_parameters_and_axes_are_alike():
   make = nnx.jit(lambda: nnx_layers.MoE(one, D, rngs=nnx.Rngs(0)))
   wi = make().experts['wi'][...]
   assert wi.sharding.shard_shape(wi.shape) == (1, D, 8)
+
+
+# Of a layer in Linen before it was a shell: runs go on with their numbers.
+FIRST = {
+  ('router', 'kernel'): 0.010665757581591606,
+  ('experts', 'wi'): -0.491769403219223,
+  ('local_experts', '0', 'kernel'): 0.054868604987859726,
+  ('dense', 'ffn', 'wi_up'): -0.11946527659893036,
+  ('dense_gate',): 0.08240271359682083,
+}
+TOKEN = [-0.02628, 0.22435, -0.12072, 0.19211, -0.06032, -0.03402]
+
+
+def test_keys():
+  """Linen draws as it always did; one key is as good as one for each stream."""
+  one = dataclasses.replace(
+    layer(),
+    router='switch(jitter=0.3)',
+    experts='mlp(d_ff=8, dropout=0.5)',
+    dense='glu(d_ff=3, dropout=0.5)',
+    balance='loss_free_bias()',
+  )
+  module, key = linen.MoE(one), jax.random.key(0)
+  rngs = {'router': jax.random.key(1), 'dropout': jax.random.key(2)}
+
+  @jax.jit
+  def run():
+    v = nn.unbox(module.init(key, X, train=False))
+    call = lambda key: one(
+      *(v['params'], v['balance']['state'], X), key=key, train=True
+    )[0]
+    each = streams.split(key)
+    changed = [each | {k: jax.random.key(7)} for k in each]
+    ys = [call(k) for k in (key, each, *changed)]
+    return v['params'], module.apply(v, X, train=True, rngs=rngs)[0], ys
+
+  params, y, (by_one, by_each, *others) = jax.device_get(run())
+  flat = traverse_util.flatten_dict(params)
+  for name, value in FIRST.items():
+    np.testing.assert_allclose(flat[name].flat[0], value, rtol=1e-5)
+  np.testing.assert_allclose(y[0, 0], TOKEN, atol=1e-5)
+  np.testing.assert_array_equal(by_one, by_each)
+  assert len(others) == 3 and all((y != by_one).any() for y in others)
+  with pytest.raises(ValueError, match='has no key for it'):
+    jax.eval_shape(lambda p: one(p, one.init_state(), X, train=True), params)
 
 
 def test_a_model_in_nnx():

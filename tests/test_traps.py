@@ -2,7 +2,7 @@
 
 group = device: capacity, drops and losses by device count
                               test_train.py::test_mesh_changes_nothing
-f from kept assignments only  test_moe.py::test_dense_equals_loops
+f from kept assignments only  test_moe.py::test_two_dispatches_equal_loops
 sum or mean over layers; cross-entropy summed, so that balancing vanishes
                               here
 noise and random second choices in evaluation
@@ -26,13 +26,14 @@ one choice renormalised has no gradient
                               routers/test_top_k.py, ERRORS
 capacity beyond the group     test_seating.py, at most the group
 noise that depends on the sharding
-                              test_moe.py, test_dropout.py
+                              test_moe_program.py, test_dropout.py
 fan-in over the stacked experts
                               contracts/test_experts.py::test_axes_and_fan_in
 balancing loss asserted to be at least 1
                               balancing/test_switch_loss.py
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -44,6 +45,7 @@ import pytest
 from flax import struct
 
 from moe_jax import registry, types
+from moe_jax.layers import linen
 from moe_jax.models import factory, stack
 from moe_jax.problems import causal_lm
 from moe_jax.routers import base as routers
@@ -142,7 +144,8 @@ def test_a_gate_that_underflows_keeps_its_row(dispatch):
       return r.replace(weight_N=0 * r.weight_N, weight_on='input')
 
   m = test_moe.layer(dispatch, 'switch()', capacity_factor=None)
-  m = m.clone(router=Underflow(), balance=())
+  core = dataclasses.replace(m.core, router=Underflow(), balance=())
+  m = linen.MoE(core)
   v = test_moe.variables('switch()')
   y, _, _ = jax.jit(lambda v: m.apply(v, test_moe.X, train=True))(v)
   w = {k: np.asarray(p) for k, p in v['params']['experts'].items()}
