@@ -54,10 +54,9 @@ def by_unit(values: jax.Array, unit: jax.Array, count: int) -> jax.Array:
     values, unit: of one shape; what is of unit -1, padding, is left out.
     count: units there are.
   """
-  # What is left out goes to a place of its own, past the end.
-  unit = jnp.where(unit < 0, count, unit).reshape(-1)
-  sums = jnp.zeros(count + 1, jnp.float32).at[unit].add(values.reshape(-1))
-  return sums[:-1]
+  # -1 is the last place, one past the units.
+  sums = jnp.zeros(count + 1, jnp.float32)
+  return sums.at[unit.reshape(-1)].add(values.reshape(-1))[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Score:
     better: 'lower' or 'higher'.
     floor: key of what a model must beat, or ''.
     floor_label: its name.
-    best: whether it is watched: shown while the run goes on, and the best of
-      all evaluations is in the summary.
+    best: key, in the summary, of the best of all evaluations, or ''. Such a
+      score is also shown while the run goes on.
   """
 
   key: str
@@ -81,11 +80,7 @@ class Score:
   better: str = 'lower'
   floor: str = ''
   floor_label: str = ''
-  best: bool = False
-
-  @property
-  def best_key(self) -> str:
-    return f'best/{self.key.removeprefix("eval/")}'
+  best: str = ''
 
   def text(self, value: float) -> str:
     """'accuracy 71.2 %'."""

@@ -94,5 +94,5 @@ class Log:
       # From the file, which a resumed run goes on with.
       found = writers.values(run.workdir, score.key) if score.best else ()
       if found:
-        out[score.best_key] = score.choose(found)
+        out[score.best] = score.choose(found)
     return out
