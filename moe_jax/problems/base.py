@@ -15,7 +15,10 @@ The model is a Flax module with `(batch, train=) -> out, aux by stack` and
 `stacks`, as `models.decoder.Decoder` is; `out` is what `loss` and `judge` are
 given. `factory.stacks` builds the stacks of a config, by the names that
 `factory.moe_fields` gives them; a problem puts its own input and head around
-them.
+them. Series and images have vectors for ids, images and ranking stacks that are
+not causal (`factory.stacks(..., causal=False)`), diffusion draws noise and its
+level with the row; of images and rankings an example counts, not its tokens
+(`count`), and is a unit that is scored (`by_unit`).
 """
 
 import abc
