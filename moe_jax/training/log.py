@@ -23,7 +23,7 @@ class Log:
     clock: of the run.
   """
 
-  def __init__(self, run: run_lib.Run, start: run_lib.Start):
+  def __init__(self, run: run_lib.Run, start: run_lib.Begun):
     self._run, self._start = run, start
     self.clock = clock_lib.Clock(start.kept.get('clock'))
     self._trail = trail_lib.Trail(run.session)
