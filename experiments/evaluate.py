@@ -35,11 +35,16 @@ def main(_: list[str]) -> None:
   processes.start(_CPU_DEVICES.value)
   from moe_jax.plots import tables
   from moe_jax.runs import configs, workdir as workdir_lib, writers
-  from moe_jax.training import evaluation, fresh_rules, session as session_lib
+  from moe_jax.training import (
+    checks,
+    evaluation,
+    fresh_rules,
+    session as session_lib,
+  )
 
   config = configs.from_dict(workdir_lib.read_config(_WORKDIR.value))
   if _CAPACITY.value is not None:
-    config = session_lib.with_eval_factor(config, _CAPACITY.value)
+    config = checks.with_eval_factor(config, _CAPACITY.value)
   session = session_lib.make(
     config, _WORKDIR.value, mesh_spec=_MESH.value, splits=('eval',)
   )

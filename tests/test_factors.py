@@ -12,7 +12,7 @@ from moe_jax.layers import linen, moe
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.problems import base as problems
-from moe_jax.training import plans, probes, session as session_lib
+from moe_jax.training import checks, plans, probes, session as session_lib
 from tests import saved, tiny
 from tests.routers import test_hash
 
@@ -105,7 +105,7 @@ def test_a_factor_of_evaluation_is_that_of_all_stacks():
   """The decoder's own, too; training's stay."""
   config = two_stacks(**{'moe.layers': 'all'})
   with_decoder(config, eval_capacity_factor=3.0, capacity_factor=4.0)
-  changed = session_lib.with_eval_factor(config, 0.25)
+  changed = checks.with_eval_factor(config, 0.25)
   model = factory.make(changed, 384)
   for name, train in (('encoder', 1.0), ('decoder', 4.0)):
     layer = model.stacks[name].moe
@@ -114,7 +114,7 @@ def test_a_factor_of_evaluation_is_that_of_all_stacks():
   with pytest.raises(
     ValueError, match=r'capacity_factor=0\.5 is for MoE layer'
   ):
-    session_lib.with_eval_factor(two_stacks(), 0.5)
+    checks.with_eval_factor(two_stacks(), 0.5)
 
 
 def test_drops_by_position_of_a_decoder_with_groups_of_its_own():

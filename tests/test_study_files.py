@@ -17,6 +17,7 @@ from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, configs
 from moe_jax.studies import results, study as study_lib, verdicts
 from moe_jax.training import (
+  checks,
   loop,
   plans,
   probes,
@@ -64,7 +65,7 @@ def test_arms_are_valid(path, size):
     probes.check(config)
     factory.make(config, vocab_size=384)
     for split in ('train', 'eval'):
-      session_lib.check_batch(config, problem, ONE, split)
+      checks.check_batch(config, problem, ONE, split)
   digests = [results.arm_digest(study, a) for a in study.arms]
   assert len(set(digests)) == len(digests), 'two arms are the same'
 

@@ -24,7 +24,7 @@ _PROBLEM = {
       'unit': '% of examples',
       'floor': 'eval/majority',
       'floor_label': 'most frequent label',
-      'best': True,
+      'best': 'best/accuracy',
     }
   ],
 }
@@ -147,11 +147,6 @@ def scores(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """The scores that are shown, but bits per byte; see `problems.base.Score`."""
   found = [s for x in summaries for s in problem(x)['shown']]
   return list({s['key']: s for s in found if s['key'] != BITS}.values())
-
-
-def best_key(score: Mapping[str, Any]) -> str:
-  """The metric that has the best of all evaluations."""
-  return f'best/{score["key"].removeprefix("eval/")}'
 
 
 def scale(score: Mapping[str, Any]) -> float:

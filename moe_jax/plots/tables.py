@@ -74,7 +74,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     if not math.isnan(low + high):
       found.append(('95 % interval', f'{form(low)} to {form(high)}'))
-    add(f'best {score["label"]} of the run', records.best_key(score), form)
+    add(f'best {score["label"]} of the run', score['best'], form)
     add(score['floor_label'], score['floor'], form)
   add('examples', 'eval/examples', '{:,.0f}'.format)
   # The mean of the last tenth, where it is known.
@@ -131,7 +131,7 @@ def comparison(runs: Sequence[records.Run]) -> Table:
     unit, decimals = (' %', 2) if scale > 1 else ('', 4)
     keys += [
       (score['key'], f'{label}{unit}', decimals, scale),
-      (records.best_key(score), f'best {label}{unit}', decimals, scale),
+      (score['best'], f'best {label}{unit}', decimals, scale),
       (score['floor'], f'{score["floor_label"]}{unit}', decimals, scale),
     ]
   keys += [(*c, 100.0 if c[0] in _PERCENT else 1.0) for c in _COMPARED]

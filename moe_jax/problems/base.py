@@ -15,7 +15,10 @@ The model is a Flax module with `(batch, train=) -> out, aux by stack` and
 `stacks`, as `models.decoder.Decoder` is; `out` is what `loss` and `judge` are
 given. `factory.stacks` builds the stacks of a config, by the names that
 `factory.moe_fields` gives them; a problem puts its own input and head around
-them.
+them. Series and images have vectors for ids, images and ranking stacks that are
+not causal (`factory.stacks(..., causal=False)`), diffusion draws noise and its
+level with the row; of images and rankings an example counts, not its tokens
+(`count`), and is a unit that is scored (`by_unit`).
 """
 
 import abc
@@ -54,10 +57,9 @@ def by_unit(values: jax.Array, unit: jax.Array, count: int) -> jax.Array:
     values, unit: of one shape; what is of unit -1, padding, is left out.
     count: units there are.
   """
-  # What is left out goes to a place of its own, past the end.
-  unit = jnp.where(unit < 0, count, unit).reshape(-1)
-  sums = jnp.zeros(count + 1, jnp.float32).at[unit].add(values.reshape(-1))
-  return sums[:-1]
+  # -1 is the last place, one past the units.
+  sums = jnp.zeros(count + 1, jnp.float32)
+  return sums.at[unit.reshape(-1)].add(values.reshape(-1))[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Score:
     better: 'lower' or 'higher'.
     floor: key of what a model must beat, or ''.
     floor_label: its name.
-    best: whether it is watched: shown while the run goes on, and the best of
-      all evaluations is in the summary.
+    best: key, in the summary, of the best of all evaluations, or ''. Such a
+      score is also shown while the run goes on.
   """
 
   key: str
@@ -81,11 +83,7 @@ class Score:
   better: str = 'lower'
   floor: str = ''
   floor_label: str = ''
-  best: bool = False
-
-  @property
-  def best_key(self) -> str:
-    return f'best/{self.key.removeprefix("eval/")}'
+  best: str = ''
 
   def text(self, value: float) -> str:
     """'accuracy 71.2 %'."""

@@ -29,7 +29,7 @@ class Classification(language.Language):
       better='higher',
       floor='eval/majority',
       floor_label='most frequent label',
-      best=True,
+      best='best/accuracy',
     ),
   )
   max_examples: int = 0

@@ -23,7 +23,7 @@ class Log:
     clock: of the run.
   """
 
-  def __init__(self, run: run_lib.Run, start: run_lib.Start):
+  def __init__(self, run: run_lib.Run, start: run_lib.Begun):
     self._run, self._start = run, start
     self.clock = clock_lib.Clock(start.kept.get('clock'))
     self._trail = trail_lib.Trail(run.session)
@@ -94,5 +94,5 @@ class Log:
       # From the file, which a resumed run goes on with.
       found = writers.values(run.workdir, score.key) if score.best else ()
       if found:
-        out[score.best_key] = score.choose(found)
+        out[score.best] = score.choose(found)
     return out

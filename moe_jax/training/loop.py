@@ -116,7 +116,7 @@ def _find(config, session, workdir, allow_download, restart, done) -> None:
       sources.find(config, start_lib.FIELD)
 
 
-def _train(run: run_lib.Run, start: run_lib.Start) -> dict[str, Any]:
+def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
   """From the first or the restored step to the last; returns the summary."""
   s, c, lead = run.session, run.session.config.train, run.lead
   step_fn, evaluate = run.train_step(), run.evaluator()

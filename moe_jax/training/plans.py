@@ -21,7 +21,7 @@ from moe_jax.planning import (
   traffic,
 )
 from moe_jax.runs import configs
-from moe_jax.training import seats, session as session_lib
+from moe_jax.training import checks, seats, session as session_lib
 
 
 def make(config, mesh_spec: str) -> session_lib.Session:
@@ -37,7 +37,7 @@ def make(config, mesh_spec: str) -> session_lib.Session:
   """
   configs.validate(config)
   problem = session_lib.choose_problem(config)
-  experts = session_lib.num_experts(config)
+  experts = checks.num_experts(config)
   if mesh_spec:
     sizes = mesh_lib.shape(mesh_spec, None, experts)
   else:
@@ -53,7 +53,7 @@ def layers(session: session_lib.Session) -> dict[str, planned.Layer]:
   sizes = dict(session.mesh.shape)
   axes = axes_lib.make(sizes)
   rows = c.train.batch_size // axes.size(axes.batch) // c.train.accumulate
-  for name in session_lib.sparse_stacks(c):
+  for name in checks.sparse_stacks(c):
     stack = session.model.stacks[name]
     made = stack.moe
     tokens = rows * session.lengths[name]
@@ -118,7 +118,7 @@ def describe(config, mesh_spec: str = '') -> dict[str, Any]:
     'balance_state': total(state.balance),
   }
   found = layers(session)
-  fields = session_lib.sparse_stacks(config)
+  fields = checks.sparse_stacks(config)
   pairs = [(v, dispatch(fields[k]['dispatch'])) for k, v in found.items()]
   moved = None
   if all(d for _, d in pairs):
@@ -208,7 +208,7 @@ def compare(
     kept_QGE, wanted_QGE, dropped_QG = seats.simulate(
       made, layer.tokens, np.array(mean_QE), seed
     )
-    spec = session_lib.sparse_stacks(config)[name]['dispatch']
+    spec = checks.sparse_stacks(config)[name]['dispatch']
     figures = _figures(config, layer, spec, kept_QGE, cpu, seed)
     load_QE = wanted_QGE.sum(1)
     best, why = advice.recommend(layer, figures, cpu)

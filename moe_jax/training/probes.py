@@ -15,6 +15,7 @@ import numpy as np
 from moe_jax import registry, types
 from moe_jax.errors import UserError
 from moe_jax.training import (
+  checks,
   evaluation,
   session as session_lib,
   step as step_lib,
@@ -35,7 +36,7 @@ def check(config) -> None:
   """Raises ValueError where `eval.probes` names what cannot be measured."""
   for spec in config.eval.probes:
     build(spec)
-    if not session_lib.sparse_stacks(config):
+    if not checks.sparse_stacks(config):
       raise UserError(
         f'eval.probes has {spec!r}, which looks at MoE layers; this model has '
         'none'
@@ -90,7 +91,7 @@ def drop_by_position(bins=8, capacity_factor=None):
 
   def probe(session, params, balance):
     # Of two stacks the first that has MoE layers.
-    name, fields = next(iter(session_lib.sparse_stacks(session.config).items()))
+    name, fields = next(iter(checks.sparse_stacks(session.config).items()))
     factor = capacity_factor
     if factor is None:
       factor = fields['capacity_factor']
@@ -138,7 +139,7 @@ def logits():
 
 def _with_factor(session, factor) -> session_lib.Session:
   """The session with another capacity factor of evaluation, in all stacks."""
-  config = session_lib.with_eval_factor(session.config, factor)
+  config = checks.with_eval_factor(session.config, factor)
   model = session.problem.model(config, session.mesh)
   return dataclasses.replace(session, config=config, model=model, programs={})
 

@@ -22,7 +22,7 @@ from moe_jax.training import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class Begun:
   """Where a run takes up: after `step` steps of `rows` rows in all.
 
   Attributes:
@@ -62,13 +62,13 @@ class Run:
   def key(self) -> jax.Array:
     return jax.random.key(self.session.config.seed)
 
-  def start(self, begin: start_lib.Start | None) -> Start:
+  def start(self, begin: start_lib.Start | None) -> Begun:
     """The newest checkpoint, or a fresh state that goes through `begin`."""
     s = self.session
     new = lambda: s.program('init', self._initializer)(self.key)
     if self.checkpoints.latest() is None:
       state = new()
-      found = Start(begin(state) if begin else state, 0, 0, {})
+      found = Begun(begin(state) if begin else state, 0, 0, {})
     else:
       say = print if self.lead else lambda line: None
       state, kept = fresh_rules.restore(
@@ -80,7 +80,7 @@ class Run:
           f'({kept["fingerprint"][:12]}, now {s.data.fingerprint[:12]}); '
           '--restart begins anew'
         )
-      found = Start(state, int(state.step), resume.row(kept), kept)
+      found = Begun(state, int(state.step), resume.row(kept), kept)
       say(f'resumes {self.workdir} at step {found.step}')
     if self.lead:  # of a run that died before its first checkpoint, too
       workdir_lib.adopt(self.workdir, self.config)

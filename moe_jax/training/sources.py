@@ -9,7 +9,7 @@ import jax
 from moe_jax.errors import UserError
 from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
-from moe_jax.training import session as session_lib, state as state_lib
+from moe_jax.training import checks, session as session_lib, state as state_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Source:
       # It runs on this run's micro-batches, without an update.
       config.eval.batch_size = config.train.batch_size
       config.eval.batch_size //= config.train.accumulate
-    experts = session_lib.num_experts(config)
+    experts = checks.num_experts(config)
     if experts % mesh.shape['expert']:
       raise self.error(
         f'its {experts} experts do not divide over the mesh axis '
         f"'expert' of size {mesh.shape['expert']}"
       )
     try:
-      session_lib.check_widths(config, dict(mesh.shape))
+      checks.check_widths(config, dict(mesh.shape))
       problem = session.problem
       model = problem.model(config, mesh, shapes=self.shapes)
       dummy = session_lib.dummy(config, problem, mesh)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from moe_jax.training import (
+  checks,
   session as session_lib,
   sources,
   state as state_lib,
@@ -52,7 +53,7 @@ def load(session: session_lib.Session) -> Teacher | None:
   try:
     session.problem.check_teacher(model, session.model)
     sizes = dict(session.mesh.shape)
-    session_lib.check_batch(config, session.problem, sizes, 'eval')
+    checks.check_batch(config, session.problem, sizes, 'eval')
   except ValueError as e:
     raise source.error(e) from None
   wanted = state_lib.abstract_variables(lay, session.mesh)

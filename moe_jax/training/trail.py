@@ -16,7 +16,7 @@ import numpy as np
 from moe_jax import types
 from moe_jax.analysis import health
 from moe_jax.parallel import axes as axes_lib
-from moe_jax.training import session as session_lib
+from moe_jax.training import checks, session as session_lib
 
 WINDOWS = 40  # of the curve
 # Of `analysis.health`: means over layers, then over steps.
@@ -245,7 +245,7 @@ def seats(session: session_lib.Session, split: str) -> dict[str, int]:
   training = split == 'train'
   axes = axes_lib.make(session.mesh.shape)
   parts = axes.size(axes.batch) * (c.train.accumulate if training else 1)
-  for name in session_lib.sparse_stacks(c):
+  for name in checks.sparse_stacks(c):
     made = session.model.stacks[name].moe
     tokens = c[split].batch_size * session.lengths[name]
     factor = made.capacity_factor if training else made.eval_capacity_factor

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moe_jax.data import batches
+from moe_jax.models import factory
 from moe_jax.problems import base, causal_lm, classification, span_corruption
 from moe_jax.runs import config_history
 from moe_jax.training import loop, session as session_lib
@@ -121,6 +122,16 @@ def test_missing_data_is_named_before_there_is_a_workdir(
 
 def test_an_older_config_says_nothing_of_problems():
   assert config_history.upgrade({})['data']['problem'] == ''
+
+
+def test_a_problem_may_see_the_future():
+  """Of a router that no causal stack is built with."""
+  fields = {'moe.router': 'expert_choice()', 'moe.balance': ()}
+  config = tiny.config(**fields)
+  with pytest.raises(ValueError, match='is not causal'):
+    factory.stacks(config)
+  (made,) = factory.stacks(config, causal=False).values()
+  assert not made.causal and made.moe.num_experts == 4
 
 
 def test_sums_by_unit_leave_padding_out():

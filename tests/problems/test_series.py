@@ -65,7 +65,7 @@ class Regressor(nn.Module):
 class Series(base.Problem):
   seq_len: int
   noise: float = 0.0
-  shown = (base.Score('eval/mse', 'MSE', floor='eval/last', best=True),)
+  shown = (base.Score('eval/mse', 'MSE', floor='eval/last', best='best/mse'),)
 
   def example(self):
     return Waves(0, self.seq_len).row(0)
