@@ -180,7 +180,7 @@ def published_losses(
   for source in BALANCE_LOSSES:
     spec, factor = weight_here(source, 1.0, E, K)
     rule = registry.build('balancing', spec)
-    m = measure(layer.clone(balance=(rule,)), logits_TE, mask_T)
+    m = measure(dataclasses.replace(layer, balance=(rule,)), logits_TE, mask_T)
     value = factor * m['losses'][balancing.name(rule)]
     found.append((source, spec, factor, value))
   return found
