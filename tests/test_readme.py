@@ -1,5 +1,6 @@
 """The front page: its examples run, its pages are what the code says."""
 
+import importlib
 import pathlib
 import re
 import sys
@@ -12,8 +13,8 @@ from experiments import tables
 from moe_jax import registry
 from moe_jax.models import factory
 from moe_jax.training import plans, step as step_lib
-from tests import methods, oracles, tiny
-from tests.contracts import test_routers
+from tests import methods, tiny
+from tests.contracts import test_files, test_routers
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -25,41 +26,47 @@ def section(title):
 
 
 @pytest.fixture
-def example(tmp_path, monkeypatch):
-  """The row of the example, its file in a package elsewhere."""
-  text = section('Add a method in five steps')
-  router, oracle = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  (row,) = re.findall(r'`(Row\(.*?\))`', text)
-  assert len([line for line in router.splitlines() if line.strip()]) < 30
-  (path,) = re.findall(r'`(my_lab/\w+\.py)`', text)
-  (tmp_path / path).parent.mkdir()
-  (tmp_path / path).write_text(router)
-  monkeypatch.syspath_prepend(tmp_path)
-  names = {'Row': methods.Row} | vars(oracles)
-  exec(oracle, names)
-  yield eval(row, names)
-  for name in [n for n in sys.modules if n.split('.')[0] == 'my_lab']:
-    del sys.modules[name]
+def rows(tmp_path, monkeypatch):
+  """Those of the example, its two files where the page says, but elsewhere."""
+  text = section('Add a method in three steps')
+  method, test = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  assert len([line for line in method.splitlines() if line.strip()]) < 30
+  for code, path in ((method, 'moe_jax'), (test, 'tests')):
+    (path,) = re.findall(rf'`({path}/\w+/\w+\.py)`', text)
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(code)
+    package, name = path.removesuffix('.py').replace('/', '.').rsplit('.', 1)
+    package = importlib.import_module(package)
+    folders = [*package.__path__, str((tmp_path / path).parent)]
+    monkeypatch.setattr(package, '__path__', folders)
+    locations = package.__spec__, 'submodule_search_locations'
+    monkeypatch.setattr(*locations, folders)
+    # To be found anew, and gone at the end.
+    monkeypatch.setitem(sys.modules, f'{package.__name__}.{name}', None)
+    monkeypatch.setattr(package, name, None, raising=False)
+    monkeypatch.delitem(sys.modules, f'{package.__name__}.{name}')
+  return [r for r in methods.rows('routers') if r.spec.startswith('above(')]
 
 
-def test_example_keeps_the_contracts(example):
-  """Those that rows are put to; the first compares with the README's oracle."""
-  test_routers.test_equals_reference(example, masked=3)
-  test_routers.test_shapes_dtypes_and_range(example)
-  test_routers.test_padding_goes_to_nobody_and_changes_nothing(example)
-  test_routers.test_gradient_reaches_every_parameter(example)
-  test_routers.test_future_changes_the_past_only_where_declared(example)
+def test_example_keeps_the_contracts(rows):
+  """Those that rows are put to; the first compares with the page's oracle."""
+  assert len(rows) == 2
+  for row in rows:
+    test_routers.test_equals_reference(row, masked=3)
+  test_routers.test_shapes_dtypes_and_range(row)
+  test_routers.test_padding_goes_to_nobody_and_changes_nothing(row)
+  test_routers.test_gradient_reaches_every_parameter(row)
+  test_routers.test_future_changes_the_past_only_where_declared(row)
+  test_files.test_every_method_has_rows('routers', 'above')
 
 
-def test_example_is_used_by_its_dotted_name(example):
+def test_example_is_used_by_its_name(rows):
   """By the command line's string, in a whole training step, traced."""
-  text = section('Add a method in five steps')
-  (spec,) = re.findall(r"--config\.moe\.router='(my_lab\..*?)'", text)
-  assert registry.build('routers', spec).bar == 0.2
-  assert registry.parse(spec)[0] == registry.parse(example.spec)[0]
-  assert "--config.moe.seating='token_major()'" in text
-  seating = {'moe.seating': 'token_major()'}
-  config = tiny.config(**seating, **{'moe.router': spec})
+  text = section('Add a method in three steps')
+  fields = dict(re.findall(r"--config\.(moe\.\w+)='(.*?)'", text))
+  assert set(fields) == {'moe.router', 'moe.seating'}
+  assert registry.build('routers', fields['moe.router']).bar == 0.2
+  config = tiny.config(**fields)
   session = plans.make(config, 'exact()')
   batch = jax.eval_shape(
     lambda: factory.dummy_batch(config, config.train.batch_size, 16)

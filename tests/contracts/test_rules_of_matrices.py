@@ -14,6 +14,7 @@ from moe_jax.balancing import base
 from moe_jax.layers import moe
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
+from moe_jax.problems import base as problems
 from moe_jax.training import state as state_lib, step as step_lib, tuning
 from tests import tiny
 from tests.balancing.test_simbal import simbal
@@ -123,8 +124,9 @@ def test_a_step_counts_the_matrix_once(parts, trainable, fields):
   mask, tx = tuning.trained(params, trainable), optax.sgd(1.0)
   opt_state = tx.init(tuning.select(params, mask))
   state = state_lib.TrainState(jnp.int32(0), params, opt_state, balance)
+  problem = problems.of(config)
   step = step_lib.make_train_step(
-    model, tx, seed=0, accumulate=parts, trained=mask
+    model, tx, problem=problem, seed=0, accumulate=parts, trained=mask
   )
   new, metrics = jax.jit(step)(state, batch)
   grad = jax.tree.map(jnp.subtract, params, new.params)

@@ -90,6 +90,10 @@ def test_who_loses():
   np.testing.assert_array_equal(kept['prefix'], [1, 1, 0, 0, 0, 0, 0, 0])
   np.testing.assert_array_equal(kept['priority'], [0.25] * 8)
   np.testing.assert_allclose(kept['random'], 0.25, atol=0.1)
+  # Of seats that do not go round, who gets one is drawn: 20 of 8 queues.
+  seats = draws('priority', 20, 8, count, group, range(200))[:, :, 0]
+  assert set(seats.reshape(-1)) == {2, 3}
+  np.testing.assert_allclose(seats.mean(0), 2.5, atol=0.15)
 
 
 def test_only_random_clipping_wants_a_key():
