@@ -14,7 +14,7 @@ ROOT = pathlib.Path(moe_jax.__file__).parent
 def test_files_are_short():
   for path in ROOT.parent.rglob('*.py'):
     lines = len(path.read_text().splitlines())
-      assert lines <= 400 - ('tests' in path.parts), path
+    assert lines <= 400 - ('tests' in path.parts), path
 
 
 def test_mains_are_short_and_say_help():
