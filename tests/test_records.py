@@ -155,7 +155,8 @@ def test_layers_share_experts_by_record():
   assert (parts.repeats, parts.suffix) == (2, (own, more, more))
   assert config.share_experts == 7 / 3
   other = dataclasses.replace(block(experts=4), takes_experts=True)
-  for wrong in ((more, own), (own, other), (block(), more)):
+  lone = block(takes_experts=True)
+  for wrong in ((more, own), (own, other), (block(), more), (lone,)):
     with pytest.raises(ValueError, match='takes the experts of the MoE layer'):
       records.StackConfig(wrong, d_model=8)
 
@@ -204,3 +205,15 @@ def test_windows_cost_what_they_see():
     flops[kinds[-1]] = session.forward_flops()
   fewer = 4 * 2 * 8 * 16 * (16 - 3)
   assert flops['full()'] - flops['window(size=3)'] == fewer
+
+
+def test_a_dense_layer_may_be_wider():
+  """As DeepSeek-V3's first ones, before layers with experts."""
+  wide = dataclasses.replace(
+    block(), ffn=registry.build('experts', 'mlp()', d_ff=10)
+  )
+  model, v = built(wide, *(block(experts=2, extra_ffn='after'),) * 2)
+  p = v['params']
+  assert p['prefix_0']['ffn']['ffn']['wi'].shape == (8, 10)
+  assert p['period']['block_0']['extra']['ffn']['wi'].shape == (2, 8, 6)
+  assert model.config.sparse == (False, True, True)
