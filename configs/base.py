@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.remat = 'none'  # 'full', 'dots', 'dispatch'
 
   config.moe = moe = ml_collections.ConfigDict()
-  # Which are sparse: 'every_2', 'every_4_at_1', 'all', 'none', or '1,3'.
+  # Which are sparse: 'every_2', 'every_4_at_1', 'from_3', 'all', 'none', '1,3'.
   moe.layers = 'none'
   moe.num_experts = 8
   moe.d_ff = 512

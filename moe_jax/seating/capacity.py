@@ -21,6 +21,7 @@ written (in floats int(280 / 3 * 1.2) is 111, not 112).
 """
 
 import fractions
+import functools
 import math
 from collections.abc import Callable
 
@@ -67,6 +68,7 @@ def rows(
   return limit(sent), limit(local)
 
 
+@functools.cache  # rules of one call string are equal, as layers must be
 def build(spec: str) -> Rule:
   """`'t5x(min_capacity=2)'` -> a rule; a ValueError lists the names."""
   return registry.call(spec, RULES, 'capacity rule')

@@ -162,6 +162,12 @@ def moe_metrics(layers: list[tuple[str, Any]]) -> dict[str, Any]:
   """Arrays of all MoE layers, from `moe_aux`; {} for a dense model."""
   if not layers:
     return {}
+  shapes = [a.load_E.shape for _, a in layers]
+  if len(set(shapes)) > 1:
+    raise UserError(
+      f'the MoE layers {", ".join(name for name, _ in layers)} differ in their '
+      f'experts, {", ".join(map(str, shapes))}; metrics want as many in each'
+    )
   stacked = jax.tree.map(lambda *v: jnp.stack(v), *(a for _, a in layers))
   return {
     'load': stacked.load_E,
