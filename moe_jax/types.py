@@ -90,6 +90,11 @@ class Context:
   num_local: int = struct.field(pytree_node=False, default=0)
   train: bool = struct.field(pytree_node=False, default=False)
 
+  @property
+  def num_experts(self) -> int:
+    """E, those that are local among them."""
+    return self.selection_bias_E.shape[-1]
+
 
 @struct.dataclass
 class Routing:

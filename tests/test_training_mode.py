@@ -190,7 +190,7 @@ class Noted(routers.Router):
     expert_T = jax.random.randint(key, (T,), 0, 4)
     expert_TK = jnp.stack([expert_T, jnp.full(T, 4 + ctx.layer)], 1)
     weight_TK = jnp.tile(jnp.array([1.0, 0.0]), (T, 1))
-    return routers.from_choices(expert_TK, weight_TK, ctx, 8)
+    return routers.Chosen(expert_TK, ctx).routing(weight_TK)
 
 
 def test_no_two_layers_repeats_or_groups_share_their_draws():

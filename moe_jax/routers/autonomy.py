@@ -22,17 +22,11 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Autonomy(base.Router):
+class Autonomy(base.Choosing):
   """k: experts of a token (paper: 2)."""
 
   k: int = 2
   reads_experts = True
-
-  def __post_init__(self):
-    base.check_k('autonomy', self.k)
-
-  def check(self, E):
-    base.check_k('autonomy', self.k, E)
 
   def init(self, key, E, D):
     return {}
@@ -45,18 +39,9 @@ class Autonomy(base.Router):
     )
     # The root has no gradient at 0.
     norm_TE = jnp.sqrt((bid_TER**2).sum(-1) + 1e-12)
-    scores_TE, solved_E = base.biased(norm_TE, self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    chosen_TK = jnp.take_along_axis(norm_TE, expert_TK, -1)
-    return base.from_choices(
-      expert_TK,
-      jax.nn.softmax(chosen_TK),
-      ctx,
-      norm_TE.shape[-1],
-      logits_TE=norm_TE,
-      **base.normalized(norm_TE),
-      solved_E=solved_E,
-    )
+    chosen = base.choose(norm_TE, ctx, self.k)
+    weight_TK = jax.nn.softmax(chosen.of(norm_TE))
+    return chosen.routing(weight_TK, **base.affinities(norm_TE))
 
   def experts_per_token(self, E):
     return float(self.k)

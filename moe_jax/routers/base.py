@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import fractions
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.errors import UserError
-from moe_jax.kernels import gates
 
 Params = Any
 
@@ -38,6 +38,9 @@ class Router(abc.ABC):
   has_matrix = False
   compares = 'never'
 
+  def __post_init__(self):
+    """Raises ValueError where own fields do not fit; each class adds to it."""
+
   @abc.abstractmethod
   def init(self, key: jax.Array, E: int, D: int) -> Params:
     """float32 parameters for E experts and model width D."""
@@ -61,7 +64,6 @@ class Router(abc.ABC):
 
   def init_carry(self, T: int, E: int) -> Any:
     """What the first MoE layer's router finds in `ctx.carry`."""
-    del T, E
     return ()
 
 
@@ -80,10 +82,8 @@ def init_linear(key: jax.Array, E: int, D: int, std: float | None = None):
 
 
 def linear_logits(params: Params, x_TD: jax.Array) -> jax.Array:
-  """f32 logits [T, E] = x W_r (Switch Transformer, equation 1).
-
-  Exact in f32, where the default on TPU and GPU rounds to bf16 or tf32.
-  """
+  """f32 logits [T, E] = x W_r (Switch Transformer, equation 1)."""
+  # TPU and GPU would by default round to bf16 or tf32.
   return jnp.einsum(
     'td,de->te',
     x_TD.astype(jnp.float32),
@@ -92,15 +92,56 @@ def linear_logits(params: Params, x_TD: jax.Array) -> jax.Array:
   )
 
 
+class Choosing(Router):
+  """A router by which each token has k experts.
+
+  Attributes:
+    k: a field; or of the class, where it is fixed.
+    least_k: 2 where the weight of a single choice would be 1.
+  """
+
+  k: int
+  least_k = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_k(name(self), self.k)
+    if self.k < self.least_k:
+      raise UserError(
+        f'{name(self)}: k=1 makes every weight 1 and leaves the router without '
+        'a gradient; valid: from 2'
+      )
+
+  def limit(self, E: int) -> int:
+    """The most experts of E to choose; a ValueError where E does not fit."""
+    return E
+
+  def check(self, E):
+    check_k(name(self), self.k, self.limit(E))
+
+  def experts_per_token(self, E):
+    return float(self.k)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix(Router):
+  """A router of one matrix; init_std: as in `init_linear`."""
+
+  init_std: float | None = None
+  has_matrix = True
+
+  def init(self, key, E, D):
+    return init_linear(key, E, D, self.init_std)
+
+
 JITTER_ON = ('input', 'logits', 'logits_added')
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(Router):
+class Linear(Matrix):
   """Logits by one matrix, with the published noises; all off by default.
 
   Attributes:
-    init_std: as in `init_linear`.
     selective_precision: router in float32 whatever the model's dtype (Switch,
       section 2.4); False computes logits and softmax in the tokens' dtype, to
       reproduce Switch's table 2 and V-MoE.
@@ -115,15 +156,14 @@ class Linear(Router):
       probabilities.
   """
 
-  init_std: float | None = None
   selective_precision: bool = True
   jitter: float = 0.0
   jitter_on: str = 'input'
   input_dropout: float = 0.0
   sample: float = 0.0
-  has_matrix = True
 
   def __post_init__(self):
+    super().__post_init__()
     if self.jitter_on not in JITTER_ON:
       raise UserError(
         f'jitter_on={self.jitter_on!r}; valid: {", ".join(JITTER_ON)}'
@@ -132,29 +172,20 @@ class Linear(Router):
       raise UserError(
         f'input_dropout={self.input_dropout} must be from 0 to below 1'
       )
-    for name in ('jitter', 'sample', 'init_std'):
-      if (getattr(self, name) or 0) < 0:
-        raise UserError(f'{name}={getattr(self, name)} must not be negative')
+    for field in ('jitter', 'sample', 'init_std'):
+      if (getattr(self, field) or 0) < 0:
+        raise UserError(f'{field}={getattr(self, field)} must not be negative')
 
-  def init(self, key, E, D):
-    return init_linear(key, E, D, self.init_std)
-
-  def affinities(self, params, x_TD, ctx):
-    """f32 logits and probabilities [T, E], and further fields of Routing.
-
-    These are the probabilities' logarithms and, as terms, the clean logits.
-    """
-    logits_TE, terms = self.logits(params, x_TD), {}
-    if ctx.train and (self.jitter or self.input_dropout):
+  def affinities(self, params, x_TD, ctx) -> dict[str, Any]:
+    """As the function; and, as `terms`, the logits without noise."""
+    logits_TE, terms, eps = self.logits(params, x_TD), {}, self.jitter
+    if ctx.train and (eps or self.input_dropout):
       terms['clean_logits'] = logits_TE
       jitter = lambda v: jax.random.uniform(
-        noise_key(ctx, 'jitter'),
-        v.shape,
-        minval=-self.jitter,
-        maxval=self.jitter,
+        noise_key(ctx, 'jitter'), v.shape, minval=-eps, maxval=eps
       )
       x_TD = x_TD.astype(self._dtype(x_TD))
-      if self.jitter and self.jitter_on == 'input':
+      if eps and self.jitter_on == 'input':
         x_TD *= (1 + jitter(x_TD)).astype(x_TD.dtype)
       if self.input_dropout:
         keep = 1 - self.input_dropout
@@ -162,27 +193,29 @@ class Linear(Router):
         keep_TD = jax.random.bernoulli(key, keep, x_TD.shape)
         x_TD = jnp.where(keep_TD, x_TD / keep, 0).astype(x_TD.dtype)
       logits_TE = self.logits(params, x_TD)
-      if self.jitter and self.jitter_on == 'logits':
+      if eps and self.jitter_on == 'logits':
         logits_TE *= 1 + jitter(logits_TE)
-      elif self.jitter and self.jitter_on == 'logits_added':
+      elif eps and self.jitter_on == 'logits_added':
         logits_TE += 1 + jitter(logits_TE)
-    probs_TE, log_probs_TE = self.softmax(logits_TE, x_TD)
-    return logits_TE, probs_TE, {'log_probs_TE': log_probs_TE, 'terms': terms}
+    return self.softmax(logits_TE, x_TD) | {'terms': terms}
 
-  def softmax(self, logits_TE, x_TD):
-    """f32 probabilities, logarithms too, in the router's precision."""
-    found = normalized(logits_TE.astype(self._dtype(x_TD)))
-    return [found[k].astype(jnp.float32) for k in ('probs_TE', 'log_probs_TE')]
+  def softmax(self, logits_TE, x_TD) -> dict[str, Any]:
+    """`affinities` of these logits, in the router's precision."""
+    found = affinities(logits_TE.astype(self._dtype(x_TD)))
+    as_f32 = {k: v.astype(jnp.float32) for k, v in found.items()}
+    return as_f32 | {'logits_TE': logits_TE}
 
-  def scores(self, logits_TE, probs_TE, ctx, k):
-    """What selects k, f32 [T, E], without a gradient; and solved_E."""
+  def choose(self, found, ctx, k, **options) -> 'Chosen':
+    """As the function, by `affinities`; or k draws, which know no bias."""
+    scores_TE = found['probs_TE']
     if self.sample and ctx.train:
       # The k largest of logits with Gumbel noise are k draws from the softmax
       # without replacement (Kool et al. 2019, arXiv:1903.06059, section 2).
-      key = noise_key(ctx, 'sample')
-      noise_TE = jax.random.gumbel(key, logits_TE.shape)
-      return logits_TE / self.sample + noise_TE, None
-    return biased(probs_TE, k, ctx)
+      noise_TE = jax.random.gumbel(noise_key(ctx, 'sample'), scores_TE.shape)
+      scores_TE = found['logits_TE'] / self.sample + noise_TE
+      none_E = jnp.zeros_like(ctx.selection_bias_E)
+      ctx = ctx.replace(selection_bias_E=none_E, solve=None)
+    return choose(scores_TE, ctx, k, **options)
 
   def logits(self, params, x_TD):
     """f32 logits [T, E], computed in the router's precision."""
@@ -194,128 +227,145 @@ class Linear(Router):
     return jnp.float32 if self.selective_precision else x_TD.dtype
 
 
-def biased(
-  scores_TE: jax.Array, k: int, ctx: types.Context
-) -> tuple[jax.Array, jax.Array | None]:
-  """Selection scores with the balancing rules' bias, and `Routing.solved_E`.
+def affinities(
+  logits_TE: jax.Array, log_v_TE: jax.Array | None = None
+) -> dict[str, jax.Array]:
+  """Routing's `logits_TE`, and their softmax as `probs_TE`, `log_probs_TE`.
 
-  Args:
-    scores_TE: f32.
-    k: choices of a token.
-    ctx: for the bias, or the rule that solves for it.
+  Affinities that are none, sigmoids say, come as their logarithms `log_v_TE`,
+  and are divided by their sum.
   """
-  scores_TE = jax.lax.stop_gradient(scores_TE)
-  if ctx.solve is None:
-    return scores_TE + ctx.selection_bias_E, None
-  bias_E, solved_E = ctx.solve(scores_TE, ctx.mask_T, k)
-  return scores_TE + ctx.selection_bias_E + bias_E, solved_E
-
-
-def normalized(log_v_TE: jax.Array) -> dict[str, jax.Array]:
-  """Affinities over their sum, from their logarithms: two of Routing's fields.
-
-  A softmax, in short; for affinities that are none (sigmoids), the quotients.
-  """
+  log_v_TE = logits_TE if log_v_TE is None else log_v_TE
   return {
+    'logits_TE': logits_TE,
     'probs_TE': jax.nn.softmax(log_v_TE),
     'log_probs_TE': jax.nn.log_softmax(log_v_TE),
   }
 
 
-def mixture(
-  gates_TE: jax.Array, ctx: types.Context, **rest: Any
-) -> types.Routing:
-  """Every expert whose gate is above 0, weighted by it; the largest first.
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """The experts that the tokens of a group chose, K each.
 
-  T x E edges, unused ones included; the selection bias moves the order alone.
-  `logits_TE` is the log of the gates' shares, of at least 1e-6.
+  Attributes:
+    expert_TK: int32, the best first; E is nobody.
+    ctx: of the group.
+    score_TK: f32, what they were chosen by, if they were.
+    solved_E: as in `types.Routing`.
   """
-  E, probs_TE = gates_TE.shape[-1], gates.shares(gates_TE)
-  score_TE = jax.lax.stop_gradient(gates_TE) + ctx.selection_bias_E
-  score_TE = jnp.where(gates_TE > 0, score_TE, -jnp.inf)
-  score_TK, expert_TK = jax.lax.top_k(score_TE, E)
-  used_TK = score_TK > -jnp.inf
-  return from_choices(
-    jnp.where(used_TK, expert_TK, E),
-    jnp.where(used_TK, jnp.take_along_axis(gates_TE, expert_TK, -1), 0),
-    ctx,
-    E,
-    logits_TE=jnp.log(jnp.maximum(probs_TE, 1e-6)),
-    probs_TE=probs_TE,
-    **rest,
-  )
+
+  expert_TK: jax.Array
+  ctx: types.Context
+  score_TK: jax.Array | None = None
+  solved_E: jax.Array | None = None
+
+  def of(self, v_TE: jax.Array) -> jax.Array:
+    """[T, K], the chosen experts' entries, with their gradient."""
+    return jnp.take_along_axis(v_TE, self.expert_TK, -1)
+
+  def routing(
+    self,
+    weight_TK: jax.Array,
+    used_TK: jax.Array | None = None,
+    log_weight_TK: jax.Array | None = None,
+    chosen_TK: jax.Array | None = None,
+    **rest: Any,
+  ) -> types.Routing:
+    """The edges: all first choices, then all second ones; no padding.
+
+    The seating order, too, of every published top-k code.
+
+    Args:
+      weight_TK: f32 combine weights.
+      used_TK: bool, the choices that are sent; None is all.
+      log_weight_TK, chosen_TK: `Routing.log_weight_N`, `Routing.chosen_N`.
+      **rest: further fields of Routing.
+    """
+    E, (T, K) = self.ctx.num_experts, self.expert_TK.shape
+    real_T1 = self.ctx.mask_T[:, None]
+    sent_TK = real_T1 if used_TK is None else real_T1 & used_TK
+    edges = lambda v_TK, empty, at_TK=real_T1: (
+      None if v_TK is None else jnp.where(at_TK, v_TK, empty).T.reshape(-1)
+    )
+    return types.Routing(
+      token_N=jnp.tile(jnp.arange(T, dtype=jnp.int32), K),
+      expert_N=edges(self.expert_TK, E, sent_TK).astype(jnp.int32),
+      weight_N=edges(weight_TK, 0.0, sent_TK),
+      log_weight_N=edges(log_weight_TK, -jnp.inf),
+      chosen_N=edges(chosen_TK, E),
+      solved_E=self.solved_E,
+      num_experts=E,
+      choices=K,
+      **rest,
+    )
+
+
+def biased(
+  scores_TE: jax.Array, ctx: types.Context, K: int
+) -> tuple[jax.Array, jax.Array | None]:
+  """f32 scores with the balancing rules' bias, no gradient; and `solved_E`.
+
+  The bias is the context's, by rules that solve for it for K choices a token.
+  """
+  scores_TE = jax.lax.stop_gradient(scores_TE)
+  if ctx.solve is None:
+    return scores_TE + ctx.selection_bias_E, None
+  bias_E, solved_E = ctx.solve(scores_TE, ctx.mask_T, K)
+  return scores_TE + ctx.selection_bias_E + bias_E, solved_E
+
+
+def choose(
+  scores_TE: jax.Array,
+  ctx: types.Context,
+  k: int,
+  then: Callable[[jax.Array], jax.Array] = lambda scores_TE: scores_TE,
+  seats: int | None = None,
+) -> Chosen:
+  """The k experts of the largest scores, biased.
+
+  Args:
+    scores_TE, ctx: as `biased` takes them.
+    k: choices of a token.
+    then: what the router makes of biased scores before the largest are taken.
+    seats: of a token, for the rule that solves; None is k.
+  """
+  scores_TE, solved_E = biased(scores_TE, ctx, seats or k)
+  scores_TE = then(scores_TE)
+  if k == 1:  # the largest alone needs no sort
+    best_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
+    return Chosen(best_T1, ctx, scores_TE.max(-1, keepdims=True), solved_E)
+  score_TK, expert_TK = jax.lax.top_k(scores_TE, k)
+  return Chosen(expert_TK, ctx, score_TK, solved_E)
 
 
 _NOISES = 'jitter input_dropout sample second_policy gaussian heun'.split()
 
 
 def noise_key(ctx: types.Context, use: str) -> jax.Array:
-  """The group's key for one of a router's noises, all independent.
-
-  Raises:
-    ValueError: there is no key.
-  """
+  """The group's key for one of a router's noises; a ValueError without one."""
   if ctx.key is None:
     raise UserError(f"router noise {use!r} needs the 'router' random stream")
   return jax.random.fold_in(ctx.key, _NOISES.index(use))
 
 
-def from_choices(
-  expert_TK: jax.Array,
-  weight_TK: jax.Array,
-  ctx: types.Context,
-  E: int,
-  log_weight_TK: jax.Array | None = None,
-  chosen_TK: jax.Array | None = None,
-  **rest: Any,
-) -> types.Routing:
-  """Token choice: K experts a token, rank-major storage.
-
-  Storage order is also the seating order of every published top-k code: all
-  first choices of the group before any second choice. Padding goes to nobody.
-
-  Args:
-    expert_TK: int32 [T, K]; E for a choice that is not used.
-    weight_TK: f32 [T, K] combine weights.
-    ctx: for its mask.
-    E: number of experts.
-    log_weight_TK, chosen_TK: `Routing.log_weight_N`, `Routing.chosen_N`.
-    **rest: further fields of Routing.
-  """
-  T, K = expert_TK.shape
-
-  def edges(v_TK, of_padding):
-    if v_TK is None:
-      return None
-    return jnp.where(ctx.mask_T[:, None], v_TK, of_padding).T.reshape(-1)
-
-  return types.Routing(
-    token_N=jnp.tile(jnp.arange(T, dtype=jnp.int32), K),
-    expert_N=edges(expert_TK, E).astype(jnp.int32),
-    weight_N=edges(weight_TK, 0.0),
-    log_weight_N=edges(log_weight_TK, -jnp.inf),
-    chosen_N=edges(chosen_TK, E),
-    num_experts=E,
-    choices=K,
-    **rest,
-  )
+def name(router: Router) -> str:
+  """The router's name in messages: its file's."""
+  return type(router).__module__.rpartition('.')[2]
 
 
 def known(ctx: types.Context, field: str, router: str) -> jax.Array:
   """A field of the context; a ValueError where it is not known."""
-  value = getattr(ctx, field)
-  if value is None:
+  if getattr(ctx, field) is None:
     raise UserError(f'the router {router} needs {field}, which is not known')
-  return value
+  return getattr(ctx, field)
 
 
 def feature(ctx: types.Context, name: str, router: str) -> jax.Array:
   """A feature of the experts' weights; a ValueError where there is none."""
   if name not in ctx.features:
-    raise UserError(
-      f'the router {router} needs experts that show {name!r}; these show '
-      f'{", ".join(map(repr, ctx.features)) or "nothing"}'
-    )
+    shown = ', '.join(map(repr, ctx.features)) or 'nothing'
+    wanted = f'the router {router} needs experts that show {name!r}'
+    raise UserError(f'{wanted}; these show {shown}')
   return ctx.features[name]
 
 
@@ -324,11 +374,8 @@ def from_experts(
 ) -> types.Routing:
   """Expert choice: C tokens an expert, stored and seated in that order.
 
-  Args:
-    token_EC: int32 [E, C], each expert's tokens, the best first.
-    weight_EC: f32 [E, C] combine weights.
-    ctx: for its mask; padding goes to nobody.
-    **rest: further fields of Routing.
+  `token_EC`, int32, are each expert's tokens, the best first, `weight_EC`, f32,
+  their combine weights, `rest` further fields of Routing. No padding.
   """
   E, C = token_EC.shape
   token_N = token_EC.reshape(-1).astype(jnp.int32)
@@ -361,40 +408,3 @@ def check_k(name: str, k: int, E: int | None = None) -> None:
     raise UserError(f'{name}: k={k!r} must be a whole number from 1')
   if E is not None and k > E:
     raise UserError(f'{name}: k={k} exceeds num_experts={E}')
-
-
-SECOND_POLICIES = ('all', 'threshold', 'random', 'gshard', 'sampled')
-
-
-def used_choices(
-  policy: str, share_TK: jax.Array, threshold: float, ctx: types.Context
-) -> jax.Array:
-  """bool [T, K]: which choices a policy uses; the first always.
-
-  Args:
-    policy: one of SECOND_POLICIES.
-    share_TK: each choice's share of the K probabilities.
-    threshold: of 'threshold' and 'random'; 'gshard' has 0.5.
-    ctx: for its key.
-  """
-  used_TK = jnp.ones(share_TK.shape, bool)
-  if policy == 'threshold':
-    used_TK = share_TK >= threshold
-  elif policy in ('random', 'gshard'):
-    key = noise_key(ctx, 'second_policy')
-    level_TK = jax.random.uniform(key, share_TK.shape)
-    used_TK = level_TK * (threshold if policy == 'random' else 0.5) < share_TK
-  return used_TK.at[:, 0].set(True)
-
-
-def draw_others(
-  first_T: jax.Array, logits_TE: jax.Array, k: int, ctx: types.Context
-) -> jax.Array:
-  """int32 [T, k]: the first choices, then k - 1 draws from the others.
-
-  Without replacement, by their softmax (lingvo's and fairscale's 'sampling').
-  """
-  noise_TE = jax.random.gumbel(noise_key(ctx, 'second_policy'), logits_TE.shape)
-  is_first_TE = first_T[:, None] == jnp.arange(logits_TE.shape[-1])
-  scores_TE = jnp.where(is_first_TE, jnp.inf, logits_TE + noise_TE)
-  return jax.lax.top_k(scores_TE, k)[1]

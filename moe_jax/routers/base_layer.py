@@ -25,15 +25,15 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class BaseLayer(base.Router):
+class BaseLayer(base.Matrix):
   """tolerance, iterations: of the auction; init_std: as `base.init_linear`."""
 
   tolerance: float = 1e-3
   iterations: int = 1000
-  init_std: float | None = None
-  causal, compares, has_matrix = False, 'train', True
+  causal, compares = False, 'train'
 
   def __post_init__(self):
+    super().__post_init__()
     for name in ('tolerance', 'iterations'):
       if not getattr(self, name) > 0:
         raise UserError(
@@ -43,25 +43,18 @@ class BaseLayer(base.Router):
   def check(self, E):
     base.check_k('base_layer', 2, E)  # a bid needs a second best
 
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D, self.init_std)
-
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)
-    scores_TE, solved_E = base.biased(logits_TE, 1, ctx)
+    scores_TE, solved_E = base.biased(logits_TE, ctx, 1)
     if ctx.train:
       expert_T1 = self.auction(scores_TE, ctx.mask_T)[:, None]
     else:
       expert_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
-    E = logits_TE.shape[-1]
     # Padding is at expert E, which has no logit; its weight becomes 0.
-    logit_T1 = jnp.take_along_axis(logits_TE, jnp.minimum(expert_T1, E - 1), -1)
-    return base.from_choices(
-      *(expert_T1, jax.nn.sigmoid(logit_T1), ctx, E),
-      logits_TE=logits_TE,
-      **base.normalized(logits_TE),
-      solved_E=solved_E,
-    )
+    near_T1 = jnp.minimum(expert_T1, ctx.num_experts - 1)
+    weight_T1 = jax.nn.sigmoid(jnp.take_along_axis(logits_TE, near_T1, -1))
+    chosen = base.Chosen(expert_T1, ctx, solved_E=solved_E)
+    return chosen.routing(weight_T1, **base.affinities(logits_TE))
 
   def auction(self, scores_TE, mask_T):
     """int32 [T], the expert of each token; E for padding."""

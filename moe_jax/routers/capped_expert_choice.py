@@ -25,22 +25,20 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class CappedExpertChoice(base.Router):
+class CappedExpertChoice(base.Matrix):
   """Expert choice with at most `cap` experts a token, up to convergence.
 
   Attributes:
     choices: c, mean experts of a token.
     cap: at least `choices`.
     entropy, iterations: of the solver.
-    init_std: as in `base.init_linear`.
   """
 
   choices: float = 2.0
   cap: int = 3
   entropy: float = 0.001
   iterations: int = 100
-  init_std: float | None = None
-  causal, compares, has_matrix = False, 'always', True
+  causal, compares = False, 'always'
 
   def __post_init__(self):
     base.check_choices('capped_expert_choice', self.choices)
@@ -55,9 +53,6 @@ class CappedExpertChoice(base.Router):
 
   def check(self, E):
     base.check_choices('capped_expert_choice', self.choices, E)
-
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D, self.init_std)
 
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)

@@ -55,7 +55,7 @@ class Comet(base.Router):
     }
 
   def __call__(self, params, x_TD, ctx):
-    T, E = len(x_TD), len(ctx.selection_bias_E)
+    T, E = len(x_TD), ctx.num_experts
     z = base.linear_logits({'kernel': params['splits']}, x_TD)
     z_TKN = (z + params['split_bias']).reshape(T, self.k, E - 1)
     left_TKN = gates.smooth_step(z_TKN, self.width)
@@ -76,9 +76,15 @@ class Comet(base.Router):
     mass_TKE = reach_TKE * jnp.exp(score_TKE)
     mass_TE = mass_TKE.sum(1)
     entropy_TKE = -reach_TKE * jnp.log(reach_TKE + 1e-6)
-    return base.mixture(
-      mass_TE / mass_TE.sum(-1, keepdims=True),
-      ctx,
+    gates_TE = mass_TE / mass_TE.sum(-1, keepdims=True)
+    probs_TE = gates.shares(gates_TE)
+    used = lambda scores_TE: jnp.where(gates_TE > 0, scores_TE, -jnp.inf)
+    chosen = base.choose(gates_TE, ctx, E, then=used)
+    return chosen.routing(
+      chosen.of(gates_TE),
+      chosen.score_TK > -jnp.inf,
+      logits_TE=jnp.log(jnp.maximum(probs_TE, 1e-6)),
+      probs_TE=probs_TE,
       terms={'selector_entropy': entropy_TKE.sum((1, 2))},
     )
 

@@ -23,7 +23,7 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Cosine(base.Router):
+class Cosine(base.Choosing):
   """k experts a token.
 
   Attributes:
@@ -39,7 +39,7 @@ class Cosine(base.Router):
   floor: float = 0.01
 
   def __post_init__(self):
-    base.check_k('cosine', self.k)
+    super().__post_init__()
     if self.d_low < 1:
       raise UserError(f'cosine: d_low={self.d_low} must be at least 1')
     if not 0 < self.floor <= self.temperature:
@@ -47,9 +47,6 @@ class Cosine(base.Router):
         f'cosine: temperature={self.temperature} must be at least '
         f'floor={self.floor}, which must be above 0'
       )
-
-  def check(self, E):
-    base.check_k('cosine', self.k, E)
 
   def init(self, key, E, D):
     key_p, key_e = jax.random.split(key)
@@ -68,21 +65,9 @@ class Cosine(base.Router):
       {'kernel': unit(params['experts']).T}, low_TL
     )
     logits_TE = cosine_TE * jnp.minimum(params['sharpness'], 1 / self.floor)
-    found = base.normalized(logits_TE)
-    probs_TE = found['probs_TE']
-    scores_TE, solved_E = base.biased(probs_TE, self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    of_chosen = logits_TE if self.k > 1 else probs_TE
-    weight_TK = jnp.take_along_axis(of_chosen, expert_TK, -1)
-    return base.from_choices(
-      expert_TK,
-      jax.nn.softmax(weight_TK) if self.k > 1 else weight_TK,
-      ctx,
-      probs_TE.shape[-1],
-      logits_TE=logits_TE,
-      **found,
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    found = base.affinities(logits_TE)
+    chosen = base.choose(found['probs_TE'], ctx, self.k)
+    weight_TK = chosen.of(found['probs_TE'])
+    if self.k > 1:
+      weight_TK = jax.nn.softmax(chosen.of(logits_TE))
+    return chosen.routing(weight_TK, **found)

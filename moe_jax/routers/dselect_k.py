@@ -55,7 +55,7 @@ class DselectK(base.Router):
     }
 
   def __call__(self, params, x_TD, ctx):
-    T, E = len(x_TD), len(ctx.selection_bias_E)
+    T, E = len(x_TD), ctx.num_experts
     z = base.linear_logits({'kernel': params['bits']}, x_TD)
     z_TK1B = z.reshape(T, self.k, 1, -1)
     numbers_E1 = jnp.arange(E)[:, None]
@@ -65,9 +65,15 @@ class DselectK(base.Router):
     select_TKE = bit_TKEB.prod(-1)
     mix_TK = jax.nn.softmax(base.linear_logits({'kernel': params['mix']}, x_TD))
     entropy_TKE = -select_TKE * jnp.log(select_TKE + 1e-6)
-    return base.mixture(
-      (mix_TK[..., None] * select_TKE).sum(1),
-      ctx,
+    gates_TE = (mix_TK[..., None] * select_TKE).sum(1)
+    probs_TE = gates.shares(gates_TE)
+    used = lambda scores_TE: jnp.where(gates_TE > 0, scores_TE, -jnp.inf)
+    chosen = base.choose(gates_TE, ctx, E, then=used)
+    return chosen.routing(
+      chosen.of(gates_TE),
+      chosen.score_TK > -jnp.inf,
+      logits_TE=jnp.log(jnp.maximum(probs_TE, 1e-6)),
+      probs_TE=probs_TE,
       terms={
         'selector_entropy': entropy_TKE.sum((1, 2)),
         'selector_reach': (1 / (1e-6 + select_TKE.sum(-1))).sum(-1),

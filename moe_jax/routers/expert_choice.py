@@ -23,27 +23,21 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class ExpertChoice(base.Router):
+class ExpertChoice(base.Matrix):
   """Each expert takes ceil(T choices / E) tokens.
 
   Attributes:
     choices: c, mean experts of a token (the paper's capacity factor).
-    init_std: as in `base.init_linear`.
   """
 
   choices: float = 2.0
-  init_std: float | None = None
   causal, compares = False, 'always'
-  has_matrix = True
 
   def __post_init__(self):
     base.check_choices('expert_choice', self.choices)
 
   def check(self, E):
     base.check_choices('expert_choice', self.choices, E)
-
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D, self.init_std)
 
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)

@@ -14,46 +14,23 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
-from moe_jax.errors import UserError
 from moe_jax.routers import base
 
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class GptOss(base.Router):
+class GptOss(base.Choosing):
   """k experts a token, at least 2; init_std: as in `base.init_linear`."""
 
   k: int = 4
   init_std: float | None = None
-  has_matrix = True
-
-  def __post_init__(self):
-    base.check_k('gpt_oss', self.k)
-    if self.k == 1:
-      raise UserError(
-        'gpt_oss: k=1 makes every weight 1 and leaves the router without a '
-        'gradient; valid: from 2'
-      )
-
-  def check(self, E):
-    base.check_k('gpt_oss', self.k, E)
+  least_k, has_matrix = 2, True
 
   def init(self, key, E, D):
     return base.init_linear(key, E, D, self.init_std) | {'bias': jnp.zeros(E)}
 
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD) + params['bias']
-    scores_TE, solved_E = base.biased(logits_TE, self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    return base.from_choices(
-      expert_TK,
-      jax.nn.softmax(jnp.take_along_axis(logits_TE, expert_TK, -1)),
-      ctx,
-      logits_TE.shape[-1],
-      logits_TE=logits_TE,
-      **base.normalized(logits_TE),
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    chosen = base.choose(logits_TE, ctx, self.k)
+    weight_TK = jax.nn.softmax(chosen.of(logits_TE))
+    return chosen.routing(weight_TK, **base.affinities(logits_TE))

@@ -20,23 +20,17 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Hash(base.Router):
+class Hash(base.Choosing):
   """k: experts of a token. seed: of the map, an unsigned 32-bit number."""
 
   k: int = 1
   seed: int = 0
 
-  def __post_init__(self):
-    base.check_k('hash', self.k)
-
-  def check(self, E):
-    base.check_k('hash', self.k, E)
-
   def init(self, key, E, D):
     return {}
 
   def __call__(self, params, x_TD, ctx):
-    E = ctx.selection_bias_E.shape[0]
+    E = ctx.num_experts
     ids_T = base.known(ctx, 'ids_T', 'hash').astype(jnp.uint32)
     hash_T1 = mix(ids_T ^ mix(jnp.uint32(self.seed)))[:, None]
     # The others follow at distances 1 to E - 1, from where a second hash says.
@@ -47,10 +41,7 @@ class Hash(base.Router):
     first_T1 = hash_T1 % E
     expert_TK = jnp.concatenate([first_T1, (first_T1 + far_TK) % E], axis=1)
     weight_TK = jnp.full(expert_TK.shape, 1 / self.k, jnp.float32)
-    return base.from_choices(expert_TK.astype(jnp.int32), weight_TK, ctx, E)
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    return base.Chosen(expert_TK, ctx).routing(weight_TK)
 
 
 def mix(x):

@@ -24,18 +24,12 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class MoePlusPlus(base.Router):
+class MoePlusPlus(base.Choosing):
   """k: choices (paper: 2). residual: whether W_g is there."""
 
   k: int = 2
   residual: bool = True
   has_matrix = True
-
-  def __post_init__(self):
-    base.check_k('moe_plus_plus', self.k)
-
-  def check(self, E):
-    base.check_k('moe_plus_plus', self.k, E)
 
   def init(self, key, E, D):
     key, own = jax.random.split(key)
@@ -52,20 +46,7 @@ class MoePlusPlus(base.Router):
     if self.residual:
       previous = {'kernel': params['residual']}
       logits_TE += base.linear_logits(previous, ctx.carry)
-    found = base.normalized(logits_TE)
-    probs_TE = found['probs_TE']
-    scores_TE, solved_E = base.biased(probs_TE, self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    return base.from_choices(
-      expert_TK,
-      jnp.take_along_axis(probs_TE, expert_TK, -1),
-      ctx,
-      probs_TE.shape[-1],
-      logits_TE=logits_TE,
-      **found,
-      carry=logits_TE if self.residual else (),
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    found = base.affinities(logits_TE)
+    chosen = base.choose(found['probs_TE'], ctx, self.k)
+    carry = logits_TE if self.residual else ()
+    return chosen.routing(chosen.of(found['probs_TE']), **found, carry=carry)

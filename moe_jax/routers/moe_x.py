@@ -25,18 +25,12 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class MoeX(base.Router):
+class MoeX(base.Choosing):
   """k: experts of a token. through: whether experts learn from the gate."""
 
   k: int = 2
   through: bool = True
   reads_experts = True
-
-  def __post_init__(self):
-    base.check_k('moe_x', self.k)
-
-  def check(self, E):
-    base.check_k('moe_x', self.k, E)
 
   def init(self, key, E, D):
     return {}
@@ -51,17 +45,6 @@ class MoeX(base.Router):
     var_TE = base.linear_logits({'kernel': var_ED.T}, x_TD**2)
     z_TE = up_TE * jax.lax.rsqrt(2 * var_TE + 1e-12)
     logits_TE = -jax.scipy.special.erf(z_TE)
-    scores_TE, solved_E = base.biased(logits_TE, self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    return base.from_choices(
-      expert_TK,
-      jax.nn.softmax(jnp.take_along_axis(logits_TE, expert_TK, -1)),
-      ctx,
-      logits_TE.shape[-1],
-      logits_TE=logits_TE,
-      **base.normalized(logits_TE),
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    chosen = base.choose(logits_TE, ctx, self.k)
+    weight_TK = jax.nn.softmax(chosen.of(logits_TE))
+    return chosen.routing(weight_TK, **base.affinities(logits_TE))

@@ -12,9 +12,6 @@ are seated before anybody's second. The balancing losses see first choices.
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
 from moe_jax import registry
 from moe_jax.routers import base
 
@@ -35,20 +32,10 @@ class NoTokenLeftBehind(base.Linear):
     base.check_k('no_token_left_behind', self.k, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, 1)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    return base.from_choices(
-      expert_TK,
-      jnp.take_along_axis(probs_TE, expert_TK, -1),
-      ctx,
-      probs_TE.shape[-1],
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-      solved_E=solved_E,
-      first_fit=True,
-    )
+    found = self.affinities(params, x_TD, ctx)
+    chosen = self.choose(found, ctx, self.k, seats=1)
+    weight_TK = chosen.of(found['probs_TE'])
+    return chosen.routing(weight_TK, **found, first_fit=True)
 
   def experts_per_token(self, E):
     return 1.0

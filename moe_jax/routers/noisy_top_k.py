@@ -29,27 +29,22 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class NoisyTopK(base.Router):
+class NoisyTopK(base.Choosing):
   """k experts a token, below E; noise_floor: least deviation of the noise."""
 
   k: int = 4
   noise_floor: float = 0.01
-  has_matrix = True
+  least_k, has_matrix = 2, True
 
   def __post_init__(self):
-    base.check_k('noisy_top_k', self.k)
-    if self.k == 1:
-      raise UserError(
-        'noisy_top_k: k=1 makes every weight 1 and leaves the router without a '
-        'gradient; valid: from 2'
-      )
+    super().__post_init__()
     if not self.noise_floor > 0:
       raise UserError(
         f'noisy_top_k: noise_floor={self.noise_floor} must be above 0'
       )
 
-  def check(self, E):
-    base.check_k('noisy_top_k', self.k, E - 1)  # the bar needs one more
+  def limit(self, E):
+    return E - 1  # the bar needs one more
 
   def init(self, key, E, D):
     del key
@@ -70,21 +65,12 @@ class NoisyTopK(base.Router):
     row_T1 = jnp.arange(T)[:, None]
     bar_TE = jnp.broadcast_to(top_TK[:, -2:-1], (T, E))
     bar_TE = bar_TE.at[row_T1, index_TK[:, :-1]].set(top_TK[:, -1:])
-    scores_TE, solved_E = base.biased(h_TE, self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    weight_TK = jax.nn.softmax(jnp.take_along_axis(h_TE, expert_TK, -1))
-    gates_TE = jnp.zeros((T, E)).at[row_T1, expert_TK].set(weight_TK)
-    return base.from_choices(
-      *(expert_TK, weight_TK, ctx, E),
-      logits_TE=h_TE,
-      **base.normalized(h_TE),
-      terms={
-        'clean_logits': clean_TE,
-        'gates': gates_TE,
-        'smooth_load': jax.scipy.stats.norm.cdf((clean_TE - bar_TE) / std_TE),
-      },
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    chosen = base.choose(h_TE, ctx, self.k)
+    weight_TK = jax.nn.softmax(chosen.of(h_TE))
+    gates_TE = jnp.zeros((T, E)).at[row_T1, chosen.expert_TK].set(weight_TK)
+    terms = {
+      'clean_logits': clean_TE,
+      'gates': gates_TE,
+      'smooth_load': jax.scipy.stats.norm.cdf((clean_TE - bar_TE) / std_TE),
+    }
+    return chosen.routing(weight_TK, **base.affinities(h_TE), terms=terms)

@@ -77,12 +77,8 @@ class ProductKeys(base.Router):
     score_THK, at_THK = jax.lax.top_k(pair_THKK.reshape(T, H, K * K), K)
     pick = lambda v, i: jnp.take_along_axis(v, i, -1)
     expert_THK = pick(place[0], at_THK // K) * M + pick(place[1], at_THK % K)
-    return base.from_choices(
-      expert_THK.reshape(T, H * K),
-      jax.nn.softmax(score_THK).reshape(T, H * K),
-      ctx,
-      M * M,
-    )
+    chosen = base.Chosen(expert_THK.reshape(T, H * K), ctx)
+    return chosen.routing(jax.nn.softmax(score_THK).reshape(T, H * K))
 
   def most_edges(self, T):
     return self.heads * T  # heads may agree

@@ -35,7 +35,7 @@ def load(path: str) -> np.ndarray:
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Prototype(base.Router):
+class Prototype(base.Choosing):
   """k nearest centroids of a token.
 
   Attributes:
@@ -49,12 +49,6 @@ class Prototype(base.Router):
   path: str = ''
   nearest: bool = True
   seed: int = 0
-
-  def __post_init__(self):
-    base.check_k('prototype', self.k)
-
-  def check(self, E):
-    base.check_k('prototype', self.k, E)
 
   def init(self, key, E, D):
     if self.path and load(self.path).shape[1:] != (E, D):
@@ -73,22 +67,13 @@ class Prototype(base.Router):
     return jax.random.normal(key, (E, D))
 
   def __call__(self, params, x_TD, ctx):
-    E, x_TD = len(ctx.selection_bias_E), x_TD.astype(jnp.float32)
-    c_ED = self.centroids(ctx, E, x_TD.shape[1])
+    x_TD = x_TD.astype(jnp.float32)
+    c_ED = self.centroids(ctx, ctx.num_experts, x_TD.shape[1])
     dot_TE = base.linear_logits({'kernel': c_ED.T}, x_TD)
     square_TE = (x_TD**2).sum(-1, keepdims=True) + (c_ED**2).sum(-1)
     # The root has no gradient at 0.
     far_TE = jnp.sqrt(jnp.maximum(square_TE - 2 * dot_TE, 1e-6))
     logits_TE = -far_TE if self.nearest else far_TE
-    scores_TE, solved_E = base.biased(logits_TE, self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    chosen_TK = jnp.take_along_axis(logits_TE, expert_TK, -1)
-    return base.from_choices(
-      *(expert_TK, jax.nn.softmax(chosen_TK), ctx, E),
-      logits_TE=logits_TE,
-      **base.normalized(logits_TE),
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    chosen = base.choose(logits_TE, ctx, self.k)
+    weight_TK = jax.nn.softmax(chosen.of(logits_TE))
+    return chosen.routing(weight_TK, **base.affinities(logits_TE))

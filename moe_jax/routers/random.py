@@ -25,23 +25,17 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Random(base.Router):
+class Random(base.Choosing):
   """k: experts of a token, all different. seed: of evaluation's draw."""
 
   k: int = 1
   seed: int = 0
 
-  def __post_init__(self):
-    base.check_k('random', self.k)
-
-  def check(self, E):
-    base.check_k('random', self.k, E)
-
   def init(self, key, E, D):
     return {}
 
   def __call__(self, params, x_TD, ctx):
-    T, E = len(x_TD), len(ctx.selection_bias_E)
+    T, E = len(x_TD), ctx.num_experts
     if ctx.train:
       key = base.noise_key(ctx, 'sample')
     else:
@@ -52,7 +46,4 @@ class Random(base.Router):
     level_TE = jax.vmap(lambda k: jax.random.uniform(k, (E,)))(key_T)
     _, expert_TK = jax.lax.top_k(level_TE, self.k)
     weight_TK = jnp.full((T, self.k), 1 / self.k)
-    return base.from_choices(expert_TK, weight_TK, ctx, E)
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    return base.Chosen(expert_TK, ctx).routing(weight_TK)

@@ -14,7 +14,6 @@ are lost. In a decoder binding capacity leaks: see `top_k`.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.kernels import gates
@@ -23,19 +22,17 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Relu(base.Router):
+class Relu(base.Matrix):
   """From 0 to `max_choices` experts a token.
 
   Attributes:
     max_choices: 0 is all experts.
-    init_std: as in `base.init_linear`.
   """
 
   max_choices: int = 0
-  init_std: float | None = None
-  has_matrix = True
 
   def __post_init__(self):
+    super().__post_init__()
     if self.max_choices:
       base.check_k('relu', self.max_choices)
 
@@ -43,27 +40,17 @@ class Relu(base.Router):
     if self.max_choices:
       base.check_k('relu', self.max_choices, E)
 
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D, self.init_std)
-
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)
-    E = logits_TE.shape[-1]
-    k = self.max_choices or E
-    scores_TE, solved_E = base.biased(logits_TE, k, ctx)
-    score_TK, expert_TK = jax.lax.top_k(scores_TE, k)
+    k = self.max_choices or ctx.num_experts
+    chosen = base.choose(logits_TE, ctx, k)
     gates_TE = jax.nn.relu(logits_TE)
-    weight_TK = jnp.take_along_axis(gates_TE, expert_TK, -1)
-    used_TK = score_TK > 0
-    return base.from_choices(
-      jnp.where(used_TK, expert_TK, E),
-      jnp.where(used_TK, weight_TK, 0),
-      ctx,
-      E,
+    return chosen.routing(
+      chosen.of(gates_TE),
+      chosen.score_TK > 0,
       logits_TE=logits_TE,
       probs_TE=gates.shares(gates_TE),
       terms={'gates': gates_TE},
-      solved_E=solved_E,
     )
 
   def experts_per_token(self, E):

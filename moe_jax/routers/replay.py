@@ -20,18 +20,11 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Replay(base.Linear):
+class Replay(base.Choosing, base.Linear):
   """k: experts of a token. renormalize: the weights sum to 1."""
 
   k: int = 2
   renormalize: bool = True
-
-  def __post_init__(self):
-    super().__post_init__()
-    base.check_k('replay', self.k)
-
-  def check(self, E):
-    base.check_k('replay', self.k, E)
 
   def __call__(self, params, x_TD, ctx):
     expert_TK = base.known(ctx, 'forced_TK', 'replay')
@@ -40,26 +33,14 @@ class Replay(base.Linear):
         f'replay: k={self.k}, and {expert_TK.shape[-1]} experts of a token '
         'were given'
       )
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    E = probs_TE.shape[-1]
+    found, E = self.affinities(params, x_TD, ctx), ctx.num_experts
     sent_TK = (expert_TK >= 0) & (expert_TK < E)
-    expert_TK = jnp.where(sent_TK, expert_TK, E)
-    chosen_TK = jnp.minimum(expert_TK, E - 1)
+    chosen = base.Chosen(jnp.clip(expert_TK, 0, E - 1), ctx)
+    weight_TK = chosen.of(found['probs_TE'])
     if self.renormalize:
-      log_TK = jnp.take_along_axis(rest['log_probs_TE'], chosen_TK, -1)
+      log_TK = chosen.of(found['log_probs_TE'])
       weight_TK = gates.shares_of_logs(log_TK, sent_TK)
-    else:
-      weight_TK = jnp.take_along_axis(probs_TE, chosen_TK, -1)
-      weight_TK = jnp.where(sent_TK, weight_TK, 0.0)
-    return base.from_choices(
-      *(expert_TK, weight_TK, ctx, E),
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-    )
+    return chosen.routing(weight_TK, sent_TK, **found)
 
   def most_edges(self, T):
     return self.k * T  # the same expert may be given k times
-
-  def experts_per_token(self, E):
-    return float(self.k)

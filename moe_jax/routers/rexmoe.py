@@ -26,7 +26,7 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Rexmoe(base.Linear):
+class Rexmoe(base.Choosing, base.Linear):
   """k experts a token; further options are those of `base.Linear`.
 
   Attributes:
@@ -42,7 +42,6 @@ class Rexmoe(base.Linear):
 
   def __post_init__(self):
     super().__post_init__()
-    base.check_k('rexmoe', self.k)
     if not isinstance(self.layers, int) or self.layers < 1:
       raise UserError(
         f'rexmoe: layers={self.layers!r} must be a whole number from 1'
@@ -52,13 +51,13 @@ class Rexmoe(base.Linear):
         f'rexmoe: start={self.start} must be from 0 to below end={self.end}'
       )
 
-  def check(self, E):
+  def limit(self, E):
     if E % self.layers or E * (self.end - self.start) >= 2**31:
       raise UserError(
         f'rexmoe: layers={self.layers} must divide num_experts={E}, and that '
         f'times end - start be below 2^31'
       )
-    base.check_k('rexmoe', self.k, E // self.layers)
+    return E // self.layers
 
   def candidates(self, step, E):
     """N_t, int32: whole numbers, so that the floor is exact."""
@@ -67,23 +66,13 @@ class Rexmoe(base.Linear):
     return N + (E - N) * past // length
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    E = probs_TE.shape[-1]
-    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
+    found, E = self.affinities(params, x_TD, ctx), ctx.num_experts
+    open_E = jnp.ones(E, bool)
     if ctx.train:
       step = base.known(ctx, 'step', 'rexmoe')
       key = base.known(ctx, 'layer_key', 'rexmoe')
       place_E = jax.random.permutation(key, E)
       open_E = place_E < self.candidates(step, E)
-      scores_TE = jnp.where(open_E, scores_TE, -jnp.inf)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    return base.from_choices(
-      *(expert_TK, jnp.take_along_axis(probs_TE, expert_TK, -1), ctx, E),
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    among = lambda scores_TE: jnp.where(open_E, scores_TE, -jnp.inf)
+    chosen = self.choose(found, ctx, self.k, then=among)
+    return chosen.routing(chosen.of(found['probs_TE']), **found)

@@ -16,25 +16,16 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class RoundRobin(base.Router):
+class RoundRobin(base.Choosing):
   """k experts a token, with weights 1 / k."""
 
   k: int = 1
-
-  def __post_init__(self):
-    base.check_k('round_robin', self.k)
-
-  def check(self, E):
-    base.check_k('round_robin', self.k, E)
 
   def init(self, key, E, D):
     return {}
 
   def __call__(self, params, x_TD, ctx):
-    T, E = len(x_TD), len(ctx.selection_bias_E)
+    T = len(x_TD)
     turn_TK = self.k * jnp.arange(T)[:, None] + jnp.arange(self.k)
     weight_TK = jnp.full((T, self.k), 1 / self.k)
-    return base.from_choices(turn_TK % E, weight_TK, ctx, E)
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    return base.Chosen(turn_TK % ctx.num_experts, ctx).routing(weight_TK)

@@ -18,7 +18,6 @@ capacity and k above 1 not causal: see `top_k`.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
@@ -68,21 +67,10 @@ class ScheduledTopK(base.Linear):
     return jnp.where(step < self.until, k, self.k)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    E = probs_TE.shape[-1]
-    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.most)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.most)
-    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
-    used_K = jnp.arange(self.most) < self.used(ctx)
-    return base.from_choices(
-      jnp.where(used_K, expert_TK, E),
-      jnp.where(used_K, weight_TK, 0.0),
-      *(ctx, E),
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-      solved_E=solved_E,
-    )
+    found = self.affinities(params, x_TD, ctx)
+    chosen = self.choose(found, ctx, self.most)
+    used_TK = jnp.arange(self.most) < self.used(ctx)
+    return chosen.routing(chosen.of(found['probs_TE']), used_TK, **found)
 
   def experts_per_token(self, E):
     return float(self.most)

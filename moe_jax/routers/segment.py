@@ -24,23 +24,19 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Segment(base.Router):
+class Segment(base.Choosing):
   """size: tokens of a segment (paper: 3 to 5). k: experts of it (1)."""
 
   size: int = 4
   k: int = 1
-  causal = False
-  has_matrix = True
+  causal, has_matrix = False, True
 
   def __post_init__(self):
-    base.check_k('segment', self.k)
+    super().__post_init__()
     if not isinstance(self.size, int) or self.size < 1:
       raise UserError(
         f'segment: size={self.size!r} must be a whole number from 1'
       )
-
-  def check(self, E):
-    base.check_k('segment', self.k, E)
 
   def init(self, key, E, D):
     return base.init_linear(key, E, self.size * D)
@@ -55,19 +51,9 @@ class Segment(base.Router):
     x_TD = jnp.where(ctx.mask_T[:, None], x_TD, 0)
     logits_SE = base.linear_logits(params, x_TD.reshape(T // s, -1))
     logits_TE = jnp.repeat(logits_SE, s, axis=0)
-    found = base.normalized(logits_TE)
-    scores_TE, solved_E = base.biased(found['probs_TE'], self.k, ctx)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    of_chosen = logits_TE if self.k > 1 else found['probs_TE']
-    weight_TK = jnp.take_along_axis(of_chosen, expert_TK, -1)
-    return base.from_choices(
-      expert_TK,
-      jax.nn.softmax(weight_TK) if self.k > 1 else weight_TK,
-      *(ctx, logits_TE.shape[-1]),
-      logits_TE=logits_TE,
-      **found,
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    found = base.affinities(logits_TE)
+    chosen = base.choose(found['probs_TE'], ctx, self.k)
+    weight_TK = chosen.of(found['probs_TE'])
+    if self.k > 1:
+      weight_TK = jax.nn.softmax(chosen.of(logits_TE))
+    return chosen.routing(weight_TK, **found)

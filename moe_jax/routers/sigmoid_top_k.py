@@ -36,8 +36,8 @@ IN_GROUP = {'top_2': 2, 'max': 1}
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class SigmoidTopK(base.Router):
-  """k experts a token; groups=1 is no limit, init_std as `base.init_linear`.
+class SigmoidTopK(base.Choosing, base.Matrix):
+  """k experts a token; groups=1 is no limit.
 
   group_score: 'top_2' sums a group's two best experts, 'max' takes one.
   """
@@ -49,11 +49,9 @@ class SigmoidTopK(base.Router):
   groups: int = 1
   kept_groups: int = 1
   group_score: str = 'top_2'
-  init_std: float | None = None
-  has_matrix = True
 
   def __post_init__(self):
-    base.check_k('sigmoid_top_k', self.k)
+    super().__post_init__()
     for name, table in (('score', LOG_SCORES), ('group_score', IN_GROUP)):
       if getattr(self, name) not in table:
         raise UserError(
@@ -66,35 +64,29 @@ class SigmoidTopK(base.Router):
       valid = f'valid: 1 to groups={self.groups}'
       raise UserError(f'sigmoid_top_k: kept_groups={self.kept_groups}; {valid}')
 
-  def check(self, E):
+  def limit(self, E):
     size, least = E // self.groups, IN_GROUP[self.group_score]
     if E % self.groups or (self.groups > 1 and size < least):
       raise UserError(
         f'sigmoid_top_k: groups={self.groups} must divide num_experts={E} into '
         f'groups of at least {least}'
       )
-    base.check_k('sigmoid_top_k', self.k, size * self.kept_groups)
-
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D, self.init_std)
+    return size * self.kept_groups
 
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)
     log_TE = LOG_SCORES[self.score](logits_TE)
-    scores_TE, solved_E = base.biased(jnp.exp(log_TE), self.k, ctx)
-    if self.kept_groups < self.groups:
-      scores_TE = order_statistics.limited(
-        *(scores_TE, self.groups, self.kept_groups, IN_GROUP[self.group_score])
-      )
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    log_TK = jnp.take_along_axis(log_TE, expert_TK, -1)
-    weight_TK = (jax.nn.softmax if self.renormalize else jnp.exp)(log_TK)
-    return base.from_choices(
-      *(expert_TK, self.scaling * weight_TK, ctx, logits_TE.shape[-1]),
-      logits_TE=logits_TE,
-      **base.normalized(log_TE),
-      solved_E=solved_E,
+    chosen = base.choose(jnp.exp(log_TE), ctx, self.k, then=self.limited)
+    weigh = jax.nn.softmax if self.renormalize else jnp.exp
+    return chosen.routing(
+      self.scaling * weigh(chosen.of(log_TE)),
+      **base.affinities(logits_TE, log_TE),
     )
 
-  def experts_per_token(self, E):
-    return float(self.k)
+  def limited(self, scores_TE):
+    """Those of the experts outside of the best groups are -inf."""
+    if self.kept_groups == self.groups:
+      return scores_TE
+    return order_statistics.limited(
+      *(scores_TE, self.groups, self.kept_groups, IN_GROUP[self.group_score])
+    )

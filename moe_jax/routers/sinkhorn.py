@@ -26,26 +26,23 @@ SCORES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Sinkhorn(base.Router):
+class Sinkhorn(base.Choosing, base.Matrix):
   """k experts a token.
 
   Attributes:
     temperature: of the logits in the plan; lower is nearer to BASE's optimum.
     iterations: of the scaling.
     score: what makes weights of the logits, 'softmax' or 'sigmoid'.
-    init_std: as in `base.init_linear`.
   """
 
   k: int = 1
   temperature: float = 1.0
   iterations: int = 20
   score: str = 'softmax'
-  init_std: float | None = None
   causal, compares = False, 'train'
-  has_matrix = True
 
   def __post_init__(self):
-    base.check_k('sinkhorn', self.k)
+    super().__post_init__()
     if self.score not in SCORES:
       raise UserError(
         f'sinkhorn: score={self.score!r}; valid: {", ".join(SCORES)}'
@@ -55,26 +52,14 @@ class Sinkhorn(base.Router):
         f'sinkhorn: temperature={self.temperature} must be above 0'
       )
 
-  def check(self, E):
-    base.check_k('sinkhorn', self.k, E)
-
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D, self.init_std)
-
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)
-    scores_TE, solved_E = base.biased(logits_TE, self.k, ctx)
-    if ctx.train:
-      scores_TE = self.plan(scores_TE / self.temperature, ctx.mask_T[:, None])
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    gates_TE = SCORES[self.score](logits_TE)
-    return base.from_choices(
-      *(expert_TK, jnp.take_along_axis(gates_TE, expert_TK, -1), ctx),
-      logits_TE.shape[-1],
-      logits_TE=logits_TE,
-      **base.normalized(logits_TE),
-      solved_E=solved_E,
-    )
+    mask_T1 = ctx.mask_T[:, None]
+    plan = lambda scores_TE: self.plan(scores_TE / self.temperature, mask_T1)
+    options = {'then': plan} if ctx.train else {}
+    chosen = base.choose(logits_TE, ctx, self.k, **options)
+    weight_TK = chosen.of(SCORES[self.score](logits_TE))
+    return chosen.routing(weight_TK, **base.affinities(logits_TE))
 
   def plan(self, z_TE, mask_T1):
     """Logarithm of the plan, less what is the same for all of a token."""
@@ -86,6 +71,3 @@ class Sinkhorn(base.Router):
       return scaled_E + share - jax.nn.logsumexp(plan_TE, 0)
 
     return z_TE + jax.lax.fori_loop(0, self.iterations, step, 0 * z_TE[0])
-
-  def experts_per_token(self, E):
-    return float(self.k)

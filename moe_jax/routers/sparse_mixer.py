@@ -30,19 +30,16 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class SparseMixer(base.Router):
-  """eps: of the bar (code: 0.1). init_std: as in `base.init_linear`."""
+class SparseMixer(base.Choosing, base.Matrix):
+  """eps: of the bar (code: 0.1)."""
 
   eps: float = 0.1
-  init_std: float | None = None
-  has_matrix = True
+  k = 1
 
   def __post_init__(self):
+    super().__post_init__()
     if not self.eps > 0:
       raise UserError(f'sparse_mixer: eps={self.eps} must be above 0')
-
-  def init(self, key, E, D):
-    return base.init_linear(key, E, D, self.init_std)
 
   def __call__(self, params, x_TD, ctx):
     logits_TE = base.linear_logits(params, x_TD)
@@ -52,13 +49,13 @@ class SparseMixer(base.Router):
     bar_TE = 2 * self.eps * jnp.maximum(jnp.abs(z_TE), top_T1)
     open_TE = top_T1 - z_TE <= bar_TE
     gates_TE = jax.nn.softmax(jnp.where(open_TE, logits_TE, -jnp.inf))
-    scores_TE, solved_E = base.biased(logits_TE, 1, ctx)
-    scores_TE = jnp.where(open_TE, scores_TE, -jnp.inf)
+    noise_TE = 0.0
     if ctx.train:
       key = base.noise_key(ctx, 'sample')
-      scores_TE += jax.random.gumbel(key, scores_TE.shape)
-    expert_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
-    weight_T1 = jnp.take_along_axis(gates_TE, expert_T1, -1)
+      noise_TE = jax.random.gumbel(key, logits_TE.shape)
+    among = lambda v_TE: jnp.where(open_TE, v_TE, -jnp.inf) + noise_TE
+    chosen = base.choose(logits_TE, ctx, 1, then=among)
+    expert_T1, weight_T1 = chosen.expert_TK, chosen.of(gates_TE)
     if ctx.train:
       draw_T1 = jax.random.uniform(base.noise_key(ctx, 'heun'), top_T1.shape)
       whole_T1 = (expert_T1 == jnp.argmax(gates_TE, -1, keepdims=True)) | (
@@ -66,12 +63,4 @@ class SparseMixer(base.Router):
       )
       less_T1 = jnp.where(whole_T1, 0.0, -2 / 3) * weight_T1
       weight_T1 += jax.lax.stop_gradient(less_T1)
-    return base.from_choices(
-      *(expert_T1, weight_T1, ctx, logits_TE.shape[-1]),
-      logits_TE=logits_TE,
-      **base.normalized(logits_TE),
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return 1.0
+    return chosen.routing(weight_T1, **base.affinities(logits_TE))

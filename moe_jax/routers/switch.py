@@ -12,31 +12,18 @@ configurations train without it). Causal at any capacity.
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from moe_jax import registry
 from moe_jax.routers import base
 
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Switch(base.Linear):
+class Switch(base.Choosing, base.Linear):
   """Options: those of `base.Linear`."""
 
-  def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, 1)
-    expert_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
-    return base.from_choices(
-      expert_T1,
-      jnp.take_along_axis(probs_TE, expert_T1, -1),
-      ctx,
-      probs_TE.shape[-1],
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-      solved_E=solved_E,
-    )
+  k = 1
 
-  def experts_per_token(self, E):
-    return 1.0
+  def __call__(self, params, x_TD, ctx):
+    found = self.affinities(params, x_TD, ctx)
+    chosen = self.choose(found, ctx, 1)
+    return chosen.routing(chosen.of(found['probs_TE']), **found)

@@ -22,10 +22,12 @@ from moe_jax import registry
 from moe_jax.errors import UserError
 from moe_jax.routers import base
 
+POLICIES = ('all', 'threshold', 'random', 'gshard', 'sampled')
+
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class TopK(base.Linear):
+class TopK(base.Choosing, base.Linear):
   """k experts a token; further options are those of `base.Linear`.
 
   Attributes:
@@ -48,55 +50,57 @@ class TopK(base.Linear):
 
   def __post_init__(self):
     super().__post_init__()
-    base.check_k('top_k', self.k)
     if self.renormalize not in (True, False, 'kept'):
-      raise UserError(
-        f"top_k: renormalize={self.renormalize!r}; valid: True, False, 'kept'"
-      )
+      what, given = 'renormalize of top_k', str(self.renormalize)
+      raise registry.unknown(what, given, ('True', 'False', 'kept'))
     if self.k == 1 and self.renormalize:
       raise UserError(
-        f'top_k: k=1 with renormalize={self.renormalize!r} makes every weight 1'
-        ' and leaves the router without a gradient; use renormalize=False'
+        'top_k: k=1 makes every renormalised weight 1 and leaves the router '
+        'without a gradient; use renormalize=False'
       )
-    if self.second_policy not in base.SECOND_POLICIES:
-      raise UserError(
-        f'top_k: second_policy={self.second_policy!r}; valid: '
-        f'{", ".join(base.SECOND_POLICIES)}'
-      )
+    if self.second_policy not in POLICIES:
+      what, given = 'second_policy of top_k', str(self.second_policy)
+      raise registry.unknown(what, given, POLICIES)
     if not 0 < self.threshold <= 1:
       raise UserError(f'top_k: threshold={self.threshold}; valid: (0, 1]')
 
-  def check(self, E):
-    base.check_k('top_k', self.k, E)
-
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    E = probs_TE.shape[-1]
     policy = self.second_policy if ctx.train or self.policy_in_eval else 'all'
-    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
-    # Integers carry no gradient; the gathered probabilities do.
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
+    found = self.affinities(params, x_TD, ctx)
+    chosen = self.choose(found, ctx, self.k)
     if policy == 'sampled':
-      expert_TK = base.draw_others(expert_TK[:, 0], logits_TE, self.k, ctx)
-    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
-    log_TK = jnp.take_along_axis(rest['log_probs_TE'], expert_TK, -1)
-    share_TK = jax.nn.softmax(log_TK)
-    if self.renormalize is True:
-      weight_TK = share_TK
-    used_TK = base.used_choices(policy, share_TK, self.threshold, ctx)
-    sent_TK = used_TK | (policy == 'gshard')
-    return base.from_choices(
-      jnp.where(sent_TK, expert_TK, E),
+      expert_TK = self.sampled(chosen.expert_TK, found['logits_TE'], ctx)
+      chosen = dataclasses.replace(chosen, expert_TK=expert_TK)
+    log_TK = chosen.of(found['log_probs_TE'])
+    share_TK = weight_TK = jax.nn.softmax(log_TK)
+    if self.renormalize is not True:
+      weight_TK = chosen.of(found['probs_TE'])
+    used_TK = self.used(policy, share_TK, ctx)
+    return chosen.routing(
       jnp.where(used_TK, weight_TK, 0.0),
-      *(ctx, E),
+      used_TK | (policy == 'gshard'),
       log_weight_TK=jnp.where(used_TK, log_TK, -jnp.inf),
-      chosen_TK=expert_TK,
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-      solved_E=solved_E,
+      chosen_TK=chosen.expert_TK,
+      **found,
       renormalize_kept=self.renormalize == 'kept',
     )
 
-  def experts_per_token(self, E):
-    return float(self.k)
+  def sampled(self, expert_TK, logits_TE, ctx):
+    """The first choices, then k - 1 draws from the others, all different."""
+    key = base.noise_key(ctx, 'second_policy')
+    noise_TE = jax.random.gumbel(key, logits_TE.shape)
+    first_TE = expert_TK[:, :1] == jnp.arange(logits_TE.shape[-1])
+    scores_TE = jnp.where(first_TE, jnp.inf, logits_TE + noise_TE)
+    return jax.lax.top_k(scores_TE, self.k)[1]
+
+  def used(self, policy, share_TK, ctx):
+    """bool [T, k], by each choice's share; the first always is."""
+    used_TK = jnp.ones(share_TK.shape, bool)
+    if policy == 'threshold':
+      used_TK = share_TK >= self.threshold
+    elif policy in ('random', 'gshard'):
+      bar = self.threshold if policy == 'random' else 0.5
+      key = base.noise_key(ctx, 'second_policy')
+      level_TK = jax.random.uniform(key, share_TK.shape)
+      used_TK = level_TK * bar < share_TK
+    return used_TK.at[:, 0].set(True)

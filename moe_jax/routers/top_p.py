@@ -17,7 +17,6 @@ import dataclasses
 import fractions
 import math
 
-import jax
 import jax.numpy as jnp
 
 from moe_jax import registry
@@ -52,25 +51,14 @@ class TopP(base.Linear):
       base.check_k('top_p', self.max_choices, E)
 
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    E = probs_TE.shape[-1]
-    k = self.max_choices or E
-    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, k)
-    _, expert_TK = jax.lax.top_k(scores_TE, k)
-    weight_TK = jnp.take_along_axis(probs_TE, expert_TK, -1)
+    found = self.affinities(params, x_TD, ctx)
+    k = self.max_choices or ctx.num_experts
+    chosen = self.choose(found, ctx, k)
+    weight_TK = chosen.of(found['probs_TE'])
     # What those before hold; summed without itself, or rounding could differ.
     before_TK = jnp.pad(jnp.cumsum(weight_TK, -1)[:, :-1], ((0, 0), (1, 0)))
     used_TK = before_TK <= self.p if self.strict else before_TK < self.p
-    return base.from_choices(
-      jnp.where(used_TK, expert_TK, E),
-      jnp.where(used_TK, weight_TK, 0),
-      ctx,
-      E,
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-      solved_E=solved_E,
-    )
+    return chosen.routing(weight_TK, used_TK, **found)
 
   def experts_per_token(self, E):
     """Those of uniform probabilities: without a bias no router uses more."""

@@ -15,7 +15,6 @@ stays that of the deviation which training uses.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.errors import UserError
@@ -24,7 +23,7 @@ from moe_jax.routers import base
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Vmoe(base.Linear):
+class Vmoe(base.Choosing, base.Linear):
   """k experts a token; noise_std: times 1 / E; else as `base.Linear`."""
 
   k: int = 2
@@ -32,42 +31,24 @@ class Vmoe(base.Linear):
 
   def __post_init__(self):
     super().__post_init__()
-    base.check_k('vmoe', self.k)
     if not self.noise_std > 0:
       raise UserError(
         f'vmoe: noise_std={self.noise_std} must be above 0; without noise this '
         'is top_k(renormalize=False)'
       )
 
-  def check(self, E):
-    base.check_k('vmoe', self.k, E)
-
   def __call__(self, params, x_TD, ctx):
-    logits_TE, probs_TE, rest = self.affinities(params, x_TD, ctx)
-    E, clean_TE, terms = logits_TE.shape[-1], logits_TE, rest['terms']
+    found, E = self.affinities(params, x_TD, ctx), ctx.num_experts
+    terms, clean_TE = found['terms'], found['logits_TE']
     if ctx.train:
-      terms.setdefault('clean_logits', logits_TE)
+      terms.setdefault('clean_logits', clean_TE)
       key = base.noise_key(ctx, 'gaussian')
-      noise_TE = jax.random.normal(key, logits_TE.shape)
-      logits_TE += self.noise_std / E * noise_TE
-      probs_TE, rest['log_probs_TE'] = self.softmax(logits_TE, x_TD)
+      noise_TE = jax.random.normal(key, clean_TE.shape)
+      found |= self.softmax(clean_TE + self.noise_std / E * noise_TE, x_TD)
     # The k-th largest noisy logit is the bar, for the chosen experts too.
-    bar_T1 = jax.lax.top_k(logits_TE, self.k)[0][:, -1:]
+    bar_T1 = jax.lax.top_k(found['logits_TE'], self.k)[0][:, -1:]
     terms['smooth_load'] = jax.scipy.stats.norm.cdf(
       (clean_TE - bar_T1) * E / self.noise_std
     )
-    scores_TE, solved_E = self.scores(logits_TE, probs_TE, ctx, self.k)
-    _, expert_TK = jax.lax.top_k(scores_TE, self.k)
-    return base.from_choices(
-      expert_TK,
-      jnp.take_along_axis(probs_TE, expert_TK, -1),
-      ctx,
-      E,
-      logits_TE=logits_TE,
-      probs_TE=probs_TE,
-      **rest,
-      solved_E=solved_E,
-    )
-
-  def experts_per_token(self, E):
-    return float(self.k)
+    chosen = self.choose(found, ctx, self.k)
+    return chosen.routing(chosen.of(found['probs_TE']), **found)

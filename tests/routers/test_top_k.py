@@ -49,8 +49,8 @@ ROWS = (
 ERRORS = {
   'top_k(k=0)': 'k=0 must be a whole number from 1',
   'top_k(k=1)': 'leaves the router without a gradient',
-  "top_k(renormalize='later')": "'later'; valid: True, False, 'kept'",
-  "top_k(second_policy='no')": "'no'; valid: all, threshold, random, g",
+  "top_k(renormalize='later')": "'later'; valid: False, True, kept",
+  "top_k(second_policy='no')": "'no'; valid: all, gshard, random",
   'top_k(threshold=0.0)': 'threshold=0.0; valid: (0, 1]',
 }
 LOGITS = np.log([0.5, 0.3, 0.15, 0.05])
