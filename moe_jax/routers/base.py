@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_jax import types
+from moe_jax import registry, types
 from moe_jax.errors import UserError
 
 Params = Any
@@ -74,10 +74,9 @@ def init_linear(key: jax.Array, E: int, D: int, std: float | None = None):
   section 2.4: init scale 0.1), or with `std` a plain normal (flaxformer 0.02,
   Hugging Face 1.0).
   """
-  inits = jax.nn.initializers
-  init = inits.variance_scaling(0.1, 'fan_in', 'truncated_normal')
+  init = jax.nn.initializers.variance_scaling(0.1, 'fan_in', 'truncated_normal')
   if std is not None:
-    init = inits.normal(std)
+    init = jax.nn.initializers.normal(std)
   return {'kernel': init(key, (D, E), jnp.float32)}
 
 
@@ -107,10 +106,8 @@ class Choosing(Router):
     super().__post_init__()
     check_k(name(self), self.k)
     if self.k < self.least_k:
-      raise UserError(
-        f'{name(self)}: k=1 makes every weight 1 and leaves the router without '
-        'a gradient; valid: from 2'
-      )
+      why = 'makes every weight 1 and leaves the router without a gradient'
+      raise UserError(f'{name(self)}: k=1 {why}; valid: from 2')
 
   def limit(self, E: int) -> int:
     """The most experts of E to choose; a ValueError where E does not fit."""
@@ -132,9 +129,6 @@ class Matrix(Router):
 
   def init(self, key, E, D):
     return init_linear(key, E, D, self.init_std)
-
-
-JITTER_ON = ('input', 'logits', 'logits_added')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,17 +158,15 @@ class Linear(Matrix):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.jitter_on not in JITTER_ON:
-      raise UserError(
-        f'jitter_on={self.jitter_on!r}; valid: {", ".join(JITTER_ON)}'
-      )
-    if not 0 <= self.input_dropout < 1:
-      raise UserError(
-        f'input_dropout={self.input_dropout} must be from 0 to below 1'
-      )
+    valid = ('input', 'logits', 'logits_added')
+    if self.jitter_on not in valid:
+      raise registry.unknown('jitter_on', self.jitter_on, valid)
+    rate = self.input_dropout
+    if not 0 <= rate < 1:
+      raise UserError(f'input_dropout={rate} must be from 0 to below 1')
     for field in ('jitter', 'sample', 'init_std'):
-      if (getattr(self, field) or 0) < 0:
-        raise UserError(f'{field}={getattr(self, field)} must not be negative')
+      if (value := getattr(self, field) or 0) < 0:
+        raise UserError(f'{field}={value} must not be negative')
 
   def affinities(self, params, x_TD, ctx) -> dict[str, Any]:
     """As the function; and, as `terms`, the logits without noise."""
@@ -236,11 +228,9 @@ def affinities(
   and are divided by their sum.
   """
   log_v_TE = logits_TE if log_v_TE is None else log_v_TE
-  return {
-    'logits_TE': logits_TE,
-    'probs_TE': jax.nn.softmax(log_v_TE),
-    'log_probs_TE': jax.nn.log_softmax(log_v_TE),
-  }
+  shares = {'probs_TE': jax.nn.softmax, 'log_probs_TE': jax.nn.log_softmax}
+  found = {k: share(log_v_TE) for k, share in shares.items()}
+  return {'logits_TE': logits_TE} | found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,10 +367,9 @@ def from_experts(
   `token_EC`, int32, are each expert's tokens, the best first, `weight_EC`, f32,
   their combine weights, `rest` further fields of Routing. No padding.
   """
-  E, C = token_EC.shape
   token_N = token_EC.reshape(-1).astype(jnp.int32)
-  expert_N = jnp.repeat(jnp.arange(E, dtype=jnp.int32), C)
-  real_N = ctx.mask_T[token_N]
+  E, real_N = len(token_EC), ctx.mask_T[token_N]
+  expert_N = jnp.repeat(jnp.arange(E, dtype=jnp.int32), token_EC.shape[1])
   return types.Routing(
     token_N=token_N,
     expert_N=jnp.where(real_N, expert_N, E),

@@ -15,7 +15,7 @@ def switch(x_TD, params, bias_E, seen):
 
 ROWS = (Row('switch()', '2101.03961', switch, always=True, extremes=True),)
 ERRORS = {
-  "switch(jitter_on='x')": "jitter_on='x'; valid: input, logits, logits_",
+  "switch(jitter_on='x')": "jitter_on 'x'; valid: input, logits, logits_",
   'switch(jitter=-1)': 'jitter=-1 must not be negative',
   'switch(input_dropout=1.0)': 'input_dropout=1.0 must be from 0 to below',
 }
