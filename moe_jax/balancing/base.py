@@ -338,20 +338,22 @@ def total_weights(
 
 
 def check_router(rules: Sequence[Balance], router: Any) -> None:
-  """Raises ValueError where a rule reads what `router` does not have."""
+  """Raises ValueError where a rule needs what `router` does not have."""
+  kind = type(router).__name__
   for rule in rules:
+    biases = type(rule).selection_bias is not Balance.selection_bias
+    if biases and not router.takes_bias:
+      why = f'the router {kind} has no scores of all experts'
+      raise UserError(f'{name(rule)} biases the choice of experts; {why}')
     if rule.reads_matrix and not router.has_matrix:
       raise UserError(
         f"{name(rule)} reads the router's matrix, its parameter 'kernel' "
-        f'[D, E]; the router {type(router).__name__} has none'
+        f'[D, E]; the router {kind} has none'
       )
 
 
 def splits(rules: Sequence[Balance]) -> bool:
-  """Whether the losses of parts of a batch add up to that of the whole.
-
-  Not where a rule's loss is a function of 'global' sums.
-  """
+  """Whether losses of parts of a batch add up: none is of 'global' sums."""
   whole = [r for r in rules if r.scope == 'global']
   return all(type(r).loss is Balance.loss for r in whole)
 
@@ -366,10 +368,8 @@ def solver(
   """
   found = [r for r in rules if r.solves]
   if len(found) > 1:
-    raise UserError(
-      f'{name(found[0])} and {name(found[1])} both solve for the selection '
-      'bias; only one can'
-    )
+    both = f'{name(found[0])} and {name(found[1])}'
+    raise UserError(f'{both} both solve for the selection bias; only one can')
   if not found:
     return None
   solve = functools.partial(found[0].solve, states[name(found[0])])

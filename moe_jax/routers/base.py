@@ -27,6 +27,7 @@ class Router(abc.ABC):
       whatever the capacity.
     first_fit: as in types.Routing.
     reads_experts: whether it needs `Context.features`.
+    takes_bias: whether it chooses by scores, which balancing rules can bias.
     has_matrix: whether the parameter 'kernel' is [D, E], a column an expert.
     compares: when the tokens of a group are compared with one another, so that
       another group size is another method: 'never', in 'train', or 'always'.
@@ -35,6 +36,7 @@ class Router(abc.ABC):
   causal = True
   first_fit = False
   reads_experts = False
+  takes_bias = True
   has_matrix = False
   compares = 'never'
 
@@ -92,11 +94,9 @@ def linear_logits(params: Params, x_TD: jax.Array) -> jax.Array:
 
 
 class Choosing(Router):
-  """A router by which each token has k experts.
+  """Each token has k experts: a field, or of the class, where it is fixed.
 
-  Attributes:
-    k: a field; or of the class, where it is fixed.
-    least_k: 2 where the weight of a single choice would be 1.
+  `least_k` is 2 where the weight of a single choice would be 1.
   """
 
   k: int

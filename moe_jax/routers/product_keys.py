@@ -33,6 +33,7 @@ class ProductKeys(base.Router):
   k: int = 16
   d_key: int = 128
   normalize: bool = True
+  takes_bias = False
 
   def __post_init__(self):
     base.check_k('product_keys', self.k)

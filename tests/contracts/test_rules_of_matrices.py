@@ -156,6 +156,14 @@ def test_a_router_without_a_matrix_is_refused(router):
     factory.make(config, 30)
 
 
+@pytest.mark.parametrize('rule', ['loss_free_bias()', 'bip()'])
+def test_a_bias_that_product_keys_would_ignore_is_refused(rule):
+  fields = {'moe.router': 'product_keys(k=2)', 'moe.balance': (rule,)}
+  said = f'{rule[:-2]} biases the choice of experts; the router ProductKeys'
+  with pytest.raises(ValueError, match=said):
+    factory.make(tiny.config(**fields), 30)
+
+
 def test_routers_that_say_so_have_a_matrix():
   """Their 'kernel' has a column for each expert, whatever their number."""
   options = {'scheduled_top_k': {'until': 1}, 'soft': {'slots': 2}}
