@@ -63,6 +63,7 @@ def test_configs_of_theirs_that_ours_cannot_be(tmp_path, config, message):
   ('field', 'value', 'message'),
   [
     ('model.kind', 'decoder', 'is an encoder_decoder in transformers'),
+    ('model.attention', ('full()', 'window(size=9)'), "(theirs: ('full()',))"),
     ('model.positions', 'rope', "model.positions='rope' (theirs: 'relative')"),
     ('model.qk_norm', True, 'model.qk_norm=True'),
     ('model.norm_scale', False, 'model.norm_scale=False'),

@@ -1,6 +1,8 @@
 """Layers as records: windows, layers without positions, sizes that differ."""
 
 import dataclasses
+import itertools
+import json
 
 import flax.linen as nn
 import jax
@@ -9,12 +11,20 @@ import numpy as np
 import pytest
 
 from moe_jax import registry
-from moe_jax.layers import attention, moe
+from moe_jax.layers import attention, moe, positions
 from moe_jax.models import factory, pattern, records, stack
-from moe_jax.training import plans, step
-from tests import reference_models as loops, test_model_loops as models, tiny
+from moe_jax.runs import configs
+from moe_jax.training import loop, plans, step
+from tests import (
+  mains,
+  reference_models as loops,
+  test_model_loops as models,
+  tiny,
+)
 
 KINDS = ('window(size=3)', 'window(size=2)', "full(positions='none')")
+BY_FLAG = ('window(size=4)', "full(positions='none')")
+FLAGS = ('--config=tests/tiny.py', f'--config.model.attention={BY_FLAG}')
 # Every other layer is sparse: a period of six.
 MIXED = {'model.attention': KINDS, 'model.num_layers': 13}
 
@@ -79,6 +89,30 @@ def test_a_period_of_windows_is_a_loop_over_layers():
     run = jax.jit(lambda p, b, m=model: m.apply({'params': p}, b, train=False))
     got = run(params, models.device(b))[0][0]
     models.close(got, want, segment > 0)
+
+
+@pytest.mark.parametrize('name', ['none', 'rope', 'rope(base=3.0)'])
+def test_without_positions_the_past_has_no_order(name):
+  """The last token's output, of those before it in another order."""
+  model, v = built(block(f'full(positions={name!r})'))
+  x = jax.random.normal(jax.random.key(1), (1, 6, 8))
+  swapped = jnp.concatenate([x[:, -2::-1], x[:, -1:]], 1)
+  ones, place = jnp.ones((2, 6), jnp.int32), jnp.tile(jnp.arange(6), (2, 1))
+  run = jax.jit(lambda x: model.apply(v, x, place, ones, train=False)[0])
+  last, other = run(jnp.concatenate([x, swapped]))[:, -1]
+  assert (np.abs(last - other).max() < 1e-5) == (name == 'none')
+
+
+def test_rotation_by_hand():
+  """exp(i position base^(-2j/J)), (j, j + J/2) a complex number."""
+  x = np.random.default_rng(0).normal(size=(1, 5, 1, 6)).astype(np.float32)
+  place = np.array([[0, 1, 2, 7, 30]])
+  turn = np.exp(1j * place[..., None, None] * 50.0 ** (-np.arange(3) / 3))
+  want = (x[..., :3] + 1j * x[..., 3:]) * turn
+  got = np.asarray(positions.rotate(x, place, 50.0))
+  np.testing.assert_allclose(got[..., :3], want.real, atol=1e-5)
+  np.testing.assert_allclose(got[..., 3:], want.imag, atol=1e-5)
+  assert positions.build('rope') == positions.rope(base=10_000.0)
 
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -161,6 +195,37 @@ def test_layers_share_experts_by_record():
       records.StackConfig(wrong, d_model=8)
 
 
+def layout(**fields):
+  """A stack's config, and its parameters' shapes by name."""
+  config, model = models.make(**fields)
+  b = factory.dummy_batch(config, 1, 16)
+  init = lambda: nn.unbox(model.init(jax.random.key(0), b, train=False))
+  return model.stack_config, jax.eval_shape(init)['params']['decoder']
+
+
+def test_names_of_a_period():
+  config, p = layout(**MIXED | {'model.num_layers': 12})
+  sizes = [getattr(x.attention, 'size', None) for x in config.split.period]
+  assert sizes == [3, 2, None] * 2 and set(p) == {'period', 'final_norm'}
+  assert set(p['period']) == {f'block_{i}' for i in range(6)}
+  for i in range(6):
+    own, ffn = p['period'][f'block_{i}'], ('ffn', 'moe')[i % 2]
+    assert {ffn, f'{ffn}_norm'} == set(own) - {'attention', 'attention_norm'}
+    assert all(v.shape[0] == 2 for v in jax.tree.leaves(own))
+
+
+def test_a_dense_first_layer_does_not_stop_the_scan():
+  fields = {'model.num_layers': 5, 'moe.layers': 'from_1'}
+  config, p = layout(**fields)
+  assert config.sparse == (False, True, True, True, True)
+  assert set(p) == {'prefix_0', 'period', 'final_norm'}
+  assert 'ffn' in p['prefix_0'] and set(p['period']) == {'block_0'}
+  assert p['period']['block_0']['moe']['experts']['wi'].shape[0] == 4
+  assert pattern.sparse_layers('from_0', 2) == (True, True)
+  with pytest.raises(ValueError, match=r"moe.layers='from_5' makes none of 5"):
+    pattern.sparse_layers('from_5', 5)
+
+
 def test_split_is_by_equality():
   """Of anything: attention counts as sparsity does."""
   s = pattern.split('xwwfwwfy')
@@ -170,6 +235,53 @@ def test_split_is_by_equality():
     ('period', 'block_0', 0),
   )
   assert pattern.split('abc').prefix == ('a', 'b', 'c')
+
+
+def best(layers, whole):
+  """The repetition that covers most; the shortest, the first. By trying all.
+
+  Args:
+    layers: a sequence.
+    whole: whether it may be cut before the layer of a number.
+  """
+  n, found = len(layers), (0, 0, 0, (layers, layers[:0], 0, layers[:0]))
+  for a, p, r in itertools.product(range(n), range(1, n), range(2, n + 1)):
+    end = a + p * r
+    parts = layers[:a], layers[a : a + p], r, layers[end:]
+    if end > n or parts[0] + parts[1] * r + parts[3] != layers:
+      continue
+    if all(whole(i) for i in range(a, end + 1, p)):
+      found = max(found, (p * r, -p, -a, parts), key=lambda v: v[:3])
+  return found[3]
+
+
+def sequences(kinds):
+  for n in range(1, 8):
+    yield from itertools.product(kinds, repeat=n)
+
+
+def test_the_period_is_the_best_of_all():
+  for layers in sequences('abc'):
+    s = pattern.split(layers)
+    got = s.prefix, s.period, s.repeats, s.suffix
+    assert got == best(layers, lambda i: True), layers
+
+
+def test_those_that_share_experts_are_not_parted():
+  """Dense layers, MoE layers of their own experts, and those that take them."""
+  own = block(experts=2)
+  kinds = {'d': block(), 'o': own}
+  kinds['t'] = dataclasses.replace(own, takes_experts=True)
+  letter = {v: k for k, v in kinds.items()}
+  read = lambda layers: ''.join(letter[x] for x in layers)
+  for letters in map(''.join, sequences('dot')):
+    if letters.strip('d')[:1] == 't':
+      continue  # nothing to take
+    whole = lambda i, v=letters: v[i:].strip('d')[:1] != 't'
+    layers = tuple(kinds[k] for k in letters)
+    s = records.StackConfig(layers, d_model=8, causal=False).split
+    got = read(s.prefix), read(s.period), s.repeats, read(s.suffix)
+    assert got == best(letters, whole), letters
 
 
 @pytest.mark.parametrize(
@@ -184,8 +296,11 @@ def test_split_is_by_equality():
     ),
     (("full(positions='rop')",), "'rop'; valid: none, relative, rope"),
     (("full(positions='rope(base=0)')",), 'base=0 must be positive'),
-    (('full()',) * 3, 'for 2 layers'),
-    ((), 'for 2 layers'),
+    (('full(d_head=7)',), 'd_head=7 must be even for rope positions'),
+    (('full(num_heads=0)',), 'num_heads=0 must be at least 1'),
+    (('full(positions=None)',), 'cannot read None'),
+    (('full()',) * 3, r"'full\(\)'\): the 2 layers want 1 to 2 kinds, as \("),
+    ((), r'attention=\(\): the 2 layers want 1 to 2 kinds'),
     (
       ("full(positions='relative')", "full(num_heads=1, positions='relative')"),
       r'share their relative positions; these have \[1, 2\] heads',
@@ -193,18 +308,48 @@ def test_split_is_by_equality():
   ],
 )
 def test_wrong_kinds_are_told(kinds, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=message) as e:
     factory.make(tiny.config(**{'model.attention': kinds}), 32)
+  assert '\n' not in str(e.value)
 
 
-def test_windows_cost_what_they_see():
-  """4 x heads x width x keys a token, of the 16 or the 3 that are seen."""
-  flops = {}
-  for kinds in (('full()',), ('full()', 'window(size=3)')):
-    session = plans.make(tiny.config(**{'model.attention': kinds}), 'exact()')
-    flops[kinds[-1]] = session.forward_flops()
-  fewer = 4 * 2 * 8 * 16 * (16 - 3)
-  assert flops['full()'] - flops['window(size=3)'] == fewer
+def test_kinds_are_a_tuple():
+  plain = configs.from_dict(configs.to_dict(tiny.config())).to_dict()
+  plain['model']['attention'] = 'full()'
+  message = r"config.model.attention is 'full\(\)'; a tuple is wanted"
+  with pytest.raises(ValueError, match=message):
+    configs.validate(plain)
+
+
+def test_flops_of_a_window_by_hand():
+  """One layer sees 4 keys, one all 16; in both directions 7."""
+  _, out = mains.call('describe', *FLAGS, '--config.moe.layers=none', '--json')
+  D, HJ, F, n, V = 16, 16, 32, 2, 384
+  want = 6 * (n * (4 * D * HJ + 2 * D * F) + D * V) + 12 * HJ * (4 + 16)
+  assert json.loads(out)['flops_per_token'] == want
+  fields = {
+    'model.attention': ('window(size=4)', 'full()'),
+    'model.kind': 'encoder_decoder',
+    'data.objective': 'span_corruption()',
+    'data.seq_len': 32,
+  }
+  work = plans.make(tiny.config(**fields), 'exact()').work()
+  assert work['encoder'].attention == ((1, 16, 7), (1, 16, 32))
+  cross = (1, 16, 32)
+  assert work['decoder'].attention == ((1, 16, 4), cross, (1, 16, 8), cross)
+
+
+def test_kinds_by_flag(monkeypatch, tmp_path):
+  seen = []
+
+  def train(config, *_, **__):
+    seen.append(config.model.attention)
+    raise InterruptedError
+
+  monkeypatch.setattr(loop, 'train', train)
+  with pytest.raises(InterruptedError):
+    mains.call('train', *FLAGS, f'--workdir={tmp_path}')
+  assert seen == [BY_FLAG]
 
 
 def test_a_dense_layer_may_be_wider():

@@ -11,6 +11,7 @@ from moe_jax.balancing import base as balancing
 from moe_jax.conversion import hugging_face
 from moe_jax.errors import UserError
 from moe_jax.experts import mlp
+from moe_jax.layers import attention
 from moe_jax.models import factory
 from moe_jax.routers import switch
 from moe_jax.seating import orders
@@ -169,7 +170,12 @@ def config_from(config: Any, vocab_size: int) -> Config:
     )
   stacks = factory.make(config, vocab_size).stacks
   wrong = []
-  if m.positions != 'relative':
+  plain = attention.Full(
+    **{k: m[k] for k in ('num_heads', 'd_head', 'positions', 'qk_norm')}
+  )
+  if stacks['encoder'].attentions != (plain,):
+    wrong.append(f"model.attention={m.attention} (theirs: ('full()',))")
+  if not plain.positions.relative:
     wrong.append(f"model.positions={m.positions!r} (theirs: 'relative')")
   if m.qk_norm:
     wrong.append('model.qk_norm=True (theirs: False)')

@@ -59,7 +59,10 @@ class Kind(abc.ABC):
   qk_norm: bool = False
 
   def __post_init__(self):
-    if isinstance(self.positions, str):
+    for name in ('num_heads', 'd_head'):
+      if getattr(self, name) < 1:
+        raise UserError(f'{name}={getattr(self, name)} must be at least 1')
+    if not isinstance(self.positions, positions_lib.Positions):
       made = positions_lib.build(self.positions)
       object.__setattr__(self, 'positions', made)
     if self.positions.base and self.d_head % 2:

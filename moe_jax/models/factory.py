@@ -193,7 +193,10 @@ def layers(
     )
   kinds = len(m.attention)
   if not 0 < kinds <= m.num_layers:
-    raise UserError(f'model.attention={m.attention} for {m.num_layers} layers')
+    raise UserError(
+      f'model.attention={m.attention}: the {m.num_layers} layers want 1 to '
+      f'{m.num_layers} kinds, as {("window(size=128)", "full()")}'
+    )
   sizes = {k: m[k] for k in ('num_heads', 'd_head', 'positions', 'qk_norm')}
   attentions = [attention.build(s, **sizes) for s in m.attention]
   sparse_ffn = moe_layer(config, fields) if any(sparse) else None

@@ -117,10 +117,6 @@ class StackConfig:
       )
 
   @property
-  def num_layers(self) -> int:
-    return len(self.layers)
-
-  @property
   def attentions(self) -> tuple[attention.Kind, ...]:
     """The kinds of self-attention."""
     return tuple(dict.fromkeys(layer.attention for layer in self.layers))

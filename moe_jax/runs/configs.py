@@ -25,7 +25,8 @@ _NOT_NEGATIVE = frozenset(
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
 _WHOLE = (_POSITIVE | _NOT_NEGATIVE) - {'train.clip', 'train.z_loss'}
 _TUPLES = frozenset(
-  {'moe.balance', 'data.domains', 'data.weights', 'eval.probes'}
+  """model.attention moe.balance moe.local_experts data.domains data.weights
+  eval.probes""".split()
 )
 
 

@@ -260,5 +260,5 @@ def layer_numbers(model) -> list[int]:
   numbers, first = [], 0
   for stack in model.stacks.values():
     numbers += [first + i for i, sparse in enumerate(stack.sparse) if sparse]
-    first += stack.num_layers
+    first += len(stack.layers)
   return numbers
