@@ -16,7 +16,7 @@ import pytest
 from configs import presets
 from moe_jax import registry
 from moe_jax.layers import causality
-from moe_jax.models import factory, stack
+from moe_jax.models import factory, records
 from moe_jax.routers import base as routers
 from tests import tiny
 
@@ -164,7 +164,7 @@ def test_the_papers_preset_allows_it_and_says_so_once(monkeypatch):
   """ST-MoE seats rank-major top-2 in its decoder."""
   said = []
   monkeypatch.setattr(
-    stack.logging,
+    records.logging,
     'log_first_n',
     lambda level, text, n, *args: said.append((level, n, text % args)),
   )
@@ -174,5 +174,5 @@ def test_the_papers_preset_allows_it_and_says_so_once(monkeypatch):
   assert said == []
   presets.apply(c, presets.st_moe() | {'moe.layers': 'all'})
   factory.make(c, V)
-  assert [(level, n) for level, n, _ in said] == [(stack.logging.WARNING, 1)]
+  assert [(level, n) for level, n, _ in said] == [(records.logging.WARNING, 1)]
   assert 'not causal: where capacity binds, RankMajor' in said[0][2]

@@ -16,8 +16,9 @@ NAMES = sorted(routers.PRESETS)
 SPARSE = [n for n in NAMES if n != 'dense']
 # Those whose step is traced always; together they have every kind of field.
 FEW = ('switch', 'deepseek_v3', 'moe_plus_plus')
-# What no preset is for: replay needs recorded experts.
-NO_PRESET = {'replay'}
+# What no preset is for: replay needs recorded experts; these go with any router
+# of a matrix, with any router.
+NO_PRESET = {'replay', 'simbal', 'shared_low_rank'}
 
 # By hand, at d = 128 with 8 experts' worth: a gated FFN is 288 wide, an
 # ungated one 432. Experts, those of a token, their width, the shared FFN's.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.models import by_layer
+from moe_jax.models import by_layer, pattern
 from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
 from moe_jax.training import (
   loop,
@@ -151,12 +151,11 @@ def test_no_run_or_no_checkpoint(corpus, source, tmp_path):
 
 # By layer.
 
-SPARSE = {'s': (False, True, False, True, True)}
-
 
 def test_a_view_is_by_layer():
   """Prefix, two repeats and suffix, filled with their layer's number."""
-  dense = {'s': (False,) * 5}
+  at = lambda sparse: {'s': pattern.places(pattern.split(sparse))}
+  sparse, dense = at((False, True, False, True, True)), at((False,) * 5)
   one = lambda *v: {'w': np.array(v, np.float32)}
   tree = {
     's': {
@@ -166,13 +165,13 @@ def test_a_view_is_by_layer():
     },
     'embedding': one(7),
   }
-  found = by_layer.view(tree, SPARSE)
+  found = by_layer.view(tree, sparse)
   for i in range(5):
     np.testing.assert_array_equal(found[f's/layer_{i}/w'].reshape(-1), [i])
   assert len(found) == 7 and found['embedding/w'] == 7
   scanned = {'s': {'period': {'block_0': one(0, 1, 2, 3, 4)}}}
   assert by_layer.view(scanned, dense)['s/layer_3/w'] == 3
-  new = by_layer.replace(tree, {'s/layer_2/w': jnp.float32(20)}, SPARSE)
+  new = by_layer.replace(tree, {'s/layer_2/w': jnp.float32(20)}, sparse)
   np.testing.assert_array_equal(new['s']['period']['block_0']['w'], [0, 20])
   np.testing.assert_array_equal(new['s']['period']['block_1']['w'], [1, 3])
 

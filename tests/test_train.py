@@ -193,7 +193,7 @@ def made(corpus, tmp_path_factory):
 
 def altered(made, **fields):
   """The same with other fields of `train`."""
-  config = made.config.copy_and_resolve_references()
+  config = made._session.config.copy_and_resolve_references()
   with config.unlocked():
     config.train.update(fields)
   return dataclasses.replace(made, config=config)
@@ -308,7 +308,7 @@ def test_generation(straight):
   texts = made(b'the router', length=20, samples=8, temperature=0)
   assert len(texts) == 8 and len(set(texts)) == 1
   assert len(set(texts[0])) > 2, texts[0]
-  config = made.config.copy_and_resolve_references()
+  config = made._session.config.copy_and_resolve_references()
   config.moe.eval_capacity_factor = 0.0  # dropless
   config.moe.group_size = 1
   plain = factory.make(config, 384)
