@@ -19,8 +19,8 @@ FLAGS = f"""--config={tiny.__file__} --config.mesh=exact(data=8)
 --config.data.problem=tests.problems.test_series.Series(noise=0.1)
 --config.data.seq_len=8 --config.moe.group_size=8 --config.moe.layers=all
 --config.train.schedule=constant(value=0.03) --config.train.optimizer=adamw()
---config.model.num_layers=1 --config.train.steps=99 --config.train.batch_size=16
---config.train.accumulate=2 --config.train.checkpoint_every=90""".split()
+--config.model.num_layers=1 --config.train.steps=69 --config.train.batch_size=16
+--config.train.accumulate=2 --config.train.checkpoint_every=60""".split()
 
 
 class Waves(batches.Batches):
@@ -104,7 +104,7 @@ def run(tmp_path_factory):
 def test_it_is_trained_and_shown(run):
   workdir, _, _, out, found = run
   losses = found['curve']['loss']
-  assert losses[-1] < 0.5 * losses[0] and found['train/dropped'] > 0
+  assert losses[-1] < 0.6 * losses[0] and found['train/dropped'] > 0
   low, mse, high = (found[f'eval/mse{end}'] for end in ('_low', '', '_high'))
   assert low < mse < high and mse < found['eval/last'] and f'{mse:.4f}' in out
   assert 'Held-out MSE' in (workdir / 'report.html').read_text()
@@ -113,7 +113,7 @@ def test_it_is_trained_and_shown(run):
 def test_it_goes_on(run, monkeypatch):
   monkeypatch.setattr(report, 'write', lambda workdir: '')
   workdir, train, read, _, found = run
-  (workdir / 'checkpoints/99').rename(workdir / 'gone')
+  (workdir / 'checkpoints/69').rename(workdir / 'gone')
   (workdir / 'summary.json').unlink()
-  assert 'at step 90' in train()
+  assert 'at step 60' in train()
   assert all(read()[k] == found[k] for k in ('curve', 'eval/mse', 'best/mse'))
