@@ -201,8 +201,8 @@ def test_rotation_depends_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
   product = lambda a, b: float(
     (
-      positions.rotate(q, jnp.full((1, 1), a))
-      * positions.rotate(k, jnp.full((1, 1), b))
+      positions.rotate(q, jnp.full((1, 1), a), 100.0)
+      * positions.rotate(k, jnp.full((1, 1), b), 100.0)
     ).sum()
   )
   np.testing.assert_allclose(product(9, 4), product(105, 100), rtol=1e-4)

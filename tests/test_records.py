@@ -261,10 +261,15 @@ def sequences(kinds):
 
 
 def test_the_period_is_the_best_of_all():
+  """Cut anywhere, and where it happens to be allowed."""
+  rng = np.random.default_rng(0)
   for layers in sequences('abc'):
-    s = pattern.split(layers)
-    got = s.prefix, s.period, s.repeats, s.suffix
-    assert got == best(layers, lambda i: True), layers
+    anywhere = np.ones(len(layers) + 1, bool)
+    some = rng.random(len(layers) + 1) < 0.8
+    for cuts, given in ((anywhere, None), (some, some)):
+      s = pattern.split(layers, given)
+      got = s.prefix, s.period, s.repeats, s.suffix
+      assert got == best(layers, cuts.__getitem__), (layers, cuts)
 
 
 def test_those_that_share_experts_are_not_parted():

@@ -50,7 +50,7 @@ def build(spec: str) -> Positions:
   return registry.call(spec, KINDS, 'positions')
 
 
-def rotate(x_BLHJ: jax.Array, position_BL: jax.Array, base: float = 10_000.0):
+def rotate(x_BLHJ: jax.Array, position_BL: jax.Array, base: float):
   """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, section 3.4).
 
   Pairs are (j, j + J/2), angle position * base^(-2j/J); float32 inside.
