@@ -72,6 +72,8 @@ def _parse(argv: list[str]) -> list[str]:
     # Not absl's own, which ends a call for help with exit code 1.
     app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
   argv, own = _of_decoder(argv)
+  if own:
+    sys.argv[1:] = argv[1:]  # where ml_collections looks for fields
   try:
     rest = flags.FLAGS(argv)
     if own:

@@ -6,6 +6,7 @@ dotted name (`'my_lab.routers.Mine(k=2)'`) builds any importable class, so that
 private experiments need no change here.
 """
 
+import abc
 import ast
 import dataclasses
 import difflib
@@ -108,6 +109,11 @@ def build(family: str, spec: str, **sizes: Any) -> Any:
     raise unknown('family', family, FAMILIES + OTHERS)
   name, keywords = parse(spec)
   cls = method_class(family, name)
+  if not _of_family(cls, family):
+    raise UserError(
+      f'{family}: {name} is no dataclass with all that moe_jax.{family}.base '
+      'asks of one'
+    )
   fields = {f.name for f in dataclasses.fields(cls) if f.init}
   keywords = {k: v for k, v in sizes.items() if k in fields} | keywords
   return _call(cls, keywords, f'{family} {name!r}')
@@ -138,6 +144,14 @@ def method_class(family: str, name: str) -> type:
       f'{module.__name__} must register one class, found {len(found)}'
     )
   return found[0]
+
+
+def _of_family(found: Any, family: str) -> bool:
+  if not dataclasses.is_dataclass(found) or inspect.isabstract(found):
+    return False
+  base = f'moe_jax.{family}.base'
+  bases = getattr(found, '__mro__', ())
+  return any(isinstance(c, abc.ABCMeta) and c.__module__ == base for c in bases)
 
 
 def _call(fn: Callable, keywords: dict[str, Any], what: str) -> Any:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from moe_jax import registry
+from tests import methods
 from tests.lazy import balancing, jax, jnp, types
 from tests.oracles import LOCAL, Choice, softmax
 
@@ -60,12 +61,19 @@ def largest(scores_GTE):
   return np.argsort(-scores_GTE, -1)[..., :K]
 
 
-def evaluate(spec, r, mask_GT=None, sequences=1):
+def rows(reads_matrix=False):
+  """Rows with an oracle, of rules that read the router's matrix or not."""
+  rule = lambda row: registry.build('balancing', row.spec)
+  found = [row for row in methods.rows('balancing') if row.oracle]
+  return [r for r in found if rule(r).reads_matrix == reads_matrix]
+
+
+def evaluate(spec, r, mask_GT=None, sequences=1, router=()):
   """The weighted loss, the loss and the stats of a rule on one device."""
   mask = np.ones(r.probs_TE.shape[:2], bool) if mask_GT is None else mask_GT
   rules = [registry.build('balancing', spec)]
   states = balancing.init_states(rules, r.num_experts)
-  args = (jnp.asarray(mask), sequences, (), states)
+  args = (jnp.asarray(mask), sequences, (), states, None, router)
   total, losses, stats = balancing.evaluate(rules, r, *args)
   (name,) = stats
   return total, losses.get(name), stats[name]
@@ -75,8 +83,8 @@ def loss(spec, r, mask_GT=None, sequences=1):
   return evaluate(spec, r, mask_GT, sequences)[1]
 
 
-def expected(row, choices, mask_GT, sequences):
-  """The oracle's loss, by the scope of the row's rule."""
+def expected(row, choices, mask_GT, sequences, *matrix):
+  """The oracle's loss, by the scope of the row's rule; of its matrix, too."""
   scope = registry.build('balancing', row.spec).scope
   options = registry.parse(row.spec)[1]
   options.pop('scope', None)
@@ -84,7 +92,7 @@ def expected(row, choices, mask_GT, sequences):
   size = size.get(scope, 1)
   cut = lambda v: [v[i : i + size] for i in range(0, len(v), size)]
   parts = list(zip(cut(choices), cut(mask_GT)))
-  losses = [row.oracle(c, m, **options) for c, m in parts]
+  losses = [row.oracle(*matrix, c, m, **options) for c, m in parts]
   # Mesh-TensorFlow's convention counts padding here too.
   over = np.size if 'over_padding' in options else np.sum
   return np.average(losses, weights=[over(m) for _, m in parts])

@@ -32,7 +32,7 @@ class Row:
     causal: whether a token's routing ignores later tokens (routers).
     state: whether the rule has a state (balancing).
     context: whether it routes by more than tokens and a mask: ids, positions,
-      the layer, the experts' weights (routers).
+      step, layer, the experts' weights (routers).
     noisy: whether training draws at default options (routers).
     local: zero-computation experts among those of the test (routers).
     local_learns: whether their logits get a gradient.

@@ -2,15 +2,19 @@
 
 A router's oracle is a function (x_TD, params, bias_E, seen, **options) ->
 Choice, float64, written from its paper's equations with loops over tokens and
-experts. `seen` is what the context brings, as NumPy arrays: mask_T, ids_T,
-forced_TK, carry, the features 'down', 'mean' and 'variance'; 'local' is how
-many of the experts are zero-computation ones. `options` are those that the
-row's call string names: the oracle has the method's defaults.
+experts. `seen` is a dict of what the context brings, as NumPy arrays: 'mask_T',
+'ids_T', 'forced_TK', 'carry', 'step', 'layer', the features 'down', 'mean' and
+'variance'; 'local' is how many of the experts are zero-computation ones.
+`options` are those that the row's call string names: the oracle has the
+method's defaults.
 
 A balancing rule's is (choices, masks, **options) -> the loss of one segment of
 tokens, whose groups are a list of `Choice` and one of masks [T]; the last LOCAL
-experts are zero-computation ones. An expert kind's is (params, e, x_D,
-**options) -> y_D, e's result for a token; of zero-computation experts, too.
+experts are zero-computation ones. Of a rule that reads the router's matrix that
+comes first: (R_DE, choices, masks, **options).
+
+An expert kind's is (params, e, x_D, **options) -> y_D, e's result for a token;
+of zero-computation experts, too.
 """
 
 import dataclasses

@@ -74,10 +74,13 @@ def table(r):
   return {(int(t), int(e)): float(w) for t, e, w in edges if e < E}
 
 
+SEEN = ('ids_T', 'forced_TK', 'step', 'layer')
+
+
 def seen(ctx, row):
   """What an oracle gets of a context; see tests/oracles.py."""
   double = lambda v: np.asarray(v, np.float64)
-  arrays = {k: np.asarray(getattr(ctx, k)) for k in ('ids_T', 'forced_TK')}
+  arrays = {k: np.asarray(getattr(ctx, k)) for k in SEEN}
   known = {'mask_T': np.asarray(ctx.mask_T), 'carry': double(ctx.carry)}
   features = jax.tree.map(double, ctx.features)
   return {**features, **known, **arrays, 'local': row.local}

@@ -26,6 +26,15 @@ build = registry.build
 is_shape = lambda v: isinstance(v, tuple)
 
 
+@pytest.mark.parametrize(
+  'spec',
+  ['json.dumps()', 'json.JSONDecoder()', 'moe_jax.routers.base.Router()'],
+)
+def test_a_dotted_name_is_of_the_family(spec):
+  with pytest.raises(ValueError, match='is no dataclass with all that moe_jax'):
+    build('routers', spec)
+
+
 def layer(**fields):
   return moe.MoE(num_experts=4, group_size=8, dense_branch='shared', **fields)
 

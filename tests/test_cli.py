@@ -22,6 +22,7 @@ def get_config(arg=''):
   if arg == 'type':
     return len(3)
   config = config_dict.ConfigDict({'train': {'steps': 3}, 'seed': 0})
+  config.moe = {'group_size': 4, 'decoder': {}}
   config.name, config.rules = 'adamw(b1=0.9)', ('a()',)
   config.lock()
   return config
@@ -62,6 +63,9 @@ def main(argv):
       raise OSError(28, 'No space left on device')
     case 'missing':
       open('nowhere/x')
+    case 'decoder':
+      moe = _CONFIG.value.moe
+      print(moe.group_size, moe.decoder.to_dict())
     case 'three':
       logging.warning('mind %s', 'the step')
       return 3
@@ -209,6 +213,14 @@ def test_fields_of_a_decoder_of_its_own():
   ):
     with pytest.raises(ValueError, match=message):
       cli._set_of_decoder(config, text)
+
+
+def test_a_field_of_a_decoder_by_flag(program):
+  done = program(
+    *('--config=cfg.py', '--do=decoder', '--config.moe.decoder.group_size=8'),
+    '--config.moe.group_size=16',
+  )
+  assert done.stdout == "3 []\n16 {'group_size': 8}\n", done.stderr
 
 
 def test_exit_codes_and_help(program):

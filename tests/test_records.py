@@ -293,7 +293,7 @@ def test_those_that_share_experts_are_not_parted():
   ('kinds', 'message'),
   [
     (('sliding(size=3)',), "unknown attention 'sliding'; valid: full, window"),
-    (('window(size=0)',), r'window\(size=0\): must be at least 1'),
+    (('window(size=0)',), r'window\(size=0\): must be a whole number'),
     (('window()',), "attention 'window'.*'size'"),
     (
       ('window(width=3)',),

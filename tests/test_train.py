@@ -193,7 +193,7 @@ def made(corpus, tmp_path_factory):
 
 def altered(made, **fields):
   """The same with other fields of `train`."""
-  config = made._session.config.copy_and_resolve_references()
+  config = made.config.copy_and_resolve_references()
   with config.unlocked():
     config.train.update(fields)
   return dataclasses.replace(made, config=config)

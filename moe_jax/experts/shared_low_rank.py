@@ -46,8 +46,9 @@ class SharedLowRank(base.Experts):
 
   def __post_init__(self):
     base.check(self.d_ff, self.activation, self.dropout, self.dropout_mask)
-    if self.rank < 1:
-      raise UserError(f'shared_low_rank: rank={self.rank} must be at least 1')
+    if not isinstance(self.rank, int) or self.rank < 1:
+      what = f'shared_low_rank: rank={self.rank!r}'
+      raise UserError(f'{what} must be a whole number from 1')
 
   @property
   def axes(self):

@@ -99,8 +99,9 @@ class Window(Kind):
   size: int
 
   def __post_init__(self):
-    if self.size < 1:
-      raise UserError(f'window(size={self.size}): must be at least 1')
+    if not isinstance(self.size, int) or self.size < 1:
+      what = f'window(size={self.size!r})'
+      raise UserError(f'{what}: must be a whole number from 1')
     super().__post_init__()
 
   def near(self, query_BL1, key_B1S):

@@ -76,7 +76,7 @@ class Language(base.Problem):
         return rows
       raise
     if not rows:
-      parts = mesh.shape['model']
+      parts = mesh.shape['model'] if mesh else 1
       return math.ceil(ids / parts) * parts
     if rows < ids:
       raise UserError(

@@ -6,15 +6,20 @@ from moe_jax import registry
 from tests.lazy import balancing, jnp, types
 from tests.methods import Row
 
-ROWS = (Row('simbal()', '2506.14038'),)
 G, T, D, E = 4, 6, 5, 4
 
 
-def simbal(R_DE):
+def simbal(R_DE, choices=None, masks=None):
   """The sum over pairs of experts of how far their product is from I's."""
   columns = np.asarray(R_DE, np.float64).T
   pairs = [(i, j) for i in range(len(columns)) for j in range(len(columns))]
   return sum(abs(columns[i] @ columns[j] - (i == j)) for i, j in pairs)
+
+
+ROWS = (
+  Row('simbal()', '2506.14038', simbal),
+  Row("simbal(scope='global')", '2506.14038', simbal),
+)
 
 
 def test_orthonormal_columns_cost_nothing():

@@ -16,7 +16,7 @@ from tests.balances import B, E, G, T
 
 with_loss = pytest.mark.parametrize(
   'row',
-  [r for r in methods.rows('balancing') if r.oracle],
+  balances.rows(),
   ids=lambda row: row.spec,
 )
 

@@ -154,8 +154,8 @@ def sigmoid_shares(z):
   return s / s.sum(-1, keepdims=True)
 
 
-LOSSES = [
-  r for r in methods.rows('balancing') if r.oracle or 'loss()' in r.spec
+LOSSES = balances.rows() + [
+  r for r in methods.rows('balancing') if not r.oracle and 'loss()' in r.spec
 ]
 SHARES = ('switch_loss(second', 'sequence_loss()', 'importance_loss')
 # Routers: their affinities by hand, where every token has some, and rules;

@@ -16,7 +16,7 @@ from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.problems import base as problems
 from moe_jax.training import state as state_lib, step as step_lib, tuning
-from tests import tiny
+from tests import balances, tiny
 from tests.balancing.test_simbal import simbal
 
 G, T, D, E = 4, 6, 5, 4
@@ -33,6 +33,32 @@ def slopes(f, at, eps=1e-6):
     step[i] = eps
     out[i] = (f(at + step) - f(at - step)) / (2 * eps)
   return out
+
+
+@pytest.mark.parametrize(
+  'row', balances.rows(reads_matrix=True), ids=lambda row: row.spec
+)
+def test_equals_reference(row):
+  """Values, and the gradient of the matrix; of padding nothing is read."""
+  r, choices, mask_GT = balances.uneven()
+  R_DE = np.random.default_rng(1).normal(size=(D, r.num_experts))
+
+  @jax.jit
+  @jax.value_and_grad
+  def run(R_DE, r):
+    router = {'kernel': R_DE}
+    return balances.evaluate(row.spec, r, mask_GT, balances.B, router)[1]
+
+  loss, gradient = run(jnp.asarray(R_DE, jnp.float32), r)
+  want = lambda R_DE: balances.expected(row, choices, mask_GT, balances.B, R_DE)
+  np.testing.assert_allclose(loss, want(R_DE), rtol=1e-5)
+  np.testing.assert_allclose(gradient, slopes(want, R_DE), rtol=1e-4, atol=1e-5)
+  real = mask_GT[..., None]
+  other = r.replace(
+    logits_TE=jnp.where(real, r.logits_TE, 50.0),
+    probs_TE=jnp.where(real, r.probs_TE, 0.9),
+  )
+  assert run(jnp.asarray(R_DE, jnp.float32), other)[0] == loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,5 +63,5 @@ def test_experts_differ_by_their_rank():
 
 
 def test_errors():
-  with pytest.raises(ValueError, match='rank=0 must be at least 1'):
+  with pytest.raises(ValueError, match='rank=0 must be a whole number'):
     registry.build('experts', 'shared_low_rank(rank=0)', d_ff=4)
