@@ -9,6 +9,7 @@ import warnings
 from absl import flags
 
 import experiments
+from moe_jax.training import loop  # noqa: F401, or the first test pays for it
 
 FLAGS, _PACKAGE = flags.FLAGS, 'experiments.'
 

@@ -94,6 +94,7 @@ def fields(row):
   out = {'moe.experts': row.experts}
   if row.local:
     out['moe.local_experts'] = ('zero()', 'copy()')
+    out |= {'model.num_layers': 2, 'moe.layers': 'all'}
   if row.experts == 'mlp(d_ff=1)':
     out['moe.dispatch'] = 'lookup()'
   return out
@@ -133,7 +134,9 @@ def test_shared_experts_train():
 def test_state_follows_the_steps(row):
   """A state changes at every step, in every layer, and stays finite."""
   router = 'relu()' if row.spec.startswith('relu') else 'top_k(k=2)'
-  states = check(config(**{'moe.router': router, 'moe.balance': (row.spec,)}))
+  layers = {'model.num_layers': 2, 'moe.layers': 'all'}
+  rules = {'moe.router': router, 'moe.balance': (row.spec,)}
+  states = check(config(**layers | rules))
   leaves = [jax.tree.leaves(s) for s in states]
   for a, b, c in zip(*leaves):
     # By layer, then by expert where the rule has a state for each.
