@@ -16,7 +16,7 @@ from moe_jax.training import (
 from tests import methods, tiny
 
 E, B, L, STEPS = 4, 8, 12, 30
-FEW = ('switch()', 'moe_plus_plus()', 'loss_free_bias()')
+FEW = ('switch()', 'loss_free_bias()')
 
 
 def config(**fields):
