@@ -117,7 +117,13 @@ def close(got, want, atol=2e-5):
   jax.tree_util.tree_map_with_path(one, got, want)
 
 
-@pytest.mark.parametrize('sizes', MESHES, ids=('experts', 'model'))
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    pytest.param(MESHES[0], id='experts', marks=pytest.mark.slow),
+    pytest.param(MESHES[1], id='model'),
+  ],
+)
 @pytest.mark.parametrize('dispatch', DISPATCHES)
 def test_every_dispatch_equals_merged_experts(dispatch, sizes):
   close(gradients(dispatch, sizes), want())
