@@ -23,7 +23,7 @@ from moe_jax.parallel import (
 )
 from moe_jax.seating import seat as seating
 from moe_jax.training import plans, tuning
-from tests import methods, tiny
+from tests import methods, poison, tiny
 
 G, T, D, E, K, F = 8, 6, 8, 4, 2, 12
 MESHES = (dict(data=2, expert=4), dict(expert=2, fsdp=2, model=2))
@@ -132,21 +132,7 @@ def test_every_dispatch_equals_merged_experts(dispatch, sizes):
 def test_rows_of_nobody_touch_no_shared_part(monkeypatch):
   """Past the last sorted row there may be anything, before and after each
   operation."""
-  clean, poisoned = dispatching.sorted_ops, []
-
-  def garbage(matmul, size_e, R, model, drop=None):
-    ops = clean(matmul, size_e, R, model, drop)
-    past_R1 = (jnp.arange(R) >= size_e.sum())[:, None]
-    spoil = lambda v: jnp.where(past_R1, jnp.nan, v)
-    poisoned.append(R)
-    return dataclasses.replace(
-      ops,
-      dot=lambda x, w: spoil(ops.dot(spoil(x), w)),
-      spread=lambda b: spoil(ops.spread(b)),
-      once=lambda b: spoil(ops.once(b)),
-    )
-
-  monkeypatch.setattr(dispatching, 'sorted_ops', garbage)
+  poisoned = poison.sorted_ops(monkeypatch)
   close(gradients('gather_reduce()', MESHES[1]), want())
   assert poisoned
 

@@ -20,6 +20,7 @@ from moe_jax.parallel import (
   rules,
 )
 from moe_jax.seating import seat as seating
+from tests import poison
 
 P = jax.sharding.PartitionSpec
 D, F, G = 6, 8, 8
@@ -217,22 +218,7 @@ def test_rows_of_nobody_are_never_read(monkeypatch):
   cases = [CASES[0], CASES[6]]
   expert = [patterns(c)['shards without a row'].astype(np.int32) for c in cases]
   want = [run(c, e) for c, e in zip(cases, expert)]
-  sorted_ops = base.sorted_ops
-  poisoned = []
-
-  def garbage(matmul, size_e, R, model, drop=None):
-    ops = sorted_ops(matmul, size_e, R, model, drop)
-    past_R1 = (jnp.arange(R) >= size_e.sum())[:, None]
-    spoil = lambda v: jnp.where(past_R1, jnp.nan, v)
-    poisoned.append(R)
-    return dataclasses.replace(
-      ops,
-      dot=lambda x, w: spoil(ops.dot(spoil(x), w)),
-      spread=lambda b: spoil(ops.spread(b)),
-      once=lambda b: spoil(ops.once(b)),
-    )
-
-  monkeypatch.setattr(base, 'sorted_ops', garbage)
+  poisoned = poison.sorted_ops(monkeypatch)
   for case, e, clean in zip(cases, expert, want):
     got = run(case, e, compiled=traced(case).lower().compile())
     jax.tree.map(
