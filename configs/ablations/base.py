@@ -8,9 +8,9 @@ arm (`fine_tuning`).
 
 import ml_collections
 
-from configs import base, st_moe
+from configs import base, reference, st_moe
 
-SIZES = ('quick', 'gpu', 'paper')
+SIZES = ('reference', 'quick', 'gpu', 'paper')
 
 
 def check(size):
@@ -20,12 +20,21 @@ def check(size):
 
 
 def small(size, steps):
-  """A decoder for 'quick' or 'gpu', unlocked.
+  """A decoder for 'reference', 'quick' or 'gpu', unlocked.
 
   Args:
-    size: 'quick' or 'gpu'.
+    size: one of these; 'reference' is `configs/reference.py:moe_16`.
     steps: {size: optimizer steps}.
   """
+  if size == 'reference':
+    config = reference.get_config('moe_16').unlock()
+    total = steps[size]
+    config.train.update(
+      steps=total,
+      schedule=reference.schedule(total),
+      checkpoint_every=total,
+    )
+    return config
   config = base.get_config()
   large = size == 'gpu'
   config.model.update(

@@ -2,8 +2,8 @@
 
 A study is a config file with more names in it:
 
-  get_config(arg)    the config that all arms start from, by size: 'quick',
-                     'gpu' or 'paper'
+  get_config(arg)    the config that all arms start from, by size:
+                     'reference', 'quick', 'gpu' or 'paper'
   sweep(add, size, config)   calls `add(name, overrides)` for each arm: what
                      differs, by dotted field. `config` is that of get_config,
                      command line included. `add(..., stage='pretrain')` makes a
@@ -28,7 +28,7 @@ from moe_jax import registry
 from moe_jax.errors import UserError
 from moe_jax.runs import configs
 
-SIZES = ('quick', 'gpu', 'paper')
+SIZES = ('reference', 'quick', 'gpu', 'paper')
 DIRECTIONS = ('lower', 'higher', 'equal')
 KINDS = ('quality', 'deterministic')
 STAGES = ('pretrain', 'arm')

@@ -1,0 +1,77 @@
+"""The reference models: small decoders in a regime in which mixtures win.
+
+  python -m experiments.train --config=configs/reference.py:moe_16 \\
+      --workdir=/tmp/moe_jax/moe_16
+  python -m experiments.train --config=configs/reference.py:dense \\
+      --workdir=/tmp/moe_jax/dense
+
+Two blocks, all sparse, d = 32, one head, bytes; 32 rows of 128 tokens a step
+and 1,024 steps are 4.2 million bytes. Every model sends a token through as many
+FFN weights as the dense one does; what differs is how many there are to choose
+from. One device, dropless, so that drops are nobody's reason.
+"""
+
+from configs import base
+
+D_FF = 128
+_SWITCH_LOSSES = ('switch_loss(weight=0.01)', 'z_loss(weight=0.001)')
+
+
+def _mixture(count, cut=1, router='switch()', balance=_SWITCH_LOSSES):
+  """Fields of `count` experts, each a `cut`-th as wide as the dense FFN."""
+  return {
+    'layers': 'all',
+    'num_experts': count,
+    'd_ff': D_FF // cut,
+    'router': router,
+    'balance': balance,
+  }
+
+
+# Of `moe`, by variant. Fine-grained experts have raw weights, as OLMoE's.
+VARIANTS = {
+  'dense': {},
+  **{f'moe_{e}': _mixture(e) for e in (8, 16, 32)},
+  'fine': _mixture(32, 2, 'top_k(k=2, renormalize=False)'),
+  'finer': _mixture(64, 4, 'top_k(k=4, renormalize=False)'),
+  'hash': _mixture(16, 1, 'hash()', 'none'),
+}
+STEPS, BATCH, LENGTH = 1024, 32, 128
+PEAK = 32e-3
+
+
+def schedule(steps, peak=PEAK):
+  """Cosine to nothing after a tenth of warm-up."""
+  return f'cosine(peak={peak}, warmup={max(steps // 10, 1)}, final=0.0)'
+
+
+def get_config(arg='moe_16'):
+  """The config; `arg` is one of VARIANTS."""
+  variant = arg or 'moe_16'
+  if variant not in VARIANTS:
+    raise ValueError(
+      f'reference has no variant {variant!r}; valid: {", ".join(VARIANTS)}'
+    )
+  config = base.get_config()
+  config.model.update(
+    num_layers=2, d_model=32, num_heads=1, d_head=32, d_ff=D_FF
+  )
+  config.moe.update(
+    VARIANTS[variant],
+    dispatch='gather_reduce()',
+    group_size=BATCH * LENGTH,
+    capacity_factor=0,
+    eval_capacity_factor=0,
+  )
+  config.data.seq_len = LENGTH
+  config.train.update(
+    steps=STEPS,
+    batch_size=BATCH,
+    optimizer='adamw(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1)',
+    schedule=schedule(STEPS),
+    log_every=16,
+    checkpoint_every=STEPS,
+    keep=1,
+  )
+  config.eval.update(batch_size=BATCH, max_bytes=20_000)
+  return config.lock()
