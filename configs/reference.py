@@ -34,7 +34,7 @@ VARIANTS = {
   **{f'moe_{e}': _mixture(e) for e in (8, 16, 32)},
   'fine': _mixture(32, 2, 'top_k(k=2, renormalize=False)'),
   'finer': _mixture(64, 4, 'top_k(k=4, renormalize=False)'),
-  'hash': _mixture(16, 1, 'hash()', 'none'),
+  'hash': _mixture(16, 1, 'hash()', ()),
 }
 STEPS, BATCH, LENGTH = 1024, 32, 128
 PEAK = 32e-3
@@ -56,6 +56,8 @@ def get_config(arg='moe_16'):
   config.model.update(
     num_layers=2, d_model=32, num_heads=1, d_head=32, d_ff=D_FF
   )
+  # A scan copies what it keeps for the way back: a tenth of these steps.
+  config.model.scan = False
   config.moe.update(
     VARIANTS[variant],
     dispatch='gather_reduce()',
