@@ -122,6 +122,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 32
+  # Of each domain's validation documents: 'all', or those at 'even' or at 'odd'
+  # places, so that what is tuned on one half is judged on the other.
+  config.eval.documents = 'all'
   config.eval.max_bytes = 0  # of each domain's validation text; 0 is all
   config.eval.max_examples = 0  # of a task's validation; 0 is all
   # What else is measured of the last state: 'capacity_factors(values=(1.0,))',

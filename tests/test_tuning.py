@@ -248,6 +248,7 @@ def test_frozen_products_are_not_computed(fields):
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [
+    ({'eval.documents': 'half'}, "'all', 'even' or 'odd' is wanted"),
     ({'train.distill': 1.5}, 'a weight from 0 to 1 is wanted'),
     ({'train.distill': -0.1}, 'a weight from 0 to 1 is wanted'),
     ({'train.init_dense': True}, "train.init_from ''; a workdir is wanted"),

@@ -63,6 +63,7 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('moe.share_experts', 1),
   Added('data.problem', ''),
   Added('model.attention', ('full()',)),
+  Added('eval.documents', 'all'),
 )
 
 

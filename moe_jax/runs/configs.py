@@ -109,6 +109,8 @@ def _wanted(name: str, value: Any) -> str:
     return 'a number, 0 or above,'
   if name in _FACTORS and not (number and value >= 0):
     return 'a number above 0, or 0 for no capacity,'
+  if name == 'eval.documents' and value not in ('all', 'even', 'odd'):
+    return "'all', 'even' or 'odd'"
   if name == 'train.distill' and not (number and 0 <= value <= 1):
     return 'a weight from 0 to 1'
   return ''
