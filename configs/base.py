@@ -110,6 +110,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Steps between checks that copies on several devices are equal; 0 is never.
   train.check_replicas_every = 0
   train.keep = 2
+  # Shares of the steps after which a checkpoint is written and never deleted.
+  train.keep_at = ()
   # Workdir of a run whose last parameters are the start; of them all, or what
   # is no part of an MoE layer (a dense student's from a sparse teacher).
   train.init_from = ''

@@ -64,6 +64,7 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('data.problem', ''),
   Added('model.attention', ('full()',)),
   Added('eval.documents', 'all'),
+  Added('train.keep_at', ()),
 )
 
 
