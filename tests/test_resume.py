@@ -132,10 +132,9 @@ def test_another_batch_size_skips_and_repeats_no_row(runs, made):
 
 
 def test_kept_steps_stay_whatever_a_run_goes_on_with(runs):
-  """Written between checkpoints, and again after one that was damaged."""
   steps = lambda: checkpoint.steps(runs.workdir / 'checkpoints')
-  shares = {'train__keep_at': (0.1, 0.5)}
-  own = {'train__keep': 1, 'train__checkpoint_every': 4, **shares}
+  own = {'train__keep': 1, 'train__checkpoint_every': 4}
+  own['train__keep_at'] = 0.1, 0.5
   runs.hurt = lambda state, step: 1 / 0 if step == 9 else state
   with pytest.raises(ZeroDivisionError):
     runs(train__steps=10, **own)
