@@ -110,6 +110,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Steps between checks that copies on several devices are equal; 0 is never.
   train.check_replicas_every = 0
   train.keep = 2
+  # Shares of the steps after which a checkpoint is written and never deleted.
+  train.keep_at = ()
   # Workdir of a run whose last parameters are the start; of them all, or what
   # is no part of an MoE layer (a dense student's from a sparse teacher).
   train.init_from = ''
@@ -122,6 +124,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.eval = ml_collections.ConfigDict()
   config.eval.batch_size = 32
+  # Of each domain's validation documents: 'all', or those at 'even' or at 'odd'
+  # places, so that what is tuned on one half is judged on the other.
+  config.eval.documents = 'all'
   config.eval.max_bytes = 0  # of each domain's validation text; 0 is all
   config.eval.max_examples = 0  # of a task's validation; 0 is all
   # What else is measured of the last state: 'capacity_factors(values=(1.0,))',

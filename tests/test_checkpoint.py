@@ -132,6 +132,31 @@ def test_keeps_the_newest(tmp_path):
     assert c.latest() == 20
 
 
+def test_what_is_saved_to_be_kept_stays(tmp_path):
+  """Whoever goes on; damage is still moved aside, and found when asked for."""
+  with checkpoint.Checkpointer(tmp_path, keep=1) as c:
+    for s in (1, 2, 3, 4):
+      c.save(s, small(s), {}, keep=s in (1, 3))
+  assert checkpoint.steps(tmp_path) == [1, 3, 4]
+  (tmp_path / '3' / 'meta.json').write_text('{')
+  fill(tmp_path, [5, 6], keep=2)
+  assert checkpoint.steps(tmp_path) == [1, 3, 5, 6]
+  with checkpoint.Checkpointer(tmp_path, keep=1) as c:
+    assert value_of(c.restore(abstract(small()), step=1)[0]) == 1
+    with pytest.raises(ValueError, match=r'3 is damaged: meta\.json'):
+      c.restore(abstract(small()), step=3)
+    for s in (5, 6):
+      empty(tmp_path / str(s))
+    assert value_of(c.restore(abstract(small()))[0]) == 1
+  assert sorted(os.listdir(tmp_path / '_quarantine')) == ['3', '5', '6']
+
+
+def test_steps_at_shares():
+  shares = (0.01, 0.02, 0.05, 0.7, 1.0)
+  assert checkpoint.at_shares(shares, 1000) == {10, 20, 50, 700, 1000}
+  assert checkpoint.at_shares(shares, 24) == {1, 17, 24}  # some fall together
+
+
 def test_save_reads_the_buffers_before_it_returns(tmp_path):
   """Donation right after save must not reach the disk."""
   sharding = NamedSharding(mesh_of((2, 4)), P('x', 'y'))

@@ -32,11 +32,14 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def load(folder, cache):
-  def load(validation_max_bytes=0, cache=cache, **fields):
+  def load(
+    validation_max_bytes=0, validation_documents='all', cache=cache, **fields
+  ):
     config = {'name': 'text_files', 'dir': str(folder), 'seq_len': 32}
     return pipeline.load(
       {**config, **fields},
       cache_dir=cache,
+      validation_documents=validation_documents,
       validation_max_bytes=validation_max_bytes,
     )
 
@@ -276,6 +279,39 @@ def test_validation_cap_takes_whole_documents_spread_over_the_list(load):
   assert capped.fingerprint == data.fingerprint  # of the data, not the cap
 
 
+def test_halves_of_validation_share_no_document(load):
+  """They alternate; a cap is within one; the data is the same."""
+  whole, even, odd = (
+    load(validation_documents=w) for w in ('all', 'even', 'odd')
+  )
+  capped = load(validation_documents='odd', validation_max_bytes=3000)
+  of = lambda data, d: [x for x in data.documents if x.domain == d]
+  for d in whole.domains:
+    assert len(of(whole, d)) > 3
+    assert of(even, d) == of(whole, d)[::2] and of(odd, d) == of(whole, d)[1::2]
+    assert set(of(capped, d)) <= set(of(odd, d))
+    assert sum(x.num_bytes for x in of(capped, d)) <= max(
+      3000, of(capped, d)[0].num_bytes
+    )
+  texts = [list(data.validation_texts()) for data in (even, odd)]
+  assert not set(texts[0]) & set(texts[1])
+  assert [len(t) for t in texts[1]] == [x.num_bytes for x in odd.documents]
+  assert {even.fingerprint, odd.fingerprint} == {whole.fingerprint}
+
+
+def test_a_single_document_has_no_halves(tmp_path, load):
+  rng = np.random.default_rng(0)
+  for domain, count in (('few', 2), ('many', 90)):
+    made = [bytes(rng.integers(128, 256, 300).tolist()) for _ in range(count)]
+    (tmp_path / f'{domain}.txt').write_bytes(b'\n\n'.join(made))
+  fields = dict(dir=str(tmp_path), cache=str(tmp_path / 'cache'))
+  assert load(**fields).documents[0].domain == 'few'
+  for which in ('even', 'odd'):
+    with pytest.raises(ValueError, match=f"'few' has 1 val.*'{which}'.*domain"):
+      load(validation_documents=which, **fields)
+  assert load(validation_documents='odd', domains=('many',), **fields).documents
+
+
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_large_corpora_are_tokenised_as_they_are_read(
   load, tmp_path, monkeypatch, objective
@@ -341,6 +377,7 @@ def test_configs_are_mappings_or_objects(load, folder, cache):
     (dict(train_split='training'), 'no split .training.; it has train, valid'),
     (dict(text_field='body'), "no feature 'body'.*text"),
     (dict(validation_max_bytes=-1), 'validation_max_bytes=-1'),
+    (dict(validation_documents='od'), "validation 'od'; valid: all, ev"),
     (
       dict(objective='span_corruption()', seq_len=8192),
       'tokenizer has 125 sentinels',

@@ -131,6 +131,24 @@ def test_another_batch_size_skips_and_repeats_no_row(runs, made):
   assert len(set(map(tuple, runs.rows))) > 60  # which tell rows apart
 
 
+def test_kept_steps_stay_whatever_a_run_goes_on_with(runs):
+  steps = lambda: checkpoint.steps(runs.workdir / 'checkpoints')
+  own = {'train__keep': 1, 'train__checkpoint_every': 4}
+  own['train__keep_at'] = 0.1, 0.5
+  runs.hurt = lambda state, step: 1 / 0 if step == 9 else state
+  with pytest.raises(ZeroDivisionError):
+    runs(train__steps=10, **own)
+  assert steps() == [1, 5, 8]
+  for manifest in runs.workdir.glob('checkpoints/[58]/MANIFEST.json'):
+    manifest.unlink()
+  runs.hurt = lambda state, step: state
+  runs(train__steps=10, **own)
+  assert steps() == [1, 5, 10]
+  own.pop('train__keep_at')
+  runs(('train.steps', 'train.keep_at'), train__steps=12, **own)
+  assert steps() == [1, 5, 12]
+
+
 def test_checkpoints_used_to_have_the_step_alone():
   kept = {'data_step': 3, 'config': {'train': {'batch_size': 7}}}
   assert resume.row(kept) == 21

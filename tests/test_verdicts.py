@@ -144,6 +144,8 @@ def test_means_over_arms():
   rows.append(_row('a', 2, x=9.0))
   get = lambda spec, arm: verdicts.values(spec, arm, rows)
   assert get("mean_over(metric='x', arms=('a', 'b'))", 'b') == {0: 2, 1: 3.5}
+  of = "least(metric='x', arms=('a', 'c'))"  # seed 2 has one of them
+  assert get(of, 'a') == get(of, 'c') == {0: 0.5, 1: 1.0, 2: 9.0}
   of = "mean_over(metric='x', arms=('a', 'b'), minus=('c', 'd'))"
   assert get(of, 'a') == {0: 2.0 - 1.0, 1: 3.5 - 1.0}
   with pytest.raises(ValueError, match="arm 'c' is none of a, b"):

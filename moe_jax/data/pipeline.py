@@ -56,6 +56,7 @@ def load(
   *,
   cache_dir: str,
   allow_download: bool = False,
+  validation_documents: str = 'all',
   validation_max_bytes: int = 0,
 ) -> 'Data':
   """Prepares and opens a corpus.
@@ -67,8 +68,11 @@ def load(
       (`cache` is for the caller, who passes `cache_dir`.)
     cache_dir: where built corpora, indices and tokens are kept.
     allow_download: lets TFDS download what is not prepared.
-    validation_max_bytes: cap on each domain's validation bytes, 0 for none:
-      whole documents spread over the list, at least one.
+    validation_documents: 'all' of each domain, or every second one, at 'even'
+      or at 'odd' places of its list: what is tuned on one half is judged on the
+      other. A domain with one document has no halves, and is an error.
+    validation_max_bytes: cap on each domain's validation bytes, 0 for none, of
+      the half that is chosen: whole documents spread over it, at least one.
 
   Raises:
     ValueError: a bad field, or data that is not there; one line says which.
@@ -85,6 +89,8 @@ def load(
     raise UserError(
       f'validation_max_bytes={validation_max_bytes}: expected 0 or more'
     )
+  if validation_documents not in _STARTS:
+    raise registry.unknown('half of validation', validation_documents, _STARTS)
   tokenizer = tokenizers.build(config['tokenizer'])
   objective = objectives.build(config['objective'])
   objective.check(seq_len, len(tokenizer.sentinel_ids))
@@ -114,6 +120,7 @@ def load(
     seq_len=seq_len,
     tokenizer=tokenizer,
     objective=objective,
+    validation_documents=validation_documents,
     validation_max_bytes=validation_max_bytes,
   )
 
@@ -143,6 +150,7 @@ class Data(batches.Batches):
     seq_len,
     tokenizer,
     objective,
+    validation_documents,
     validation_max_bytes,
   ):
     self._train, self._validation = train, validation
@@ -166,9 +174,13 @@ class Data(batches.Batches):
     weights = weights or [s.tokens for s in self._streams]
     self._shares = streams.shares(weights)
     self.weights = tuple(w / sum(weights) for w in weights)
+    halves = [
+      _half(members, validation_documents, d)
+      for d, members in zip(self.domains, of_validation)
+    ]
     kept = [
       _capped(members, validation.bytes_N, validation_max_bytes)
-      for members in of_validation
+      for members in halves
     ]
     self._records_V = np.concatenate(kept)
     self.documents = [
@@ -293,6 +305,22 @@ def _check_weights(weights, domains) -> list[float]:
   if weights and not sum(weights):
     raise UserError(f'data.weights={weights}: all are 0')
   return list(weights)
+
+
+# Where each choice of validation documents begins, and by how much it goes on.
+_STARTS = {'all': (0, 1), 'even': (0, 2), 'odd': (1, 2)}
+
+
+def _half(members, which, domain):
+  """The documents of a domain that are chosen, in their order."""
+  start, by = _STARTS[which]
+  # Both halves are to be of the same domains.
+  if len(members) < by:
+    raise UserError(
+      f'domain {domain!r} has 1 validation document, too few for halves '
+      f'({which!r}): leave it out of data.domains, or take all documents'
+    )
+  return members[start::by]
 
 
 def _capped(members, bytes_N, max_bytes):

@@ -283,6 +283,7 @@ def sizes(config) -> dict[str, Any]:
     kind: of the model.
     vocab_size: rows of the embedding table; 0 is the tokenizer's.
     z_loss: `train.z_loss`.
+    documents: which of the validation set, 'all', 'even' or 'odd', of `eval`.
     max_bytes, max_examples: caps of the validation set, of `eval`; 0 for none.
   """
   return {
@@ -291,6 +292,7 @@ def sizes(config) -> dict[str, Any]:
     'kind': config.model.kind,
     'vocab_size': config.model.vocab_size,
     'z_loss': config.train.z_loss,
+    'documents': config.eval.documents,
     'max_bytes': config.eval.max_bytes,
     'max_examples': config.eval.max_examples,
   }

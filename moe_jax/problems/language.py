@@ -148,9 +148,11 @@ class Corpus(Language):
   """All tokens of running text, under `data.objective`.
 
   Attributes:
+    documents: of validation: 'all', or those at 'even' or 'odd' places.
     max_bytes: of each domain's validation text; 0 is all.
   """
 
+  documents: str = 'all'
   max_bytes: int = 0
 
   def check(self, config):
@@ -177,5 +179,6 @@ class Corpus(Language):
       self.data,
       cache_dir=cache_dir,
       allow_download=allow_download,
+      validation_documents=self.documents,
       validation_max_bytes=self.max_bytes,
     )

@@ -4,7 +4,8 @@ Orbax moves the arrays; this module adds what it lacks. Orbax notices neither
 flipped bits nor an empty directory with a step's name, so every step carries a
 SHA-256 manifest, and restoring skips a step that does not match it. A step is
 written under `_tmp/` and renamed into place after its manifest, so a directory
-`<step>/` is whole or was damaged later; old steps leave by the same door.
+`<step>/` is whole or was damaged later; old steps leave by the same door, but
+those that were saved to be kept.
 
     DIRECTORY/<step>/{state/, meta.json, MANIFEST.json}
     DIRECTORY/_quarantine/   damaged steps, moved aside
@@ -18,6 +19,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from concurrent import futures
 from typing import Any
 
@@ -32,7 +34,7 @@ from moe_jax import manifest
 from moe_jax.errors import UserError
 from moe_jax.runs import finite
 
-_META, _STATE = 'meta.json', 'state'
+_META, _STATE, _KEEP = 'meta.json', 'state', 'keep'
 _TMP, _QUARANTINE = '_tmp', '_quarantine'
 
 
@@ -43,7 +45,7 @@ class Checkpointer:
 
   Attributes:
     directory: pathlib.Path, created by the first save.
-    keep: how many newest steps stay on disk.
+    keep: how many newest steps stay on disk, beside those kept for ever.
   """
 
   def __init__(self, directory: str | os.PathLike, keep: int):
@@ -56,7 +58,9 @@ class Checkpointer:
     self._pending: futures.Future | None = None
     self._saves = 0
 
-  def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+  def save(
+    self, step: int, state: Any, data: dict[str, Any], keep: bool = False
+  ) -> None:
     """Starts saving; every process calls it, with the same arguments.
 
     Waits for the save before it, then returns as soon as `state` is copied to
@@ -66,6 +70,8 @@ class Checkpointer:
       step: number of the directory; not on disk yet.
       state: pytree of jax arrays.
       data: small JSON dict (rows trained on, fingerprint, config).
+      keep: for ever. It stands in the step, so that whoever goes on with the
+        run, with whatever config, spares it, too.
 
     Raises:
       ValueError: the step exists, or `data` is not JSON.
@@ -76,6 +82,7 @@ class Checkpointer:
       raise UserError(f'step {step} is already saved in {self.directory}')
     leaves = named(state)
     meta = {'step': step, 'data': data, 'leaves': _specs(leaves)}
+    meta |= {_KEEP: True} if keep else {}
     meta = json.dumps(meta, sort_keys=True, allow_nan=False)
     # A name of its own: threads of a save that failed may still be writing.
     self._saves += 1
@@ -176,6 +183,8 @@ class Checkpointer:
       manifest.write(tmp)
       os.rename(tmp, self.directory / str(step))
       for old in self._steps()[: -self.keep]:
+        if _is_kept(self.directory / str(old)):
+          continue
         # A kill during deletion must not leave half a step in sight.
         trash = tmp.with_name(f'{old}_old')
         os.rename(self.directory / str(old), trash)
@@ -268,6 +277,11 @@ def steps(directory: str | os.PathLike) -> list[int]:
   return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
 
+def at_shares(shares: Sequence[float], total: int) -> frozenset[int]:
+  """The steps that are nearest to these shares of a run, 1 or more."""
+  return frozenset(max(1, round(share * total)) for share in shares)
+
+
 def shapes(
   directory: str | os.PathLike, step: int | None = None
 ) -> dict[str, tuple[int, ...]]:
@@ -298,6 +312,14 @@ def named(tree: Any) -> dict[str, Any]:
   if len(named) != len(flat):
     raise UserError("two leaves of the state share a name; no '/' in keys")
   return named
+
+
+def _is_kept(path: pathlib.Path) -> bool:
+  """Whether a step is never deleted; one that cannot be read may be such."""
+  try:
+    return json.loads((path / _META).read_bytes()).get(_KEEP, False)
+  except (OSError, ValueError, AttributeError):
+    return True
 
 
 def _specs(leaves: dict[str, Any]) -> dict[str, list]:

@@ -63,6 +63,8 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('moe.share_experts', 1),
   Added('data.problem', ''),
   Added('model.attention', ('full()',)),
+  Added('eval.documents', 'all'),
+  Added('train.keep_at', ()),
 )
 
 

@@ -26,7 +26,7 @@ _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
 _WHOLE = (_POSITIVE | _NOT_NEGATIVE) - {'train.clip', 'train.z_loss'}
 _TUPLES = frozenset(
   """model.attention moe.balance moe.local_experts data.domains data.weights
-  eval.probes""".split()
+  eval.probes train.keep_at""".split()
 )
 
 
@@ -95,6 +95,10 @@ def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
       yield f'{prefix}{k}', v
 
 
+def _is_share(value: Any) -> bool:
+  return type(value) in (int, float) and 0 < value <= 1
+
+
 def _wanted(name: str, value: Any) -> str:
   """What a named field lacks; '' where nothing is wrong."""
   name = name.replace('moe.decoder.', 'moe.')
@@ -109,6 +113,10 @@ def _wanted(name: str, value: Any) -> str:
     return 'a number, 0 or above,'
   if name in _FACTORS and not (number and value >= 0):
     return 'a number above 0, or 0 for no capacity,'
+  if name == 'eval.documents' and value not in ('all', 'even', 'odd'):
+    return "'all', 'even' or 'odd'"
+  if name == 'train.keep_at' and not all(map(_is_share, value)):
+    return 'a tuple of shares of the steps, above 0 and at most 1,'
   if name == 'train.distill' and not (number and 0 <= value <= 1):
     return 'a weight from 0 to 1'
   return ''

@@ -198,6 +198,23 @@ def mean_over(metric: str, arms: tuple[str, ...], minus: tuple[str, ...] = ()):
   return measure
 
 
+def least(metric: str, arms: tuple[str, ...]):
+  """The least value of a metric over several arms, by seed.
+
+  For claims on the best of a grid; the arm of the claim stands for them all. An
+  arm that diverged is not the best.
+  """
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    if arm not in arms:
+      raise UserError(f'least: arm {arm!r} is none of {", ".join(arms)}')
+    found = [_plain(metric, a, done) for a in arms]
+    seeds = sorted(set().union(*found))
+    return {s: min(v[s] for v in found if s in v) for s in seeds}
+
+  return measure
+
+
 def gap(metric: str, less: str):
   """A metric less another of the same run, as held-out less training loss."""
 
@@ -243,6 +260,7 @@ DERIVED: dict[str, Any] = {
   'steps_to_loss': steps_to_loss,
   'deviation': deviation,
   'mean_over': mean_over,
+  'least': least,
   'gap': gap,
   'share_of_gain': share_of_gain,
 }

@@ -123,6 +123,7 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
   batches, state = run.batches(start.rows), start.state
   rate = run.matmul_rate()
   log = log_lib.Log(run, start)
+  keeps = checkpoint.at_shares(c.keep_at, c.steps)
   watched = {v.key: v.text for v in s.problem.shown if v.best}
   with (
     writers.Writer(run.workdir, start_step=start.step, active=lead) as writer,
@@ -138,7 +139,8 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
         with log.clock.paused():
           replicas.check((state, metrics), step)
       last = step == c.steps
-      saves = last or _every(c.checkpoint_every, step)
+      kept = step in keeps
+      saves = last or kept or _every(c.checkpoint_every, step)
       judges = last or _every(c.eval_every, step)
       if not (saves or judges):
         continue
@@ -153,7 +155,7 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
           row |= {k: v for k, v in scores.items() if not k.endswith(bounds)}
         log.report(step, row)
         if saves:
-          run.checkpoints.save(step, state, log.kept(step))
+          run.checkpoints.save(step, state, log.kept(step), kept)
   if start.step >= c.steps:  # killed after the last checkpoint, or judged anew
     scores = stops.judge(start.step, evaluate, state, run.checkpoints)
   summary = scores | evaluate.floor() | log.summary(rate)

@@ -124,6 +124,18 @@ def test_an_older_config_says_nothing_of_problems():
   assert config_history.upgrade({})['data']['problem'] == ''
 
 
+def test_a_config_chooses_the_half_that_is_judged(tmp_path):
+  text, held = tiny.corpus(tmp_path), {}
+  for which in ('all', 'even', 'odd'):
+    own = {'eval.documents': which, 'eval.max_bytes': 0}
+    data = base.of(tiny.config(**text, **own)).open(
+      cache_dir=text['data.cache']
+    )
+    held[which] = {d.name for d in data.documents}
+  assert held['even'] | held['odd'] == held['all']
+  assert held['even'] and held['odd'] and not held['even'] & held['odd']
+
+
 def test_a_problem_may_see_the_future():
   """Of a router that no causal stack is built with."""
   fields = {'moe.router': 'expert_choice()', 'moe.balance': ()}
