@@ -74,7 +74,7 @@ def test_arms_are_valid(path, size):
 def test_a_study_is_whole(path):
   study = load(path)
   text = pathlib.Path(path).read_text()
-  assert re.search(rf'--config={re.escape(path)}:quick', text)
+  assert re.search(rf'--config={re.escape(path)}:(reference|quick)\b', text)
   assert 'arXiv:' in text and 'CPU cores' in ' '.join(text.split())
   assert study.columns and study.figures
   assert len(study.claims) >= LEAST.get(study.name, 4)
@@ -132,7 +132,7 @@ def _preset_of(arm):
 
 def test_an_unknown_size():
   module = study_lib._module('configs/ablations/stability.py')
-  with pytest.raises(ValueError, match="no size 'big'; valid: quick, gpu, pa"):
+  with pytest.raises(ValueError, match="no size 'big'; valid: reference, qui"):
     module.get_config('big')
 
 
