@@ -16,8 +16,8 @@ More.
 """
 from configs import base
 
-SEEDS = {{'quick': 3}}
-SECONDS = {{'quick': 90}}
+SEEDS = {{'reference': 3, 'quick': 3}}
+SECONDS = {{'reference': 90, 'quick': 90}}
 COLUMNS = (('loss', 'the loss', '.2f'), ('absent', 'none', '.2f'))
 
 

@@ -228,7 +228,6 @@ def test_validation_is_each_document_once_in_order(load, batch_size):
   real = flat['document'] >= 0
   np.testing.assert_array_equal(real, flat['segments'] > 0)
   assert not flat['targets'][~real].any() and not flat['inputs'][~real].any()
-  assert (np.diff(flat['document'][real]) >= 0).all()  # in order
   for i, text in enumerate(data.validation_texts()):
     ids = flat['targets'][flat['document'] == i]
     assert data.tokenizer.decode(ids) == text
@@ -244,6 +243,20 @@ def test_validation_is_each_document_once_in_order(load, batch_size):
     total = sum(x.num_bytes + 1 for x in data.documents if x.domain == d)
     mine = [r for r in rows['document'] if r[0] >= 0 and domain[r[0]] == d]
     assert len(mine) == -(-total // 32)
+    mine = np.concatenate(mine)
+    assert (np.diff(mine[mine >= 0]) >= 0).all()  # in order
+
+
+def test_validation_mixes_domains_by_their_shares(load):
+  """In any half as in the whole: experts of a domain would be full else."""
+  data = load()
+  (batch,) = data.validation(batch_size=data.validation_rows)
+  domain = np.array([d.domain for d in data.documents])
+  of_row = domain[batch['document'][:, 0]]
+  half = len(of_row) // 2
+  for d in data.domains:
+    first, second = (np.sum(h == d) for h in (of_row[:half], of_row[half:]))
+    assert abs(first - second) <= 2, d
 
 
 def test_validation_of_several_processes(load):

@@ -18,7 +18,9 @@ def test_verdicts_are_those_of_the_rows(name):
   spec, flags = report.source(rows, name)
   study = study_lib.load(spec, flags=flags)
   found = [verdicts.judge(c, rows) for c in study.claims]
-  assert [c['name'] for c in kept['claims']] == [c.name for c in study.claims]
+  last = max(r['date'] for r in rows)
+  found = [v for v in found if v.claim.added <= last]
+  assert [c['name'] for c in kept['claims']] == [v.claim.name for v in found]
   for v, c in zip(found, kept['claims']):
     assert v.outcome == c['verdict'], v.claim.name
     assert (c['direction'], c['smallest_effect']) == (

@@ -31,6 +31,13 @@ def test_a_study_is_read(path):
   assert study_lib.load(path, seeds=2).arm('a').seeds == (0, 1)
 
 
+def test_notes_are_of_one_size(tmp_path):
+  notes = "NOTES = {'gpu': {'spread': 'why'}}\nFIGURES ="
+  path = fake_study.study_file(tmp_path, **{'FIGURES =': notes})
+  assert study_lib.load(f'{path}:gpu', seeds=1).notes == {'spread': 'why'}
+  assert study_lib.load(f'{path}:quick').notes == {}
+
+
 @pytest.mark.parametrize(
   ('replaced', 'message'),
   [
@@ -45,6 +52,8 @@ def test_a_study_is_read(path):
     ({"paper='P', table='table 2', ": "paper='P', "}, "missing .*'table'"),
     ({"name='spread'": "name='a_better'"}, "claim 'a_better' twice"),
     ({'CLAIMS = (': 'OTHER = ('}, 'is no study: it has no CLAIMS'),
+    ({'FIGURES =': "NOTES = {'big': {}}\nFIGURES ="}, "size in NOTES .* 'big'"),
+    ({'FIGURES =': "NOTES = {'gpu': {'n': ''}}\nFIGURES ="}, "NOTES .* 'n'"),
   ],
 )
 def test_a_wrong_study_says_why(tmp_path, replaced, message):
@@ -114,7 +123,7 @@ def test_plan_shows_commands_and_time(path, tmp_path, fake):
   text = runner.plan(study, 'W', runner.runs(study)).splitlines()
   assert len(text) == 7
   assert text[0] == (
-    f'python -m experiments.train --config={path}:quick '
+    f'python -m experiments.train --config={path}:reference '
     '--config.train.steps=7 --config.seed=0 --workdir=W/runs/a/0'
   )
   assert text[-1] == (
@@ -159,7 +168,7 @@ def test_verdicts_are_written_and_kept(path, tmp_path, fake):
   assert claims[0]['verdict'] == 'reproduced'
   assert claims[0]['low'] == pytest.approx(-1.0)
   text = (kept / 'results.md').read_text()
-  assert '3 claims at size `quick`: 2 reproduced, 1 inconclusive.' in text
+  assert '3 claims at size `reference`: 2 reproduced, 1 inconclusive.' in text
   assert '| a: 1.5 | -1 (-1 to -1) | < -0.1 | 3 | **reproduced** |' in text
   assert '| `a` | 3 | 1.01 ± 0.01 | - |' in text
   # Again from what was kept, with the same outcome.
@@ -168,7 +177,7 @@ def test_verdicts_are_written_and_kept(path, tmp_path, fake):
     c['verdict'] for c in claims
   ]
   spec, flags = report.source(results.read(kept / results.FILE), 'there')
-  assert (spec, flags) == (f'{path}:quick', {})
+  assert (spec, flags) == (f'{path}:reference', {})
   report.land(study, kept, kept)
 
 

@@ -84,7 +84,7 @@ def test_other_results_are_refused(path, tmp_path, fake):
     fake_study.sweep(study_lib.load(other), work)
   rows = results.read(work / results.FILE)
   (work / results.FILE).write_text(json.dumps(rows[0] | {'size': 'gpu'}))
-  with pytest.raises(ValueError, match='results of toy:gpu, this is toy:quick'):
+  with pytest.raises(ValueError, match='results of toy:gpu, this is toy:refer'):
     fake_study.sweep(study, work)
 
 

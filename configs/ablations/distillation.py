@@ -253,13 +253,16 @@ _TWICE = (
   'theirs.'
 )
 NOTES = {
-  'teaching_alone_helps_little': 'A teacher that is no better than its student '
-  'and far from the end of training blurs what the labels say. ' + _NO_GAIN,
-  'weights_alone_are_useless': _TWICE,
-  'weights_help_the_taught': _TWICE,
-  'all_pieces': _TWICE + ' `weights`, without a teacher, is better still.',
-  'share_kept': _NO_GAIN,
-  'larger_teachers_keep_less': _NO_GAIN,
-  'larger_teachers_help_little': 'Larger teachers are worse here, and so are '
-  'their students.',
+  'quick': {
+    'teaching_alone_helps_little': 'A teacher that is no better than its '
+    'student and far from the end of training blurs what the labels say. '
+    + _NO_GAIN,
+    'weights_alone_are_useless': _TWICE,
+    'weights_help_the_taught': _TWICE,
+    'all_pieces': _TWICE + ' `weights`, without a teacher, is better still.',
+    'share_kept': _NO_GAIN,
+    'larger_teachers_keep_less': _NO_GAIN,
+    'larger_teachers_help_little': 'Larger teachers are worse here, and so are '
+    'their students.',
+  },
 }

@@ -311,11 +311,13 @@ _SPARSE_LEARNS_LESS = (
   'better, and an expert sees only its share of few examples.'
 )
 NOTES = {
-  'sparse_fits_faster': _SPARSE_LEARNS_LESS,
-  'dense_wins_on_few_examples': _SPARSE_LEARNS_LESS
-  + ' The direction is the one of the paper, the reason is not overfitting.',
-  'sparse_fits_the_large_task': _CHANCE,
-  'sparse_wins_on_many_examples': _CHANCE,
-  'more_dropout_hurts': _CHANCE,
-  'expert_dropout_helps': _CHANCE,
+  'quick': {
+    'sparse_fits_faster': _SPARSE_LEARNS_LESS,
+    'dense_wins_on_few_examples': _SPARSE_LEARNS_LESS
+    + ' The direction is the one of the paper, the reason is not overfitting.',
+    'sparse_fits_the_large_task': _CHANCE,
+    'sparse_wins_on_many_examples': _CHANCE,
+    'more_dropout_hurts': _CHANCE,
+    'expert_dropout_helps': _CHANCE,
+  },
 }

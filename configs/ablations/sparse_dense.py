@@ -216,8 +216,10 @@ _FEW = (
   'tokens.'
 )
 NOTES = {
-  '8_experts_over_dense': _FEW,
-  '64_experts_over_dense': _FEW,
-  '64_over_32_experts': _FEW,
-  'steps_to_dense_loss': _FEW,
+  'quick': {
+    '8_experts_over_dense': _FEW,
+    '64_experts_over_dense': _FEW,
+    '64_over_32_experts': _FEW,
+    'steps_to_dense_loss': _FEW,
+  },
 }

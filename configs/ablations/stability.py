@@ -357,7 +357,9 @@ _CALM = (
   'variance only starts more slowly. The paper shows a large model early on.'
 )
 NOTES = {
-  'init_mean': _CALM,
-  'init_variance': _CALM,
-  'bf16_router_hurts': _CALM,
+  'quick': {
+    'init_mean': _CALM,
+    'init_variance': _CALM,
+    'bf16_router_hurts': _CALM,
+  },
 }

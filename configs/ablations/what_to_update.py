@@ -209,9 +209,11 @@ _ONE_LABEL = (
   'claim as it was declared and says nothing of what was updated; losses do.'
 )
 NOTES = {
-  'moe_alone_is_worse': _ONE_LABEL,
-  'moe_alone_is_worse_small': _ONE_LABEL,
-  'all_but_moe_is_as_good': _ONE_LABEL,
-  'attention_is_as_good': _ONE_LABEL,
-  'ffn_is_as_good': _ONE_LABEL,
+  'quick': {
+    'moe_alone_is_worse': _ONE_LABEL,
+    'moe_alone_is_worse_small': _ONE_LABEL,
+    'all_but_moe_is_as_good': _ONE_LABEL,
+    'attention_is_as_good': _ONE_LABEL,
+    'ffn_is_as_good': _ONE_LABEL,
+  },
 }

@@ -207,16 +207,21 @@ class Data(batches.Batches):
     return example
 
   def _windows(self, kept, length):
-    """(documents of a domain, their first index, ends, start, stop) of rows."""
-    rows, first = [], 0
+    """(documents of a domain, their first index, ends, start, stop) of rows.
+
+    Domains take turns, each by its share, as in training: where tokens of a
+    batch compete for seats, those of one domain alone would fight for the same.
+    """
+    rows, first, place = [], 0, []
     for members in kept:
       ends = np.cumsum(self._validation.tokens_N[members])
       total = int(ends[-1])
       for start in range(0, total, length):
         stop = min(start + length, total)
         rows.append((members, first, ends, start, stop))
+        place.append((start + stop) / total)
       first += len(members)
-    return rows
+    return [rows[i] for i in np.argsort(place, kind='stable')]
 
   def validation_row(self, row: int) -> batches.Row:
     """A window over a domain's documents laid end to end.

@@ -14,7 +14,8 @@ A study is a config file with more names in it:
   SECONDS            {size: of one run, for estimates}
   COLUMNS            ((metric, label, format), ...) of the table of arms
   FIGURES            a tuple of dicts, see `plots.ablations`
-  NOTES              {claim: why it came out so}; the one that comes afterwards
+  NOTES              {size: {claim: why it came out so}}; the one that comes
+                     afterwards
 """
 
 import copy
@@ -72,6 +73,7 @@ class Claim:
     published: {label: number}, beside ours; {} where there is none.
     kind: 'quality', or 'deterministic' for counts, costs and drops.
     seeds_needed: pairs without which there is no verdict.
+    added: the day it was declared, of a claim that is younger than its study.
   """
 
   name: str
@@ -85,6 +87,7 @@ class Claim:
   published: Mapping[str, float] = dataclasses.field(default_factory=dict)
   kind: str = 'quality'
   seeds_needed: int = 3
+  added: str = ''
 
   @property
   def metrics(self) -> tuple[str, str]:
@@ -187,11 +190,15 @@ def load(
   arms = _arms(module, size, seeds or module.SEEDS[size], config)
   tested = {a.name for a in arms if a.stage == 'arm'}
   claims = tuple(_claim(c, name, tested) for c in module.CLAIMS)
-  _check_unique('claim', [c.name for c in claims])
+  known = [c.name for c in claims]
+  _check_unique('claim', known)
   notes = getattr(module, 'NOTES', {})
-  for n in notes:
-    if n not in {c.name for c in claims}:
-      raise registry.unknown(f'claim in NOTES of {name}', n, notes)
+  for of_size, told in notes.items():
+    if of_size not in SIZES:
+      raise registry.unknown(f'size in NOTES of {name}', of_size, SIZES)
+    for n in told:
+      if n not in known:
+        raise registry.unknown(f'claim in NOTES of {name}', n, known)
   return Study(
     name=name,
     size=size,
@@ -205,7 +212,7 @@ def load(
     seconds=float(getattr(module, 'SECONDS', {}).get(size, 0)),
     columns=tuple(getattr(module, 'COLUMNS', ())),
     figures=tuple(getattr(module, 'FIGURES', ())),
-    notes=notes,
+    notes=notes.get(size, {}),
   )
 
 
