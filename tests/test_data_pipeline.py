@@ -312,17 +312,20 @@ def test_halves_of_validation_share_no_document(load):
   assert {even.fingerprint, odd.fingerprint} == {whole.fingerprint}
 
 
-def test_a_single_document_has_no_halves(tmp_path, load):
+def test_single_documents_take_turns_in_the_halves(tmp_path, load):
   rng = np.random.default_rng(0)
-  for domain, count in (('few', 2), ('many', 90)):
+  for domain, count in (('a', 2), ('b', 2), ('many', 90)):
     made = [bytes(rng.integers(128, 256, 300).tolist()) for _ in range(count)]
     (tmp_path / f'{domain}.txt').write_bytes(b'\n\n'.join(made))
   fields = dict(dir=str(tmp_path), cache=str(tmp_path / 'cache'))
-  assert load(**fields).documents[0].domain == 'few'
-  for which in ('even', 'odd'):
-    with pytest.raises(ValueError, match=f"'few' has 1 val.*'{which}'.*domain"):
-      load(validation_documents=which, **fields)
-  assert load(validation_documents='odd', domains=('many',), **fields).documents
+  for which, mine in (('even', 'a'), ('odd', 'b')):
+    data = load(validation_documents=which, **fields)
+    assert [d.domain for d in data.documents].count(mine) == 1
+    assert {d.domain for d in data.documents} == {mine, 'many'}
+    of_rows = [data.validation_row(i) for i in range(data.validation_rows)]
+    seen = np.concatenate([row['document'] for row in of_rows])
+    assert set(seen[seen >= 0]) == set(range(len(data.documents)))
+    assert data.describe() and len(data.domains) == 3
 
 
 @pytest.mark.parametrize('objective', OBJECTIVES)

@@ -70,7 +70,7 @@ def load(
     allow_download: lets TFDS download what is not prepared.
     validation_documents: 'all' of each domain, or every second one, at 'even'
       or at 'odd' places of its list: what is tuned on one half is judged on the
-      other. A domain with one document has no halves, and is an error.
+      other. A domain with one document is in one half alone.
     validation_max_bytes: cap on each domain's validation bytes, 0 for none, of
       the half that is chosen: whole documents spread over it, at least one.
 
@@ -175,8 +175,8 @@ class Data(batches.Batches):
     self._shares = streams.shares(weights)
     self.weights = tuple(w / sum(weights) for w in weights)
     halves = [
-      _half(members, validation_documents, d)
-      for d, members in zip(self.domains, of_validation)
+      _half(members, validation_documents, i)
+      for i, members in enumerate(of_validation)
     ]
     kept = [
       _capped(members, validation.bytes_N, validation_max_bytes)
@@ -215,7 +215,7 @@ class Data(batches.Batches):
     rows, first, place = [], 0, []
     for members in kept:
       ends = np.cumsum(self._validation.tokens_N[members])
-      total = int(ends[-1])
+      total = int(ends[-1]) if len(ends) else 0
       for start in range(0, total, length):
         stop = min(start + length, total)
         rows.append((members, first, ends, start, stop))
@@ -316,15 +316,14 @@ def _check_weights(weights, domains) -> list[float]:
 _STARTS = {'all': (0, 1), 'even': (0, 2), 'odd': (1, 2)}
 
 
-def _half(members, which, domain):
-  """The documents of a domain that are chosen, in their order."""
+def _half(members, which, number):
+  """The documents that are chosen of domain `number`, in their order.
+
+  Domains of one document take turns, so that each half has some of these.
+  """
   start, by = _STARTS[which]
-  # Both halves are to be of the same domains.
-  if len(members) < by:
-    raise UserError(
-      f'domain {domain!r} has 1 validation document, too few for halves '
-      f'({which!r}): leave it out of data.domains, or take all documents'
-    )
+  if len(members) == 1:
+    start = (start + number) % by
   return members[start::by]
 
 
