@@ -45,7 +45,7 @@ LEAST = {
 }
 # Of runs with a task or with frozen parameters.
 TASK_METRICS = {'eval/accuracy', 'best/accuracy', 'trained_parameters'}
-MINUTES = {'routers': 60}  # 40 for the others
+MINUTES = {'routers': 60, 'sparse_dense': 80}  # 40 for the others
 
 
 SIZES = [(f, s) for f in FILES for s in study_lib._module(f).SEEDS]

@@ -228,3 +228,26 @@ def test_index_of_kept_claims(tmp_path):
   assert '| - | < -0.5 | not run |' in lines[8]
   with pytest.raises(ValueError, match='holds no'):
     index.read(tmp_path / 'a')
+
+
+def test_speed_up_is_read_between_the_runs_of_the_other():
+  """Losses that fall by 0.1 a doubling; an arm 0.15 below needs 2^1.5."""
+  rows = [
+    _row(f'dense_{n}', seed, **{'eval/loss': 2 + seed - 0.1 * n, 'steps': 2**n})
+    for n in range(3, 8)
+    for seed in (0, 1)
+  ]
+  for name, loss in (('mid', 1.35), ('low', 0.0), ('high', 9.0)):
+    rows += [
+      _row(name, seed, **{'eval/loss': loss + seed, 'steps': 2**5})
+      for seed in (0, 1)
+    ]
+  over = tuple(f'dense_{n}' for n in range(3, 8))
+  found = lambda arm: verdicts.values(f'speed_up(over={over})', arm, rows)
+  assert found('dense_5') == pytest.approx({0: 1.0, 1: 1.0})
+  assert found('mid') == pytest.approx({s: 2**1.5 for s in (0, 1)})
+  assert found('low') == pytest.approx({s: 4.0 for s in (0, 1)})  # the longest
+  assert found('high') == pytest.approx({s: 0.25 for s in (0, 1)})
+  assert found('dense_7')[0] == pytest.approx(1.0)
+  del rows[0]  # dense_3 of seed 0
+  assert set(found('mid')) == {1}

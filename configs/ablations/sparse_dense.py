@@ -1,46 +1,54 @@
 """Sparse against dense: more experts at the same FLOPs a token.
 
   python -m experiments.sweep --workdir=/tmp/moe_jax/sparse_dense \\
-      --config=configs/ablations/sparse_dense.py:quick
+      --config=configs/ablations/sparse_dense.py:reference
   python -m experiments.verdict --workdir=/tmp/moe_jax/sparse_dense
 
 Switch Transformer (Fedus et al. 2021, arXiv:2101.03961) figure 4, with the
 numbers of table 7; ST-MoE (Zoph et al. 2022, arXiv:2202.08906) table 8. Every
-arm sends a token through one FFN of the same width; what grows is the number of
-FFNs that a router chooses from, and with it the router alone (E x d FLOPs).
+arm sends a token through FFN weights of the same size; what grows is the number
+of FFNs that a router chooses from, and with it the router alone (E x d FLOPs).
 Wall time stands in `step_time.py`.
 
+`reference`: the decoders of `configs/reference.py`, 4.2 million bytes a run;
+beside the number of experts their size (`fine`: 32 half as wide, top-2;
+`finer`: 64 a quarter as wide, top-4), the router (`hash`), and the length of
+the run: a quarter to four times the steps, each with a schedule of its own.
+What a mixture saves is read off the dense runs: the steps that the dense model
+needs for the loss of the mixture, between its runs in the logarithm of steps.
+
 `quick`: a byte-level decoder of two blocks, d = 64, the second block sparse,
-dense and 2 to 64 experts; 7 arms, 3 seeds each, 25 minutes on 2 CPU
-cores. `gpu`: 8 blocks, d = 512, 512 tokens; not yet run. `paper`: Switch-Base,
-500,000 steps; described, not run.
+half a million bytes. `gpu`: 8 blocks, d = 512, 512 tokens; not yet run.
+`paper`: Switch-Base, 500,000 steps; described, not run. At `reference` two
+hours on 2 CPU cores.
 
 The papers' numbers are losses in nats of tokens of 32,000 pieces after 500,000
-steps of 2^20 tokens; ours are of bytes, after half a million of them.
+steps of 2^20 tokens; ours are of bytes.
 """
 
 from configs import switch
 from configs.ablations import base
 
-STEPS = {'quick': 500, 'gpu': 8000}
-SEEDS = {'quick': 3, 'gpu': 3, 'paper': 1}
+STEPS = {'reference': 1024, 'quick': 500, 'gpu': 8000, 'paper': 500_000}
+SEEDS = {'reference': 3, 'quick': 3, 'gpu': 3, 'paper': 1}
 # Compiling and evaluating included, on two cores that others used, too.
-SECONDS = {'quick': 67, 'gpu': 460}
+SECONDS = {'reference': 105, 'quick': 67, 'gpu': 460}
 
-EXPERTS = {
-  'quick': (2, 4, 8, 16, 32, 64),
-  'gpu': (2, 4, 8, 16, 32, 64),
-  'paper': (2, 4, 8, 16, 32, 64),
-}
+EXPERTS = (2, 4, 8, 16, 32, 64)
+# Lengths of a run, as shares of STEPS.
+LENGTHS = {'quarter': 0.25, 'half': 0.5, 'double': 2, 'fourfold': 4}
+LONG = ('dense', 'experts_16', 'finer')
 
 
-def get_config(arg='quick'):
-  """The config that the arms start from: 8 experts."""
-  size = arg or 'quick'
+def get_config(arg='reference'):
+  """The config that the arms start from: 8 experts, 16 at `reference`."""
+  size = arg or 'reference'
   base.check(size)
   if size == 'paper':
     return switch.get_config('base_8')
   config = base.small(size, STEPS)
+  if size == 'reference':
+    return config.lock()
   # Drops would grow with E in groups of one sequence; a group is the batch.
   config.moe.group_size = config.train.batch_size * config.data.seq_len
   config.eval.batch_size = config.train.batch_size
@@ -48,19 +56,78 @@ def get_config(arg='quick'):
   return config.lock()
 
 
+def models(config):
+  """Fields of each model that has the FLOPs of the dense one."""
+  cut = lambda experts, k: {
+    'moe.num_experts': experts,
+    'moe.d_ff': config.moe.d_ff // k,
+    'moe.router': f'top_k(k={k}, renormalize=False)',
+    # Causal with two choices, too; it matters where capacity binds.
+    'moe.seating': 'token_major()',
+  }
+  return {
+    'dense': {'moe.layers': 'none'},
+    **{f'experts_{n}': {'moe.num_experts': n} for n in EXPERTS},
+    'fine': cut(32, 2),
+    'finer': cut(64, 4),
+    'hash': {
+      'moe.num_experts': 16,
+      'moe.router': 'hash()',
+      'moe.balance': (),
+    },
+  }
+
+
 def sweep(add, size, config):
-  """The dense model and one arm for each number of experts."""
-  del config
-  add('dense', {'moe.layers': 'none'})
-  for count in EXPERTS[size]:
-    add(f'experts_{count}', {'moe.num_experts': count})
+  """The models, and three of them by length of the run."""
+  made = models(config)
+  for name, fields in made.items():
+    add(name, fields)
+  for name in LONG:
+    for label, share in LENGTHS.items():
+      steps = int(share * STEPS[size])
+      fields = {'train.steps': steps, 'train.checkpoint_every': steps}
+      if size != 'paper':  # its rate falls with the root of the step
+        found = base.small(size, {size: steps}).train
+        fields['train.schedule'] = found.schedule
+      add(f'{name}_{label}', made[name] | fields)
 
 
 SWITCH = 'Switch Transformer'
 _LOSS, _HELD_OUT = 'train/loss', 'eval/loss'
 _TO_DENSE = "steps_to_loss(of='dense')"
+_SPEED_UP = (
+  'speed_up(over=('
+  "'dense_quarter', 'dense_half', 'dense', 'dense_double', 'dense_fourfold'))"
+)
 # Table 7's losses after 500,000 steps.
 DENSE, LARGE = 1.636, {16: 1.505, 32: 1.474, 64: 1.444}
+
+
+def _gain(name, length):
+  a, b = f'{name}_{length}', f'dense_{length}'
+  return f"mean_over(metric='{_HELD_OUT}', arms=('{a}',), minus=('{b}',))"
+
+
+def _ours(name, sentence, metric, arms, smallest, **fields):
+  return dict(
+    name=name,
+    sentence=sentence,
+    metric=metric,
+    arms=arms,
+    smallest_effect=smallest,
+    **(
+      dict(
+        paper=SWITCH,
+        table='figure 4',
+        direction='lower',
+        seeds_needed=3,
+        added='2026-11-29',
+      )
+      | fields
+    ),
+  )
+
 
 CLAIMS = (
   dict(
@@ -157,19 +224,107 @@ CLAIMS = (
     published={'dense': 223e6, '64 experts': 3.8e9},
     kind='deterministic',
   ),
+  _ours(
+    '16_experts_over_dense',
+    '16 experts are better than the dense model of equal FLOPs.',
+    _HELD_OUT,
+    ('experts_16', 'dense'),
+    0.03,
+  ),
+  _ours(
+    '16_experts_over_dense_double',
+    'After twice the steps, too, 16 experts are better than the dense model.',
+    _HELD_OUT,
+    ('experts_16_double', 'dense_double'),
+    0.03,
+  ),
+  _ours(
+    'gain_grows_with_tokens',
+    'The gain of 16 experts is larger after twice the steps than after half.',
+    (_gain('experts_16', 'double'), _gain('experts_16', 'half')),
+    ('experts_16_double', 'experts_16_half'),
+    0.01,
+  ),
+  _ours(
+    'speed_up_of_16_experts',
+    'The dense model needs twice the tokens for the loss of 16 experts.',
+    _SPEED_UP,
+    ('experts_16', 'dense'),
+    1.0,
+    direction='higher',
+    table='figure 5',
+    published={'64 experts, in steps': 7.5},
+  ),
+  _ours(
+    'speed_up_of_the_best',
+    'It needs three times the tokens for that of 64 fine-grained experts.',
+    _SPEED_UP,
+    ('finer', 'dense'),
+    2.0,
+    direction='higher',
+    table='figure 5',
+    published={'64 experts, in steps': 7.5},
+  ),
+  _ours(
+    'fine_over_16',
+    '32 experts half as wide, two a token, are better than 16.',
+    _HELD_OUT,
+    ('fine', 'experts_16'),
+    0.01,
+    paper='DeepSeekMoE',
+    table='figure 3',
+  ),
+  _ours(
+    'finer_over_fine',
+    '64 experts a quarter as wide, four a token, are better still.',
+    _HELD_OUT,
+    ('finer', 'fine'),
+    0.005,
+    paper='DeepSeekMoE',
+    table='figure 3',
+  ),
+  _ours(
+    'learned_over_hash',
+    'A learned router is better than a hash of the token.',
+    _HELD_OUT,
+    ('experts_16', 'hash'),
+    0.01,
+    paper='Hash Layers',
+    table='the reverse of their claim',
+  ),
 )
 
 COLUMNS = (
   (_LOSS, 'train loss', '.4f'),
   (_HELD_OUT, 'held-out loss', '.4f'),
   (_TO_DENSE, "steps to dense's loss", '.0f'),
+  (_SPEED_UP, 'speed-up in tokens', '.2f'),
   ('train/dropped', 'dropped', '.1%'),
   ('parameters', 'parameters', ',.0f'),
   ('flops_per_token', 'FLOPs a token', ',.0f'),
 )
 
-_COUNTS = EXPERTS['quick']
+
+def _by_length(name):
+  arms = {1: name} | {v: f'{name}_{k}' for k, v in LENGTHS.items()}
+  return tuple(sorted(arms.items()))
+
+
 FIGURES = (
+  dict(
+    file='loss_by_length.png',
+    kind='lines',
+    title='Loss by length of the run, equal FLOPs a token',
+    x='steps, in those of the other arms',
+    y='held-out loss, nats',
+    log_x=True,
+    metric=_HELD_OUT,
+    series={
+      'dense': _by_length('dense'),
+      '16 experts': _by_length('experts_16'),
+      '64 a quarter as wide': _by_length('finer'),
+    },
+  ),
   dict(
     file='loss_by_experts.png',
     kind='lines',
@@ -181,7 +336,7 @@ FIGURES = (
     series={
       'after all steps': (
         (1, 'dense'),
-        *((e, f'experts_{e}') for e in _COUNTS),
+        *((e, f'experts_{e}') for e in EXPERTS),
       )
     },
     published={'after all steps': ((1, DENSE), *LARGE.items())},
@@ -204,7 +359,7 @@ FIGURES = (
     log_x=True,
     metric=_TO_DENSE,
     series={
-      'steps': ((1, 'dense'), *((e, f'experts_{e}') for e in _COUNTS)),
+      'steps': ((1, 'dense'), *((e, f'experts_{e}') for e in EXPERTS)),
     },
   ),
 )

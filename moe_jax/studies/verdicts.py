@@ -248,6 +248,33 @@ def share_of_gain(metric: str, worse: str, better: str):
   return measure
 
 
+def speed_up(over: tuple[str, ...]):
+  """How many times the arm's steps the arms `over` need for its loss, by seed.
+
+  `over` is one model in runs of several lengths, each with a schedule of its
+  own; between them the logarithm of steps is linear in the held-out loss. A
+  loss below all of theirs counts as the longest's, so that what is said of it
+  is a lower bound; one above all counts as the shortest's.
+  """
+  loss, steps = 'eval/loss', 'steps'
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    runs = [(_plain(loss, a, done), _plain(steps, a, done)) for a in over]
+    mine, took = _plain(loss, arm, done), _plain(steps, arm, done)
+    found = {}
+    for seed in mine:
+      if all(seed in losses for losses, _ in runs):
+        # Falling losses, turned for `np.interp`; noise may swap two lengths.
+        losses, logs = zip(
+          *sorted((a[seed], math.log(b[seed])) for a, b in runs)
+        )
+        needed = float(np.interp(mine[seed], losses, logs))
+        found[seed] = math.exp(needed) / took[seed]
+    return found
+
+  return measure
+
+
 def _plain(metric: str, arm: str, done: Done) -> dict[int, float]:
   return {
     seed: float(row['metrics'][metric])
@@ -263,4 +290,5 @@ DERIVED: dict[str, Any] = {
   'least': least,
   'gap': gap,
   'share_of_gain': share_of_gain,
+  'speed_up': speed_up,
 }
