@@ -1,7 +1,7 @@
 """Routers side by side: all causal ones, at the same FLOPs a token.
 
   python -m experiments.sweep --workdir=/tmp/moe_jax/routers \\
-      --config=configs/ablations/routers.py:quick
+      --config=configs/ablations/routers.py:reference
   python -m experiments.verdict --workdir=/tmp/moe_jax/routers
 
 The presets of configs/routers.py that let no token see later ones, each with
@@ -13,14 +13,17 @@ be compared. Claims are of the papers that the presets follow, by the numbers of
 DeepSeekMoE (arXiv:2401.06066), Loss-Free Balancing (arXiv:2408.15664), OLMoE
 (arXiv:2409.02060) and others.
 
-`quick`: a byte-level decoder of two blocks, d = 64, the second sparse, experts
-of 8 dense FFNs' parameters; three seeds each, at most 60 minutes on 2 CPU
-cores. `gpu`: 8 blocks, d = 512, 512 tokens; not yet run. `paper`: 12 blocks, d
-= 768, C4; described, not run. Step times are of one process that may have had
-company: `step_time.py` measures alone.
+`reference`: the decoder of `configs/reference.py`, all blocks sparse, experts
+of 8 dense FFNs' parameters, 4.2 million bytes a run; three seeds of an arm that
+a claim is about, one of another; three hours and a half on 2 CPU cores, one of
+them for product keys, which come last. What a preset does by steps is set for
+as many. `quick`: a byte-level decoder of two blocks, d = 64, the second sparse;
+three seeds each, at most 60 minutes. `gpu`: 8 blocks, d = 512, 512 tokens; not
+yet run. `paper`: 12 blocks, d = 768, C4; described, not run. Step times are of
+one process that may have had company: `step_time.py` measures alone.
 
-MaxVio here is of one batch of 2,048 tokens, mean of the last tenth of the
-steps; the papers' is of a validation set.
+MaxVio here is of one batch of 4,096 tokens (`quick`: 2,048), mean of the last
+tenth of the steps; the papers' is of a validation set.
 """
 
 import functools
@@ -28,10 +31,10 @@ import functools
 from configs import lm, routers
 from configs.ablations import base
 
-STEPS = {'quick': 120, 'gpu': 4000}
-SEEDS = {'quick': 3, 'gpu': 3, 'paper': 1}
+STEPS = {'reference': 1024, 'quick': 120, 'gpu': 4000}
+SEEDS = {'reference': 3, 'quick': 3, 'gpu': 3, 'paper': 1}
 # Compiling and evaluating included, on one core; product keys take the longest.
-SECONDS = {'quick': 20, 'gpu': 400}
+SECONDS = {'reference': 260, 'quick': 20, 'gpu': 400}
 EXPERTS = 8
 
 # Arm: the preset that it changes, and the changes.
@@ -60,16 +63,32 @@ VARIANTS = {
       )
     },
   ),
+  'bip_aux_0.01': (
+    'bip',
+    {'moe.balance': ("switch_loss(weight=0.01, count='all')",)},
+  ),
+  # As top-2 is here, which it is compared with.
+  'moe_plus_plus_dropless': (
+    'moe_plus_plus',
+    {'moe.capacity_factor': 0.0, 'moe.eval_capacity_factor': 0.0},
+  ),
 }
-REFERENCE = 'expert_choice'
+# By steps: the presets' are the quickstart's.
+BY_STEPS = {
+  'reference': {
+    # 90 %, as Sigma-MoE-Tiny.
+    'scheduled_top_k': {'moe.router': 'scheduled_top_k(first=(2,), until=922)'},
+  }
+}
+REFERENCE, SLOWEST = 'expert_choice', 'product_keys'
 CAUSAL = tuple(
   n for n, p in routers.PRESETS.items() if not p.moe.get('allow_noncausal')
 )
 
 
-def get_config(arg='quick'):
+def get_config(arg='reference'):
   """The config that the arms start from: Switch."""
-  size = arg or 'quick'
+  size = arg or 'reference'
   base.check(size)
   return _config(size, 'switch').lock()
 
@@ -93,10 +112,19 @@ def sweep(add, size, config):
   """An arm for each causal preset, the variants, and expert choice."""
   del config
   start = _fields(get_config(size))
-  for name in (*CAUSAL, *VARIANTS, REFERENCE):
+  names, few = [*CAUSAL, *VARIANTS, REFERENCE], {}
+  if size == 'reference':
+    # Those that claims are about first; the others are points of a figure.
+    claimed = {a for claim in CLAIMS for a in claim['arms']}
+    order = lambda n: (n == SLOWEST, n not in claimed)
+    names.sort(key=order)
+    few = {n: {'seeds': 1} for n in names if n not in claimed}
+  for name in names:
     preset, changes = VARIANTS.get(name, (name, {}))
+    changes = changes | BY_STEPS.get(size, {}).get(name, {})
     found = _fields(_config(size, preset)) | changes
-    add(name, {k: v for k, v in found.items() if v != start[k]})
+    differs = {k: v for k, v in found.items() if v != start[k]}
+    add(name, differs, **few.get(name, {}))
 
 
 def _fields(config):
@@ -291,6 +319,19 @@ CLAIMS = (
     *('none', 'a control', _LOSS, 'place_under_learned'),
     'Experts chosen by place alone are worse than learned routing.',
     *('higher', 0.005, ('round_robin', 'switch')),
+  ),
+  _sun(
+    *('section 4', _VIO, 'bip_late_0.01'),
+    'At the end BIP is better balanced than the loss at a weight of 0.01.',
+    *('lower', 0.05, ('bip', 'bip_aux_0.01')),
+    added='2026-11-29',
+  ),
+  _jin(
+    *(_LOSS, 'moe_plus_plus_dropless_loss'),
+    'Without drops MoE++ is better than top-2.',
+    *('lower', 0.003, ('moe_plus_plus_dropless', 'top_k')),
+    published={'accuracy, MoE++': 45.6, 'MoE': 44.3},
+    added='2026-11-29',
   ),
 )
 
