@@ -46,6 +46,7 @@ def get_config(arg='moe'):
   config.model.update(
     num_layers=2, d_model=32, num_heads=1, d_head=32, d_ff=128
   )
+  config.model.scan = False  # as in configs/reference.py
   config.moe.update(
     layers='all',
     num_experts=32,
