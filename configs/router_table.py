@@ -315,7 +315,7 @@ PRESETS = {
   'sparse_mixer': Preset(
     'sparse_mixer()', ('switch_loss(weight=0.01)',), RELU, moe=DROPLESS
   ),
-  # By steps: a hundredth of the paper's; 90 % of the quickstart's.
+  # By steps: a hundredth of the paper's; 90 % of the schema's.
   'rexmoe': Preset(
     'rexmoe(k=2, layers=2, start=100, end=300)',
     (_ALL(0.01, 'global'),),

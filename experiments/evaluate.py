@@ -3,9 +3,12 @@
   python -m experiments.evaluate --workdir=/tmp/run
   python -m experiments.evaluate --workdir=/tmp/run --cpu_devices=4 \\
       --mesh='auto(expert=2)' --capacity_factor=1.0
+  python -m experiments.evaluate --workdir=/tmp/moe --against=/tmp/dense
 
 Reads the config and the checkpoint of the run in the workdir, chooses a mesh of
-its own, prints the table and writes evaluation/summary.json there.
+its own, prints the table and writes evaluation/summary.json there. With
+--against, also its scores less those of another run's newest checkpoint, by
+the same documents, with 95 % intervals of the difference.
 """
 
 import os
@@ -18,6 +21,9 @@ from moe_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
+)
+_AGAINST = flags.DEFINE_string(
+  'against', '', 'Workdir of another run on the same data, to compare with.'
 )
 _MESH = flags.DEFINE_string('mesh', 'auto()', 'Mesh to evaluate on.')
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -34,7 +40,26 @@ def main(_: list[str]) -> None:
   """Evaluates and shows the table."""
   processes.start(_CPU_DEVICES.value)
   from moe_jax.plots import tables
-  from moe_jax.runs import configs, workdir as workdir_lib, writers
+  from moe_jax.runs import writers
+
+  session, evaluate, state = _open(_WORKDIR.value, _CAPACITY.value, _STEP.value)
+  summary = evaluate(state.params, state.balance) | evaluate.floor()
+  summary |= session.problem.described()
+  summary['step'] = int(state.step)
+  if _AGAINST.value:
+    _, other, theirs = _open(_AGAINST.value)
+    summary |= evaluate.against(state, other, theirs)
+  workdir = os.path.join(_WORKDIR.value, 'evaluation')
+  if jax.process_index() == 0:
+    os.makedirs(workdir, exist_ok=True)
+    out = os.path.join(workdir, 'summary.json')
+    writers.write_json(out, summary)
+    print(tables.end_of_run(summary, {'summary': out}), end='')
+
+
+def _open(workdir: str, factor: float | None = None, step: int | None = None):
+  """Session, evaluator and state of a run, on the mesh that is asked for."""
+  from moe_jax.runs import configs, workdir as workdir_lib
   from moe_jax.training import (
     checks,
     evaluation,
@@ -42,28 +67,19 @@ def main(_: list[str]) -> None:
     session as session_lib,
   )
 
-  config = configs.from_dict(workdir_lib.read_config(_WORKDIR.value))
-  if _CAPACITY.value is not None:
-    config = checks.with_eval_factor(config, _CAPACITY.value)
+  config = configs.from_dict(workdir_lib.read_config(workdir))
+  if factor is not None:
+    config = checks.with_eval_factor(config, factor)
   session = session_lib.make(
-    config, _WORKDIR.value, mesh_spec=_MESH.value, splits=('eval',)
+    config, workdir, mesh_spec=_MESH.value, splits=('eval',)
   )
-  state, data = fresh_rules.of_run(session, _WORKDIR.value, _STEP.value)
+  state, data = fresh_rules.of_run(session, workdir, step)
   if data['fingerprint'] != session.data.fingerprint:
     raise UserError(
-      f'{_WORKDIR.value} was trained on other data than is found now; its '
+      f'{workdir} was trained on other data than is found now; its '
       'validation documents may have been trained on'
     )
-  evaluate = evaluation.Evaluator(session)
-  summary = evaluate(state.params, state.balance) | evaluate.floor()
-  summary |= session.problem.described()
-  summary['step'] = int(state.step)
-  workdir = os.path.join(_WORKDIR.value, 'evaluation')
-  if jax.process_index() == 0:
-    os.makedirs(workdir, exist_ok=True)
-    out = os.path.join(workdir, 'summary.json')
-    writers.write_json(out, summary)
-    print(tables.end_of_run(summary, {'summary': out}), end='')
+  return session, evaluation.Evaluator(session), state
 
 
 if __name__ == '__main__':

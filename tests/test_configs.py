@@ -7,11 +7,12 @@ import re
 import jax
 import pytest
 
-from configs import base, quickstart, st_moe, switch, t5
+from configs import base, deep, quickstart, reference, st_moe, switch, t5
 from moe_jax.data import objectives
 from moe_jax.models import factory
 from moe_jax.planning import counts
-from moe_jax.runs import configs as configs_lib
+from moe_jax.runs import checkpoint, configs as configs_lib
+from moe_jax.studies import study as study_lib
 from moe_jax.training import optimizers, plans, session as session_lib, step
 
 FAMILIES = {'t5': t5, 'switch': switch, 'st_moe': st_moe}
@@ -227,8 +228,54 @@ def test_quickstart():
   assert {k: v for k, v in dense.items() if v != moe[k]} == {
     'moe.layers': 'none'
   }
-  with pytest.raises(ValueError, match="'sparse'; valid: moe, dense"):
-    quickstart.get_config('sparse')
+
+
+@pytest.mark.parametrize('module', [quickstart, reference, deep])
+def test_small_models_cost_the_same(module):
+  """Less the routers, whose products a mixture has beside the dense model's."""
+  cost = set()
+  for name in module.VARIANTS:
+    config = module.get_config(name).unlock()
+    config.data.tokenizer = 'bytes()'
+    configs_lib.validate(config)
+    session = plans.make(config, 'exact()')
+    parts = counts.parts(session.leaves(), session.expert_share())
+    router = parts.get('router', {'total': 0})['total']
+    flops = session.forward_flops() - 2 * router * config.data.seq_len
+    cost.add(round(flops))
+  assert len(cost) == 1, cost
+  assert module.get_config() == module.get_config('')
+  valid = ', '.join(module.VARIANTS)
+  with pytest.raises(ValueError, match=f"no variant 'b'; valid: {valid}"):
+    module.get_config('b')
+
+
+@pytest.mark.parametrize('module', [reference, deep])
+def test_arms_of_studies_are_the_files_models(module):
+  for name in module.VARIANTS:
+    arm = module.get_config().unlock()
+    arm.update_from_flattened_dict(module.fields(name))
+    arm, own = map(configs_lib.flatten, (arm, module.get_config(name)))
+    differ = {k for k in own if arm[k] != own[k]}
+    assert own['moe.layers'] == 'none' or not differ, (name, differ)
+    assert not differ - {f'moe.{k}' for k in module.get_config().moe}
+
+
+def test_a_set_of_reference_models_has_the_deep_ones():
+  study = study_lib.load('configs/ablations/references.py:reference')
+  for name in deep.VARIANTS:
+    made = study.config_of(study.arm(f'deep_{name}'), 0)
+    own = deep.get_config(name)
+    assert configs_lib.flatten(made) == configs_lib.flatten(own)
+  assert {a.name for a in study.arms if len(a.seeds) > 1} == set(
+    reference.VARIANTS
+  )
+
+
+def test_deep_models_keep_their_beginning():
+  train = deep.get_config().train
+  kept = checkpoint.at_shares(train.keep_at, train.steps)
+  assert sorted(kept) == [16, 32, 80, 160, 320, 640, 1120, 1600]
 
 
 @pytest.mark.parametrize('name', ['switch:xxl', 'st_moe:l'])

@@ -8,6 +8,7 @@ import collections
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,24 @@ def test_evaluate_takes_another_factor_and_mesh(run, monkeypatch):
   assert shapes == [mesh_lib.exact(data=8)]
   with pytest.raises(ValueError, match='needs 2 devices, found 8'):
     run.evaluate('--mesh=exact(data=2)')
+
+
+@case('evaluate', 'against')
+def test_evaluate_compares_with_another_run(run):
+  """That of the step before, by document."""
+  other = run.root / 'other'
+  shutil.copytree(run.workdir, other)
+  shutil.rmtree(other / 'checkpoints/2')
+  found, out = run.evaluate(f'--against={other}')
+  before, _ = run.evaluate('--step=1')
+  for key in ('a/bits_per_byte', 'b/bits_per_byte', 'bits_per_byte'):
+    less = found[f'eval/{key}'] - before[f'eval/{key}']
+    value = found[f'difference/{key}']
+    assert value == pytest.approx(less, abs=1e-5)
+  ends = (found[f'difference/{key}_{end}'] for end in ('low', 'high'))
+  assert next(ends) < value < next(ends)
+  shown = f'overall {value:+.3f}'
+  assert shown in ' '.join(out.split())
 
 
 class Bigram:

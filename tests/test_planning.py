@@ -269,7 +269,7 @@ def test_program_fails_in_one_line():
     timeout=120,
   )
   assert done.returncode == 1 and not done.stdout
-  assert re.fullmatch(r'error: train\.batch_size=8 is not .*\n', done.stderr)
+  assert re.fullmatch(r'error: train\.batch_size=64 is not .*\n', done.stderr)
 
 
 def test_traffic_of_unknown_dispatches_is_not_counted():

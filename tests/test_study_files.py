@@ -42,10 +42,11 @@ LEAST = {
   'batch_size': 6,
   'what_to_update': 6,
   'distillation': 6,
+  'references': 0,
 }
 # Of runs with a task or with frozen parameters.
 TASK_METRICS = {'eval/accuracy', 'best/accuracy', 'trained_parameters'}
-MINUTES = {'routers': 60, 'sparse_dense': 80}  # 40 for the others
+MINUTES = {'routers': 60, 'sparse_dense': 80, 'references': 80}  # 40 else
 
 
 SIZES = [(f, s) for f in FILES for s in study_lib._module(f).SEEDS]

@@ -37,6 +37,8 @@ _COMPARED = (
 )
 _PERCENT = ('moe/dropped', 'moe/eval_dropped', 'mfu')
 
+DIFFERENCE = 'difference/bits_per_byte'
+
 Table = tuple[Sequence[str], list[Sequence[str]]]
 
 
@@ -55,6 +57,23 @@ def domains(summary: Mapping[str, Any]) -> Table:
       total.setdefault(f'eval/{k}', sum(counts) if counts else math.nan)
     rows.append(_domain(total, 'overall', 'eval/'))
   return _DOMAIN_HEADER, rows
+
+
+def differences(summary: Mapping[str, Any]) -> Table:
+  """Header and a row a domain, then one for all: what another run is above.
+
+  Below 0 the run of the summary has fewer bits per byte.
+  """
+  rows = []
+  for name in (*records.domains(summary), ''):
+    key = f'difference/{name}/bits_per_byte' if name else DIFFERENCE
+    value, low, high = (
+      records.number(summary, f'{key}{end}') for end in ('', '_low', '_high')
+    )
+    if not math.isnan(value):
+      ends = ' to '.join(_signed(v, 3) for v in (low, high))
+      rows.append((name or 'overall', _signed(value, 3), ends))
+  return ('less the other run', 'bits/byte', '95 % interval, paired'), rows
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -107,9 +126,9 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def end_of_run(summary: Mapping[str, Any], files: Mapping[str, str]) -> str:
   """What a training run prints last; `files` maps a label to a path."""
   parts = []
-  header, rows = domains(summary)
-  if rows:
-    parts.append(text(header, rows))
+  for header, rows in (domains(summary), differences(summary)):
+    if rows:
+      parts.append(text(header, rows))
   parts.append(_pairs(facts(summary)))
   parts.append(_pairs(list(files.items())))
   return '\n\n'.join(p for p in parts if p) + '\n'

@@ -211,6 +211,23 @@ class Problem(abc.ABC):
       FloatingPointError: a sum is not finite; names what it is of.
     """
 
+  def difference(
+    self, sums: Any, others: Any, data: batches.Batches
+  ) -> dict[str, float]:
+    """Scores of a model less those of another, paired over the same data.
+
+    Args:
+      sums, others: as `scores` takes them, of either model.
+      data: of both.
+
+    Returns:
+      'difference/...' with '_low' and '_high', the ends of a 95 % interval.
+
+    Raises:
+      ValueError: the problem has none.
+    """
+    raise self.lacks('a comparison', 'scores by document')
+
   def floor(self, data: batches.Batches) -> dict[str, float]:
     """Scores of what a model must beat, computed once a run."""
     del data

@@ -35,6 +35,17 @@ class CausalLM(language.Corpus):
   def by_document(self, nats_N, data):
     return _by_domain(nats_N / math.log(2), data, 'bits_per_byte')
 
+  def difference(self, sums, others, data):
+    """'difference/[<domain>/]bits_per_byte', over documents that both read."""
+    nats_N = (np.asarray(s['nats'], np.float64) for s in (sums, others))
+    bits_N = np.subtract(*nats_N) / math.log(2)
+    found = _by_domain(bits_N, data, 'bits_per_byte')
+    return {
+      k.replace('eval/', 'difference/', 1): v
+      for k, v in found.items()
+      if 'bits_per_byte' in k
+    }
+
   def floor(self, data):
     """'eval/[<domain>/]bigram_bits_per_byte'."""
     from moe_jax.data import bigram  # as in `Corpus.find`

@@ -268,16 +268,6 @@ def left_out(
   return float(np.sqrt(np.mean(residuals**2))), residuals
 
 
-def by_group(
-  law: Law, points: Points, label: Callable[[int], str]
-) -> dict[str, float]:
-  """Mean residual of log L by a label of the runs: where the law fails."""
-  groups: dict[str, list[float]] = {}
-  for i, r in enumerate(law.residuals):
-    groups.setdefault(label(i), []).append(float(r))
-  return {k: float(np.mean(v)) for k, v in sorted(groups.items())}
-
-
 def table(law: Law) -> Sequence[tuple[str, str, str]]:
   """(parameter, value, interval) rows, for pages."""
   rows = []

@@ -15,7 +15,7 @@ import numpy as np
 from moe_jax.errors import UserError
 from moe_jax.plots import ablations, style
 from moe_jax.runs import writers
-from moe_jax.studies import results, study as study_lib, verdicts
+from moe_jax.studies import lawful, results, study as study_lib, verdicts
 
 CLAIMS, PAGE = 'claims.json', 'results.md'
 # In the order of a table: what was found first.
@@ -51,7 +51,13 @@ def write(
       'claims': [_record(v, study) for v in found],
     },
   )
-  (out / PAGE).write_text(page(study, rows, found))
+  fitted = [v for v in (lawful.find(s, rows) for s in study.laws) if v]
+  if fitted:
+    writers.write_json(out / lawful.FILE, list(map(lawful.record, fitted)))
+  for law in fitted:
+    if 'file' in law.spec:
+      style.png(lawful.draw(law), str(out / law.spec['file']))
+  (out / PAGE).write_text(page(study, rows, found, fitted))
   for spec in study.figures:
     fig = ablations.draw(
       spec,
@@ -73,8 +79,12 @@ def land(
   if source.resolve() == target.resolve():
     return
   target.mkdir(parents=True, exist_ok=True)
+  laws = [spec['file'] for spec in study.laws if 'file' in spec]
   for name in (CLAIMS, PAGE, *(f['file'] for f in study.figures)):
     shutil.copyfile(source / name, target / name)
+  for name in (lawful.FILE, *laws):  # where enough has been run
+    if (source / name).exists():
+      shutil.copyfile(source / name, target / name)
   rows = map(results.for_keeping, results.read(source / results.FILE))
   lines = [json.dumps(r, allow_nan=False) + '\n' for r in rows]
   (target / results.FILE).write_text(''.join(lines))
@@ -112,8 +122,9 @@ def page(
   study: study_lib.Study,
   rows: Sequence[results.Row],
   found: Sequence[verdicts.Verdict],
+  fitted: Sequence[lawful.Found] = (),
 ) -> str:
-  """results.md: claims with verdicts, then arms, figures and how it was run."""
+  """results.md: claims, laws, arms, figures and how it was run."""
   counts = collections.Counter(v.outcome for v in found)
   told = ', '.join(f'{counts[o]} {o}' for o in OUTCOMES if counts[o])
   parts = [
@@ -131,6 +142,12 @@ def page(
   if study.notes:
     parts.append('## Notes')
     parts += [f'- `{name}`: {text}' for name, text in study.notes.items()]
+  for law in fitted:
+    text, cells = lawful.told(law)
+    parts += [f'## {law.spec["title"]}', text]
+    if 'file' in law.spec:
+      parts.append(f'![{law.spec["title"]}]({law.spec["file"]})')
+    parts.append(table(('parameter', 'value', '95 % interval'), cells))
   parts += ['## Arms', _arms(study, rows)]
   for spec in study.figures:
     parts.append(f'![{spec["title"]}]({spec["file"]})')

@@ -14,6 +14,7 @@ A study is a config file with more names in it:
   SECONDS            {size: of one run, for estimates}
   COLUMNS            ((metric, label, format), ...) of the table of arms
   FIGURES            a tuple of dicts, see `plots.ablations`
+  LAWS               a tuple of dicts, scaling laws to fit, see `lawful`
   NOTES              {size: {claim: why it came out so}}; the one that comes
                      afterwards
 """
@@ -109,7 +110,7 @@ class Study:
     flags: what the command line changed, by dotted field.
     arms, claims: in the order declared; 'pretrain' arms first.
     seconds: one run's, as estimated in the file; 0 is unknown.
-    columns, figures, notes: as in the file.
+    columns, figures, laws, notes: as in the file.
   """
 
   name: str
@@ -124,6 +125,7 @@ class Study:
   seconds: float
   columns: tuple
   figures: tuple
+  laws: tuple
   notes: Mapping[str, str]
 
   def arm(self, name: str) -> Arm:
@@ -212,6 +214,7 @@ def load(
     seconds=float(getattr(module, 'SECONDS', {}).get(size, 0)),
     columns=tuple(getattr(module, 'COLUMNS', ())),
     figures=tuple(getattr(module, 'FIGURES', ())),
+    laws=tuple(getattr(module, 'LAWS', ())),
     notes=notes.get(size, {}),
   )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from moe_jax.errors import NotFiniteError
+from moe_jax.errors import NotFiniteError, UserError
 from moe_jax.training import session as session_lib, step as step_lib, trail
 
 
@@ -41,13 +41,7 @@ class Evaluator:
       FloatingPointError: the loss is not finite; names of what.
     """
     s, start = self._session, time.monotonic()
-    sums, count = None, 0
-    for batch in s.validation():
-      count += 1
-      out = self._step(params, balance, s.put(batch))
-      out = {k: out[k] for k in ('sums', 'cause') if k in out}
-      sums = out if sums is None else jax.tree.map(jnp.add, sums, out)
-    sums = jax.device_get(sums)
+    sums, count = self._sums(params, balance)
     metrics = dict(s.problem.scores(sums['sums'], s.data))
     if not math.isfinite(metrics['eval/loss']):
       raise NotFiniteError(f'eval/loss is {metrics["eval/loss"]}')
@@ -61,6 +55,36 @@ class Evaluator:
       metrics['moe/eval_wasted'] = trail.wasted(cause_QC, held * count)
     metrics['eval/seconds'] = time.monotonic() - start
     return metrics
+
+  def _sums(self, params, balance) -> tuple[dict[str, Any], int]:
+    """Over all batches, and how many they are."""
+    s, sums, count = self._session, None, 0
+    for batch in s.validation():
+      count += 1
+      out = self._step(params, balance, s.put(batch))
+      out = {k: out[k] for k in ('sums', 'cause') if k in out}
+      sums = out if sums is None else jax.tree.map(jnp.add, sums, out)
+    return jax.device_get(sums), count
+
+  def against(self, mine: Any, other: 'Evaluator', theirs: Any) -> dict:
+    """Scores of a state less those of another run's, paired.
+
+    Args:
+      mine, theirs: train states, of this session and of the other's.
+      other: of a run that is evaluated on the same documents.
+
+    Raises:
+      ValueError: it is not, or the problem knows no difference.
+    """
+    sessions = self._session, other._session
+    if len({tuple(s.data.documents) for s in sessions}) > 1:
+      raise UserError(
+        'the runs are evaluated on different documents: data, data.domains, '
+        'eval.documents and eval.max_bytes are to be the same'
+      )
+    states = (self, mine), (other, theirs)
+    sums = [e._sums(x.params, x.balance)[0]['sums'] for e, x in states]
+    return sessions[0].problem.difference(*sums, sessions[0].data)
 
   def floor(self) -> dict[str, float]:
     """What a model must beat, as the problem says."""

@@ -7,11 +7,11 @@ import types
 import numpy as np
 import pytest
 
-from moe_jax.data import batches
+from moe_jax.data import batches, pipeline
 from moe_jax.models import factory
 from moe_jax.problems import base, causal_lm, classification, span_corruption
 from moe_jax.runs import config_history
-from moe_jax.training import loop, session as session_lib
+from moe_jax.training import evaluation, loop, session as session_lib
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -134,6 +134,37 @@ def test_a_config_chooses_the_half_that_is_judged(tmp_path):
     held[which] = {d.name for d in data.documents}
   assert held['even'] | held['odd'] == held['all']
   assert held['even'] and held['odd'] and not held['even'] & held['odd']
+
+
+def test_two_models_are_compared_by_document():
+  """What makes documents hard for both is in no interval."""
+  rng = np.random.default_rng(0)
+  documents = [
+    pipeline.Document('ab'[i % 2], str(i), int(n))
+    for i, n in enumerate(rng.integers(100, 5000, 30))
+  ]
+  data = types.SimpleNamespace(documents=documents, domains=('a', 'b'))
+  bytes_N = np.array([d.num_bytes for d in documents])
+  nats_N = bytes_N * rng.uniform(0.5, 3.0, 30)
+  less_N = np.log(2) * bytes_N * np.where(np.arange(30) % 2, 0.1, 0.4)
+  problem = base.of(tiny.config())
+  found = problem.difference({'nats': nats_N - less_N}, {'nats': nats_N}, data)
+  for domain, want in (('a/', -0.4), ('b/', -0.1)):
+    for end in ('', '_low', '_high'):
+      got = found.pop(f'difference/{domain}bits_per_byte{end}')
+      assert got == pytest.approx(want, abs=1e-9)
+  value, low, high = found.values()
+  want = -(less_N.sum() / np.log(2)) / bytes_N.sum()
+  assert value == pytest.approx(want) and low < value < high
+  series = base.of(tiny.config(**{'data.problem': f'{SERIES}()'}))
+  with pytest.raises(ValueError, match='a comparison needs scores by document'):
+    series.difference({}, {}, data)
+  ours, theirs = (object.__new__(evaluation.Evaluator) for _ in range(2))
+  ours._session = types.SimpleNamespace(data=data)
+  other = types.SimpleNamespace(documents=documents[::2])
+  theirs._session = types.SimpleNamespace(data=other)
+  with pytest.raises(ValueError, match='evaluated on different documents'):
+    ours.against(None, theirs, None)
 
 
 def test_a_problem_may_see_the_future():
