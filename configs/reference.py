@@ -85,5 +85,5 @@ def get_config(arg='moe_16'):
     checkpoint_every=STEPS,
     keep=1,
   )
-  config.eval.update(batch_size=BATCH, documents=JUDGING, max_bytes=20_000)
+  config.eval.update(batch_size=BATCH, documents=JUDGING)
   return config.lock()
