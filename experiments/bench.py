@@ -57,10 +57,7 @@ def main(_: list[str]) -> int:
 
   if _PROFILE.value and not _WORKDIR.value:
     raise UserError('--profile writes to a workdir: give --workdir')
-  if _SUITE.value == 'parallel':
-    distributed.simulate(costs.DEVICES)
-  else:
-    cli.keep_memory()
+  distributed.simulate(costs.DEVICES if _SUITE.value == 'parallel' else 1)
   if _SUITE.value == 'step':
     scopes.name_kernels()
   options = layers.Options(

@@ -6,7 +6,6 @@ defect of the program, or of a library under it.
 """
 
 import ast
-import ctypes
 import logging as std_logging
 import re
 import sys
@@ -50,21 +49,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       _fail(_last_line(e))
 
   app.run(guarded, flags_parser=_parse)
-
-
-def keep_memory() -> None:
-  """Freed memory stays with the process, where the C library is glibc.
-
-  XLA on CPU allocates its buffers anew at every step. Large ones glibc returns
-  to the kernel, which hands them out again page by page, cleared: 64 MB cost 45
-  ms on a virtual machine, four times as long as to fill them. For one device:
-  the threads of eight simulated ones wait for each other's allocations.
-  """
-  M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-  if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)
-    libc.mallopt(M_ARENA_MAX, 1)
 
 
 def _parse(argv: list[str]) -> list[str]:

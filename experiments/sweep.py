@@ -6,12 +6,13 @@
 A run is one arm with one seed; the runs of a seed see the same data in the same
 order. WORKDIR/results.jsonl gets a line a run; a finished run is not repeated.
 A run that fails is recorded with its error and the rest goes on; the exit code
-is then 1. Fields of all arms change by --config.a.b=value. Several machines:
+is then 1. Fields of all arms change by --config.a.b=value. --jobs=2 is for two
+processes that share the cores, each with what is left to do; --done=FILE keeps
+the rows elsewhere, too, and goes on from there. Several machines:
 
   python -m experiments.sweep ... --array_task=$SLURM_ARRAY_TASK_ID/8
 """
 
-import subprocess
 import sys
 
 from absl import flags
@@ -33,6 +34,10 @@ _SEEDS = flags.DEFINE_integer(
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print commands and time only.')
 _TASK = flags.DEFINE_string('array_task', '', "Part i of n, 'i/n', i from 0.")
 _JOBS = flags.DEFINE_integer('jobs', 1, 'Processes, on this machine.', 1)
+_WORKER = flags.DEFINE_string('worker', '', 'Set by --jobs: process i of n.')
+_DONE = flags.DEFINE_string(
+  'done', '', 'A file of rows to go on from, and to add to after each run.'
+)
 _PRETRAINED = flags.DEFINE_string(
   'pretrained', '', "Another sweep's workdir: its runs for 'pretrain' arms."
 )
@@ -45,7 +50,11 @@ flags.mark_flag_as_required('config')
 def main(argv: list[str]) -> int:
   """Runs what is left to run; 1 where a run failed."""
   config = _CONFIG.value
+  index, count = map(int, (_WORKER.value or '0/1').split('/'))
   from moe_jax.parallel import distributed
+  from moe_jax.studies import workers
+
+  workers.pin(index, count)
 
   distributed.simulate(config.cpu_devices)
   from moe_jax.studies import runner, study as study_lib
@@ -64,29 +73,20 @@ def main(argv: list[str]) -> int:
   if _JOBS.value > 1:
     if _TASK.value:
       raise UserError('--jobs and --array_task exclude each other')
-    return _fan_out(study, _JOBS.value)
+    call = [sys.executable, '-m', 'experiments.sweep', *sys.argv[1:]]
+    return workers.run(call, _JOBS.value)
   failed = runner.sweep(
     study,
     _WORKDIR.value,
     todo,
     pretrained=_PRETRAINED.value,
+    done=_DONE.value,
+    processes=count,
     allow_download=_ALLOW_DOWNLOAD.value,
   )
   if failed:
     print(f'{len(failed)} of {len(todo)} runs failed', file=sys.stderr)
   return 1 if failed else 0
-
-
-def _fan_out(study, jobs: int) -> int:
-  """`jobs` processes, after one for what the arms start from."""
-  call = [sys.executable, '-m', 'experiments.sweep', *sys.argv[1:], '--jobs=1']
-  first = [a.name for a in study.arms if a.stage == 'pretrain']
-  if first and subprocess.call([*call, f'--only={",".join(first)}']):
-    return 1
-  started = [
-    subprocess.Popen([*call, f'--array_task={i}/{jobs}']) for i in range(jobs)
-  ]
-  return max(p.wait() for p in started)
 
 
 if __name__ == '__main__':

@@ -81,10 +81,17 @@ def test_the_command_line_decides_arms(path, tmp_path):
   assert study.arm('own_77').overrides == {'data.dir': 'x'}
 
 
-def test_runs_are_arm_by_arm(path):
+def test_runs_are_seed_by_seed_and_those_of_claims_first(path, tmp_path):
   study = study_lib.load(path)
   keys = [r.key for r in runner.runs(study)]
-  assert keys == [(a, s) for a in 'ab' for s in range(3)]
+  assert keys == [(a, s) for s in range(3) for a in 'ab']
+  more = "  add('d', {}); add('c', {}); add('e', {'train.steps': 9})"
+  old = """metric="deviation(metric='loss')","""
+  new = """metric="mean_over(metric='loss', arms=('a', 'c'))","""
+  file = fake_study.study_file(tmp_path, more=more, **{old: new})
+  keys = [r.key for r in runner.runs(study_lib.load(file))]
+  assert keys[:9] == [(a, s) for s in range(3) for a in 'abc']
+  assert keys[9:] == [(a, s) for s in range(3) for a in 'de']
   assert {r.arm.name for r in runner.runs(study, ['b'])} == {'b'}
   with pytest.raises(ValueError, match="arm of toy 'c'; valid: a, b"):
     runner.runs(study, ['c'])
@@ -97,7 +104,8 @@ def test_array_tasks_are_a_partition(path, count):
     [r.key for r in runner.runs(study, task=f'{i}/{count}')]
     for i in range(count)
   ]
-  assert list(itertools.chain(*parts)) == [r.key for r in runner.runs(study)]
+  found = sorted(itertools.chain(*parts))
+  assert found == sorted(r.key for r in runner.runs(study))
   sizes = [len(p) for p in parts]
   assert max(sizes) - min(sizes) <= 1
 

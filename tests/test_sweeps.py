@@ -1,12 +1,17 @@
 """Sweeps: runs resume, fail, begin with others; the seeds of an arm share."""
 
+import fcntl
 import json
+import pathlib
+import subprocess
+import sys
+import time
 
 import pytest
 
-from experiments import sweep as sweep_main
 from moe_jax.studies import (
   origins,
+  queue,
   report,
   results,
   runner,
@@ -23,18 +28,18 @@ def test_a_sweep_resumes(path, tmp_path, fake):
   fake.fail[('b', 1)] = KeyboardInterrupt()
   with pytest.raises(KeyboardInterrupt):
     fake_study.sweep(study, work)
-  assert fake.ran == [('a', 0), ('a', 1), ('a', 2), ('b', 0), ('b', 1)]
+  assert fake.ran == [('a', 0), ('b', 0), ('a', 1), ('b', 1)]
   # A kill in the middle of a line.
   with open(work / results.FILE, 'a') as f:
     f.write('{"arm": "b", "seed": 1, "sta')
   fake.ran, said = [], []
   assert not fake_study.sweep(study, work, said=said)
-  assert fake.ran == [('b', 1), ('b', 2)]
+  assert fake.ran == [('b', 1), ('a', 2), ('b', 2)]
   rows = results.read(work / results.FILE)
   assert [(r['arm'], r['seed']) for r in rows] == [
-    (a, s) for a in 'ab' for s in range(3)
+    (a, s) for s in range(3) for a in 'ab'
   ]
-  assert said[0] == '4 of 6 runs are finished already'
+  assert said[0] == '3 of 6 runs are finished already'
   fake.ran = []
   fake_study.sweep(study, work)
   assert not fake.ran
@@ -53,9 +58,9 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(path, tmp_path, fake):
   failed = fake_study.sweep(study, work, said=said)
   assert [(r['arm'], r['seed']) for r in failed] == [('a', 1)]
   assert failed[0]['error'] == 'RuntimeError: cannot read data.txt here'
-  assert 'a seed 1  FAILED: RuntimeError: cannot read' in said[1]
+  assert 'a seed 1  FAILED: RuntimeError: cannot read' in said[2]
   assert len(fake.ran) == 6
-  assert fake.made == [7, 7, 8]  # a session that failed is not trusted
+  assert fake.made == [7, 8, 7]  # a session that failed is not trusted
   # Divergence is a result; a failure is tried again.
   fake.ran = []
   assert not fake_study.sweep(study, work)
@@ -110,7 +115,7 @@ def test_no_path_of_the_machine_is_written(path, tmp_path, fake):
   assert str(tmp_path) not in text and '/x/y' not in text
   assert rows[0]['error'].endswith("'z.txt'")
   assert '--config.data.dir=DIR' in rows[1]['command']
-  assert '--workdir=WORKDIR/runs/a/1' in rows[1]['command']
+  assert '--workdir=WORKDIR/runs/a/1' in rows[2]['command']
   assert rows[1]['metrics'].keys() == {'loss', 'count', 'nested/x'}
   assert rows[1]['data'] == 'f' * 16
   assert 'into the log' in (tmp_path / 'w/runs/a/1/log.txt').read_text()
@@ -263,17 +268,80 @@ def test_pretrained_elsewhere(path, tmp_path, fake):
     runner.sweep(more, str(work), todo, pretrained='nowhere')
 
 
-def test_jobs_share_the_runs(path, monkeypatch):
-  """One process for what comes first, then a part of the runs for each."""
-  calls = []
+def test_processes_take_turns(path, tmp_path, fake):
+  """What another holds is left to it; what it leaves behind is taken."""
+  study, work = study_lib.load(path), tmp_path / 'w'
+  (work / 'locks').mkdir(parents=True)
+  held = open(work / 'locks' / 'a.0', 'w')
+  fcntl.flock(held, fcntl.LOCK_EX)
+  said = []
 
-  class Process:
-    def __init__(self, call):
-      calls.append(call[-1])
+  def say(line):
+    said.append(line)
+    if len(said) == 3:  # another process has done one, while these went on
+      row = results.read(work / results.FILE)[0] | {'arm': 'b', 'seed': 2}
+      row['config_digest'] = results.arm_digest(study, study.arm('b'))
+      results.append(work / results.FILE, row)
+    if len(said) == 4:
+      held.close()  # and is killed
 
-    def wait(self):
-      return len(calls) - 1
+  runner.sweep(study, str(work), runner.runs(study), processes=2, say=say)
+  assert fake.ran == [('b', 0), ('a', 1), ('b', 1), ('a', 2), ('a', 0)]
+  assert '[1/6] b seed 0' in said[0] and said[0].endswith('left')
+  assert '[5/6] a seed 2' in said[3] and '[6/6] a seed 0' in said[4]
+  assert len(results.read(work / results.FILE)) == 6
 
-  monkeypatch.setattr(sweep_main.subprocess, 'Popen', Process)
-  assert sweep_main._fan_out(study_lib.load(path), 2) == 1
-  assert calls == ['--array_task=0/2', '--array_task=1/2']
+
+def test_an_arm_waits_for_what_it_begins_with(tmp_path, monkeypatch, fake):
+  monkeypatch.chdir(tmp_path)
+  first = ", init_from='p'"
+  more = "  add('p', {}, stage='pretrain')"
+  fake_study.study_file(tmp_path, first, more)
+  study, work = study_lib.load('toy.py'), tmp_path / 'w'
+  (work / 'locks').mkdir(parents=True)
+  held = open(work / 'locks' / 'p.0', 'w')
+  fcntl.flock(held, fcntl.LOCK_EX)
+  monkeypatch.setattr(queue.time, 'sleep', lambda _: held.close())
+  assert not fake_study.sweep(study, work)
+  # Those of b need nothing; a's wait until the holder has gone.
+  assert fake.ran[:4] == [('b', 0), ('b', 1), ('b', 2), ('p', 0)]
+  assert fake.ran[4:] == [('a', s) for s in range(3)]
+
+
+def test_rows_kept_elsewhere_are_gone_on_from(path, tmp_path, fake):
+  study, kept = study_lib.load(path), tmp_path / 'kept.jsonl'
+  todo = runner.runs(study)
+  call = dict(done=str(kept), say=lambda line: None)
+  runner.sweep(study, str(tmp_path / 'one'), todo[:4], **call)
+  assert len(results.read(kept)) == 4
+  fake.ran = []
+  runner.sweep(study, str(tmp_path / 'two'), todo, **call)
+  assert fake.ran == [r.key for r in todo[4:]]
+  for file in (kept, tmp_path / 'two' / results.FILE):
+    assert [(r['arm'], r['seed']) for r in results.read(file)] == [
+      r.key for r in todo
+    ]
+
+
+def test_jobs_end_with_the_one_that_began_them(tmp_path):
+  """A process a job, each told its part; SIGTERM ends them all."""
+  child = (
+    'import os, signal, sys, time\n'
+    f'open(os.path.join({str(tmp_path)!r}, sys.argv[-1][-3]), "w").close()\n'
+    'time.sleep(60)'
+  )
+  code = (
+    'import sys; from moe_jax.studies import workers\n'
+    f'sys.exit(workers.run([sys.executable, "-c", {child!r}], 2))'
+  )
+  root = pathlib.Path(__file__).parent.parent
+  call = [sys.executable, '-c', code]
+  p = subprocess.Popen(call, cwd=root, stderr=subprocess.PIPE, text=True)
+  for _ in range(200):
+    if len(list(tmp_path.iterdir())) == 2:
+      break
+    time.sleep(0.1)
+  assert {f.name for f in tmp_path.iterdir()} == {'0', '1'}
+  p.terminate()
+  assert p.communicate(timeout=20)[1] == 'stopped; the same command goes on\n'
+  assert p.returncode == 130

@@ -108,6 +108,8 @@ def append(path: pathlib.Path, row: Row) -> None:
       if f.read(1) != b'\n':  # what a kill left torn ends here
         line = b'\n' + line
     f.write(line)
+    f.flush()
+    os.fsync(f.fileno())
 
 
 def keep_source(workdir: pathlib.Path, study: study_lib.Study) -> None:

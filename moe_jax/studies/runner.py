@@ -1,6 +1,7 @@
-"""Runs a study's arms, one after the other, in one process.
+"""Runs a study's arms, one after the other; several processes may share them.
 
 WORKDIR/results.jsonl          a line a run
+WORKDIR/locks/                 who does what, see `queue`
 WORKDIR/study.txt              where the study file is, if elsewhere
 WORKDIR/runs/<arm>/<seed>/     the workdir of a run, with log.txt
 WORKDIR/data/, WORKDIR/jit_cache/   shared by all runs
@@ -18,7 +19,7 @@ import jax
 
 from moe_jax.benchmarks import machine
 from moe_jax.errors import UserError
-from moe_jax.studies import origins, results, study as study_lib
+from moe_jax.studies import origins, queue, results, study as study_lib
 from moe_jax.training import loop, session as session_lib
 
 
@@ -42,7 +43,9 @@ class Run:
 def runs(
   study: study_lib.Study, only: Sequence[str] = (), task: str = ''
 ) -> list[Run]:
-  """The runs to do, 'pretrain' first, the seeds of an arm together.
+  """The runs to do: 'pretrain', then arms of claims, then others, by seed.
+
+  So a sweep that is cut short has whole pairs for whole claims.
 
   Args:
     study: whose arms.
@@ -56,11 +59,25 @@ def runs(
   wanted = origins.closure(study, only)
   arms = [a for a in study.arms if not only or a.name in wanted]
   every = [Run(a, seed) for a in arms for seed in a.seeds]
-  if not task:
-    return every
-  index, count = _task(task)
-  every = [r for r in every if r.arm.stage == 'arm']
-  return every[len(every) * index // count : len(every) * (index + 1) // count]
+  if task:
+    # In parts of whole arms, as far as may be: each is compiled once.
+    index, count = _task(task)
+    every = [r for r in every if r.arm.stage == 'arm']
+    ends = [len(every) * i // count for i in (index, index + 1)]
+    every = every[slice(*ends)]
+  claimed = _claimed(study)
+  stages = study_lib.STAGES.index
+  return sorted(
+    every,
+    key=lambda r: (stages(r.arm.stage), r.arm.name not in claimed, r.seed),
+  )
+
+
+def _claimed(study: study_lib.Study) -> set[str]:
+  """The arms that claims are about, those in their metrics too."""
+  metrics = ' '.join(m for c in study.claims for m in c.metrics)
+  named = {a for c in study.claims for a in c.arms}
+  return named | {a.name for a in study.arms if f"'{a.name}'" in metrics}
 
 
 def _task(task: str) -> tuple[int, int]:
@@ -109,6 +126,8 @@ def sweep(
   todo: Sequence[Run],
   *,
   pretrained: str = '',
+  done: str = '',
+  processes: int = 1,
   say: Callable[[str], None] = lambda s: print(s, flush=True),
   allow_download: bool = False,
 ) -> list[results.Row]:
@@ -120,26 +139,27 @@ def sweep(
     todo: from `runs`.
     pretrained: workdir of another sweep, whose finished runs stand for the
       'pretrain' runs here that have the same config.
+    done: a file of rows, read at the beginning and added to after each run:
+      what it has is not done again, whatever the workdir.
+    processes: how many do the same runs, for the time that is left.
     say: is given a line at a time.
     allow_download: lets TFDS download.
 
   Returns:
-    The rows of the runs that failed.
+    The rows of the runs that failed, of this process.
 
   Raises:
-    ValueError: the workdir holds another study's results, or a 'pretrain' run
-      that is needed is in none of `todo` and not done.
+    ValueError: the workdir or `done` holds another study's results, or a
+      'pretrain' run that is needed is in none of `todo` and not done.
   """
   root = pathlib.Path(workdir)
   path = root / results.FILE
   rows = results.check(path, study)
+  if done:
+    rows += _from_done(pathlib.Path(done), path, study, rows)
   found, taken = origins.find(study, rows, str(root), pretrained)
   rows += taken
-  finished = {
-    k
-    for k, r in results.latest(rows).items()
-    if r['status'] in results.FINISHED
-  }
+  finished = _finished(rows)
   left = [r for r in todo if r.key not in finished]
   _check_origins(study, left, finished, found)
   for row in taken:
@@ -150,20 +170,46 @@ def sweep(
   jax.config.update('jax_compilation_cache_dir', str(root / 'jit_cache'))
   if len(left) < len(todo):
     say(f'{len(todo) - len(left)} of {len(todo)} runs are finished already')
-  failed, session, arm = [], None, None
-  for i, run in enumerate(left):
-    if run.arm is not arm:
-      session, arm = None, run.arm
-    lacking = _lacking(study, run, rows)
-    row, session = _one(study, run, found, lacking, session, allow_download)
-    results.append(path, row)
-    rows.append(row)
-    if row['status'] == results.FAILED:
-      failed.append(row)
-    each = seconds_a_run(study, rows)
-    remaining = (len(left) - i - 1) * each
-    say(_line(row, i + 1, len(left), remaining))
+  failed, sessions = [], {}
+  needs = lambda run: list(origins.keys(study, run.arm).values())
+  with contextlib.closing(queue.take(root, left, needs, len(rows))) as turns:
+    for run in turns:
+      lacking = _lacking(study, run, results.read(path))
+      row, session = _one(
+        *(study, run, found, lacking, sessions.get(run.arm.name)),
+        allow_download,
+      )
+      # Those of an arm share its programs, from seed to seed.
+      sessions[run.arm.name] = session
+      results.append(path, row)
+      if done:
+        results.append(pathlib.Path(done), results.for_keeping(row))
+      if row['status'] == results.FAILED:
+        failed.append(row)
+      now = results.read(path)
+      over = {(r['arm'], r['seed']) for r in now[len(rows) :]}
+      count = sum(r.key in over for r in left)
+      remaining = (len(left) - count) * seconds_a_run(study, now) / processes
+      say(_line(row, count, len(left), remaining))
   return failed
+
+
+def _finished(rows) -> set[tuple[str, int]]:
+  return {
+    k
+    for k, r in results.latest(rows).items()
+    if r['status'] in results.FINISHED
+  }
+
+
+def _from_done(done, path, study, rows) -> list[results.Row]:
+  """The finished rows of another file that this one has not, added to it."""
+  known, new = _finished(rows), []
+  for key, row in results.latest(results.check(done, study)).items():
+    if key not in known and row['status'] in results.FINISHED:
+      results.append(path, row)
+      new.append(row)
+  return new
 
 
 def _check_origins(study, left, finished, found) -> None:
