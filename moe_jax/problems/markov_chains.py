@@ -7,6 +7,7 @@ no model beats but by chance.
 """
 
 import dataclasses
+import hashlib
 import math
 from typing import NamedTuple
 
@@ -107,7 +108,8 @@ class MarkovChains(language.Language):
     return f'its problem is {other.name}, here {self.name}, of other chains'
 
   def open(self, *, cache_dir, allow_download=False):
-    key = f'{self._key()} {self.seq_len} {self.rows}'
+    named = f'{self.name} {self._key()} {self.seq_len} {self.rows}'
+    key = hashlib.sha256(named.encode()).hexdigest()
     return Rows(self._chains(), key, self.seq_len, self.rows)
 
   def by_document(self, nats_N, data):
