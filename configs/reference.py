@@ -39,7 +39,9 @@ VARIANTS = {
   'hash': _mixture(16, 1, 'hash()', ()),
 }
 STEPS, BATCH, LENGTH = 1024, 32, 128
-PEAK = 32e-3  # the best for every kind, see configs/ablations/rates.py
+# Of the learning rate; the best of each kind, see configs/ablations/rates.py.
+PEAK = 32e-3
+PEAKS = dict.fromkeys(VARIANTS, PEAK)
 # Of the validation documents: where rates are chosen, and where models are
 # judged.
 TUNING, JUDGING = 'even', 'odd'
@@ -50,9 +52,10 @@ def schedule(steps, peak=PEAK):
   return f'cosine(peak={peak}, warmup={max(steps // 10, 1)}, final=0.0)'
 
 
-def fields(variant):
-  """What makes a study's arm that model, by dotted field."""
-  return {f'moe.{name}': value for name, value in VARIANTS[variant].items()}
+def fields(variant, steps=STEPS):
+  """What makes a study's arm that model, at its rate, by dotted field."""
+  own = {f'moe.{name}': value for name, value in VARIANTS[variant].items()}
+  return own | {'train.schedule': schedule(steps, PEAKS[variant])}
 
 
 def get_config(arg='moe_16'):
@@ -80,7 +83,7 @@ def get_config(arg='moe_16'):
     steps=STEPS,
     batch_size=BATCH,
     optimizer='adamw(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1)',
-    schedule=schedule(STEPS),
+    schedule=schedule(STEPS, PEAKS[variant]),
     log_every=16,
     checkpoint_every=STEPS,
     keep=1,
