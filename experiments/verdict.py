@@ -10,6 +10,13 @@ prints the verdicts and writes claims.json, results.md and figures to the
 workdir; --out copies these small files to where they are kept. A claim is
 reproduced where the 95 % paired-t interval of its difference lies beyond the
 smallest effect that counts, contradicted where it lies so the other way.
+
+Before the runs, what a pilot says of how many seeds each claim needs, and which
+claims cannot be tested here; --out is the workdir of the runs, whose verdicts
+go by it:
+
+  python -m experiments.verdict --workdir=/tmp/moe_jax/pilot --power \\
+      --out=/tmp/moe_jax/capacity_factor
 """
 
 import collections
@@ -26,13 +33,17 @@ _WORKDIR = flags.DEFINE_string(
 _STUDY = flags.DEFINE_string(
   'study', '', 'Study file in place of the one that the results name.'
 )
+_POWER = flags.DEFINE_bool(
+  'power', False, 'Seeds that each claim needs, by these results as a pilot.'
+)
 _OUT = flags.DEFINE_string('out', '', 'Where the small files are kept.')
 
 
 def main(_: list[str]) -> None:
   """Prints the table of verdicts and writes the files."""
   from moe_jax.plots import tables
-  from moe_jax.studies import report, results, study as study_lib
+  from moe_jax.runs import writers
+  from moe_jax.studies import power, report, results, study as study_lib
 
   if not _WORKDIR.value:
     raise UserError('give --workdir, of a sweep or of kept results')
@@ -41,9 +52,16 @@ def main(_: list[str]) -> None:
   if _STUDY.value:
     spec = f'{_STUDY.value}:{spec.rpartition(":")[2]}'
   study = study_lib.load(spec, flags=changed)
+  if _POWER.value:
+    asked = power.of(study, rows)
+    print(tables.text(power.HEADER, power.cells(asked)), end='\n\n')
+    path = pathlib.Path(_OUT.value or _WORKDIR.value) / power.FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writers.write_json(path, power.record(study, asked, results.today()))
+    print(path)
+    return
   found = report.write(study, rows, _WORKDIR.value)
-  header = ('claim', 'is', 'by', 'difference', '95 % interval', 'seeds', '')
-  print(tables.text(header, report.summary(found)), end='\n\n')
+  print(tables.text(report.HEADER, report.summary(found)), end='\n\n')
   counts = collections.Counter(v.outcome for v in found)
   print(', '.join(f'{counts[o]} {o}' for o in report.OUTCOMES if counts[o]))
   where = _WORKDIR.value

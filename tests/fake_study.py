@@ -97,7 +97,7 @@ class Fake:
     print('into the log')
     base = {'a': 1.0, 'b': 2.0}.get(arm, 9.0)
     return {
-      'loss': base + 0.01 * config.seed,
+      'loss': base + 0.01 * base * config.seed,
       'count': 5,
       'nested': {'x': 1.5},
       'mesh': 'text',

@@ -174,10 +174,13 @@ def test_verdicts_are_written_and_kept(path, tmp_path, fake):
   }
   claims = json.loads((kept / 'claims.json').read_text())['claims']
   assert claims[0]['verdict'] == 'reproduced'
-  assert claims[0]['low'] == pytest.approx(-1.0)
+  # By hand: -1.01 of deviation 0.01, and t(2) = 4.30265.
+  assert claims[0]['low'] == pytest.approx(-1.0348, abs=1e-4)
   text = (kept / 'results.md').read_text()
   assert '3 claims at size `reference`: 2 reproduced, 1 inconclusive.' in text
-  assert '| a: 1.5 | -1 (-1 to -1) | < -0.1 | 3 | **reproduced** |' in text
+  assert (
+    '-1.01 (-1.035 to -0.9852) | below | < -0.1 | 3 | **reproduced** |' in text
+  )
   assert '| `a` | 3 | 1.01 ± 0.01 | - |' in text
   # Again from what was kept, with the same outcome.
   kept_rows = results.read(kept / results.FILE)

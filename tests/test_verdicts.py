@@ -89,7 +89,7 @@ def test_pairs_are_of_the_same_seed():
 
 def test_too_few_pairs_are_not_run():
   rows = [_row('a', s, loss=0.0) for s in range(2)]
-  rows += [_row('b', s, loss=1.0) for s in range(2)]
+  rows += [_row('b', s, loss=1.0 + s / 100) for s in range(2)]
   assert verdicts.judge(_claim(), rows).outcome == 'not run'
   assert verdicts.judge(_claim(seeds_needed=2), rows).outcome == 'reproduced'
   absent = verdicts.judge(_claim(metric='other', seeds_needed=2), rows)
@@ -111,9 +111,50 @@ def test_a_share_of_no_gain_is_inconclusive():
 
 
 def test_one_checkpoint_by_two_metrics():
-  rows = [_row('a', s, x=1.0, y=1.5) for s in range(3)]
+  rows = [_row('a', s, x=1.0, y=1.5 + s / 100) for s in range(3)]
   v = verdicts.judge(_claim(metric=('x', 'y'), arms=('a', 'a')), rows)
-  assert v.outcome == 'reproduced' and v.difference == -0.5
+  assert v.outcome == 'reproduced' and v.difference == pytest.approx(-0.51)
+
+
+def test_what_does_not_vary_was_not_trained():
+  rows = [_row('a', s, loss=1.0) for s in range(3)]
+  rows += [_row('b', s, loss=2.0) for s in range(3)]
+  v = verdicts.judge(_claim(), rows)
+  assert (v.outcome, v.reason) == ('inconclusive', 'no variance over the seeds')
+  count = _claim(kind='deterministic')
+  assert verdicts.judge(count, rows).outcome == 'reproduced'
+  rows[0]['metrics']['loss'] += 0.001
+  assert verdicts.judge(_claim(), rows).outcome == 'reproduced'
+
+
+def test_where_the_interval_is_of_zero():
+  rows = [_row('b', s, loss=0.0) for s in range(3)]
+  for low, word in ((-2.0, 'below'), (1.0, 'above'), (-0.1, 'across')):
+    mine = [_row('a', s, loss=low + 0.1 * s) for s in range(3)]
+    assert verdicts.judge(_claim(), rows + mine).against_0 == word
+  assert not verdicts.judge(_claim(), rows).against_0
+
+
+def test_arms_on_different_data_are_not_compared():
+  rows = [_row('a', s, loss=1.0 + s) | {'data': 'x'} for s in range(3)]
+  rows += [_row('b', s, loss=2.0 - s) | {'data': 'x'} for s in range(3)]
+  rows += [_row('other', 0, loss=2.0) | {'data': 'z'}]
+  assert verdicts.judge(_claim(), rows).pairs == 3
+  rows[4]['data'] = 'y'
+  with pytest.raises(ValueError, match=r"'c' .* data \('a' x, 'b' y\)"):
+    verdicts.judge(_claim(), rows)
+
+
+def test_what_was_said_to_be_untestable_stays_so():
+  rows = [_row('a', s, loss=s / 100) for s in range(3)]
+  rows += [_row('b', s, loss=1.0) for s in range(3)]
+  said = {'c': 'the task is not learned (2026-01-02)'}
+  v = verdicts.judge(_claim(), rows, said)
+  assert (v.outcome, v.reason) == ('not testable here', said['c'])
+  assert v.difference == pytest.approx(-0.99)
+  v = verdicts.judge(_claim(), [], said)
+  assert v.outcome == 'not testable here' and math.isnan(v.difference)
+  assert verdicts.judge(_claim(name='d'), rows, said).outcome == 'reproduced'
 
 
 def test_steps_to_loss():
@@ -221,13 +262,25 @@ def test_index_of_kept_claims(tmp_path):
   lines = [line for line in page.split('\n') if line.startswith('|')]
   assert lines[0].startswith('| study | size | claims | about quality | repr')
   assert lines[2].startswith(
-    '| [`a`](a/results.md) | quick | 1 | 1 | 1 | 0 | 0 | 0 |'
+    '| [`a`](a/results.md) | quick | 1 | 1 | 1 | 0 | 0 | 0 | 0 |'
   )
-  assert lines[4] == '| all |  | 2 | 2 | 1 | 0 | 0 | 1 |'
-  assert '| -1 (-1.5 to -0.7) | < -0.5 | reproduced |' in lines[7]
-  assert '| - | < -0.5 | not run |' in lines[8]
+  assert lines[4] == '| all |  | 2 | 2 | 1 | 0 | 0 | 0 | 1 |'
+  assert 'about quality 1 of 2 (50%) are reproduced or' in page
+  assert '| -1 (-1.5 to -0.7) | below | < -0.5 | reproduced |' in lines[7]
+  assert '| - | - | < -0.5 | not run |' in lines[8]
   with pytest.raises(ValueError, match='holds no'):
     index.read(tmp_path / 'a')
+  # Of a study that has run at a better size, that alone.
+  (tmp_path / 'a_quick').mkdir()
+  old = (tmp_path / 'a' / 'claims.json').read_text()
+  (tmp_path / 'a_quick' / 'claims.json').write_text(old)
+  new = old.replace('"quick"', '"reference"')
+  (tmp_path / 'a' / 'claims.json').write_text(new)
+  found = index.read(tmp_path)
+  assert [(s['study'], s['size']) for s in found] == [
+    ('a', 'reference'),
+    ('b', 'quick'),
+  ]
 
 
 def test_speed_up_is_read_between_the_runs_of_the_other():

@@ -31,7 +31,7 @@ def small(size, steps):
     total = steps[size]
     config.train.update(
       steps=total,
-      schedule=reference.schedule(total),
+      schedule=reference.schedule(total, reference.PEAKS['moe_16']),
       checkpoint_every=total,
     )
     return config

@@ -73,7 +73,9 @@ def sweep(add, size, config):
       'model.d_ff': 4 * d,
       'moe.d_ff': 4 * d,
       'train.steps': steps,
-      'train.schedule': reference.schedule(steps),
+      'train.schedule': reference.schedule(
+        steps, reference.PEAKS['dense' if experts == 1 else 'moe_16']
+      ),
       'train.checkpoint_every': steps,
     }
     fields |= (

@@ -26,7 +26,7 @@ The papers' numbers are losses in nats of tokens of 32,000 pieces after 500,000
 steps of 2^20 tokens; ours are of bytes.
 """
 
-from configs import switch
+from configs import reference, switch
 from configs.ablations import base
 
 STEPS = {'reference': 1024, 'quick': 500, 'gpu': 8000, 'paper': 500_000}
@@ -82,15 +82,23 @@ def sweep(add, size, config):
   """The models, and three of them by length of the run."""
   made = models(config)
   for name, fields in made.items():
+    if size == 'reference':  # each at the rate that is best for its kind
+      fields |= _schedule(size, name, STEPS[size])
     add(name, fields)
   for name in LONG:
     for label, share in LENGTHS.items():
       steps = int(share * STEPS[size])
       fields = {'train.steps': steps, 'train.checkpoint_every': steps}
       if size != 'paper':  # its rate falls with the root of the step
-        found = base.small(size, {size: steps}).train
-        fields['train.schedule'] = found.schedule
+        fields |= _schedule(size, name, steps)
       add(f'{name}_{label}', made[name] | fields)
+
+
+def _schedule(size, name, steps):
+  if size != 'reference':
+    return {'train.schedule': base.small(size, {size: steps}).train.schedule}
+  peak = reference.PEAKS.get(name, reference.PEAKS['moe_16'])
+  return {'train.schedule': reference.schedule(steps, peak)}
 
 
 SWITCH = 'Switch Transformer'
@@ -313,6 +321,7 @@ def _by_length(name):
 FIGURES = (
   dict(
     file='loss_by_length.png',
+    sizes=('reference',),
     kind='lines',
     title='Loss by length of the run, equal FLOPs a token',
     x='steps, in those of the other arms',

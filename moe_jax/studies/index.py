@@ -2,18 +2,21 @@
 
 import collections
 import json
+import math
 import os
 import pathlib
 from typing import Any
 
 from moe_jax.errors import UserError
-from moe_jax.studies import report
+from moe_jax.studies import report, study as study_lib, verdicts
 
-HEADER = ('claim', 'source', 'difference here, 95 %', 'counts', 'verdict')
+HEADER = ('claim', 'source', 'difference here, 95 %', '0', 'counts', 'verdict')
 
 
 def read(root: str | os.PathLike) -> list[dict[str, Any]]:
   """The kept claims.json of every study under `root`, by name.
+
+  Of a study that is kept at several sizes that of the first of `study.SIZES`.
 
   Raises:
     ValueError: there is none.
@@ -21,7 +24,10 @@ def read(root: str | os.PathLike) -> list[dict[str, Any]]:
   paths = sorted(pathlib.Path(root).glob(f'*/{report.CLAIMS}'))
   if not paths:
     raise UserError(f'{root} holds no */{report.CLAIMS}')
-  return [json.loads(p.read_text()) | {'dir': str(p.parent)} for p in paths]
+  found = [json.loads(p.read_text()) | {'dir': str(p.parent)} for p in paths]
+  found.sort(key=lambda s: study_lib.SIZES.index(s['size']))
+  first = {s['study']: s for s in reversed(found)}
+  return [first[name] for name in sorted(first)]
 
 
 PAGE = """# What the papers' claims came to here
@@ -32,14 +38,20 @@ write one: [studies](../../moe_jax/studies/README.md).
 
 *Reproduced*: the whole 95 % paired-t interval lies beyond the smallest effect
 that counts, in the claimed direction; *contradicted*: beyond it in the other;
-*inconclusive*: neither. A verdict is about the size it was found at: at
-`quick`, models of two blocks that see half a million to a million bytes, far
-from the papers'. Fine-tuned models of this size hardly get beyond saying one
-label, so that verdicts by accuracy (`batch_size`, `what_to_update`, the large
-task of `dropout`) compare labels rather than methods. Each study's page has its
-arms, figures, notes and commands.
+*inconclusive*: neither; *not testable here*: said by rule before the runs, of a
+task that is not learned, or an effect that needs more seeds than can be run.
+Under `0`, where the interval lies to it. A verdict is about the size it was
+found at. `reference`: the decoders of `configs/reference.py`, in a regime in
+which mixtures win, after 4 million bytes. `quick`: models of two blocks that
+see half a million to a million bytes, and are no better for being sparse;
+fine-tuned ones hardly get beyond saying one label, so that their verdicts by
+accuracy (`batch_size`, `what_to_update`, the large task of `dropout`) compare
+labels rather than methods. Each study's page has its arms, figures, notes and
+commands.
 
 {studies}
+
+Of the claims about quality {settled} are reproduced or contradicted.
 
 ## All claims
 
@@ -49,7 +61,15 @@ arms, figures, notes and commands.
 
 def page(studies: list[dict[str, Any]]) -> str:
   """The page: verdicts by study, then all claims; in Markdown."""
-  return PAGE.format(studies=_studies(studies), claims=_claims(studies))
+  asked = [c for s in studies for c in s['claims'] if c['kind'] == 'quality']
+  settled = sum(
+    c['verdict'] in (verdicts.REPRODUCED, verdicts.CONTRADICTED) for c in asked
+  )
+  return PAGE.format(
+    studies=_studies(studies),
+    settled=f'{settled} of {len(asked)} ({settled / max(len(asked), 1):.0%})',
+    claims=_claims(studies),
+  )
 
 
 def _studies(studies) -> str:
@@ -76,6 +96,13 @@ def _counts(counts) -> list[str]:
   return [str(sum(counts.values())), *(str(counts[o]) for o in report.OUTCOMES)]
 
 
+def _against_0(claim) -> str:
+  low, high = claim['low'], claim['high']
+  if low is None or math.isnan(low):
+    return '-'
+  return 'below' if high < 0 else 'above' if low > 0 else 'across'
+
+
 def _claims(studies) -> str:
   rows = []
   for s in studies:
@@ -86,6 +113,7 @@ def _claims(studies) -> str:
           c['sentence'],
           f'{c["paper"]}, {c["table"]}; {_link(s)}',
           here,
+          _against_0(c),
           report.threshold(c['direction'], c['smallest_effect']),
           c['verdict'],
         )

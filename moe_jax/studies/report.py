@@ -15,7 +15,13 @@ import numpy as np
 from moe_jax.errors import UserError
 from moe_jax.plots import ablations, style
 from moe_jax.runs import writers
-from moe_jax.studies import lawful, results, study as study_lib, verdicts
+from moe_jax.studies import (
+  lawful,
+  power,
+  results,
+  study as study_lib,
+  verdicts,
+)
 
 CLAIMS, PAGE = 'claims.json', 'results.md'
 # In the order of a table: what was found first.
@@ -23,7 +29,15 @@ OUTCOMES = (
   verdicts.REPRODUCED,
   verdicts.CONTRADICTED,
   verdicts.INCONCLUSIVE,
+  verdicts.UNTESTABLE,
   verdicts.NOT_RUN,
+)
+
+
+# Of `summary`; '0' is where the interval lies to it.
+HEADER = (
+  *('claim', 'difference', '95 % interval', '0', 'counts', 'seeds'),
+  'verdict',
 )
 
 
@@ -42,7 +56,11 @@ def write(
   """
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  found = [verdicts.judge(c, rows) for c in study.claims]
+  untestable = decided(out, rows)
+  # A claim that came after the runs says nothing of them.
+  last = max((r['date'] for r in rows), default='')
+  asked = [c for c in study.claims if not last or c.added <= last]
+  found = [verdicts.judge(c, rows, untestable) for c in asked]
   writers.write_json(
     out / CLAIMS,
     {
@@ -68,6 +86,27 @@ def write(
   return found
 
 
+def decided(
+  workdir: str | os.PathLike, rows: Sequence[results.Row]
+) -> dict[str, str]:
+  """{claim: why} of what power.json of a workdir calls not testable.
+
+  Raises:
+    ValueError: it is younger than the runs.
+  """
+  path = pathlib.Path(workdir) / power.FILE
+  if not path.exists():
+    return {}
+  kept = json.loads(path.read_text())
+  arms = [r['date'] for r in rows if r['stage'] == 'arm']
+  if arms and kept['date'] > min(arms):
+    raise UserError(
+      f'{path} is of {kept["date"]}, the first run of {min(arms)}: what can be '
+      'tested is decided before the arms run'
+    )
+  return power.untestable(kept)
+
+
 def land(
   study: study_lib.Study, workdir: str | os.PathLike, out: str | os.PathLike
 ) -> None:
@@ -82,7 +121,7 @@ def land(
   laws = [spec['file'] for spec in study.laws if 'file' in spec]
   for name in (CLAIMS, PAGE, *(f['file'] for f in study.figures)):
     shutil.copyfile(source / name, target / name)
-  for name in (lawful.FILE, *laws):  # where enough has been run
+  for name in (power.FILE, lawful.FILE, *laws):  # where there are such
     if (source / name).exists():
       shutil.copyfile(source / name, target / name)
   rows = map(results.for_keeping, results.read(source / results.FILE))
@@ -98,6 +137,8 @@ def _record(v: verdicts.Verdict, study: study_lib.Study) -> dict[str, Any]:
     'difference': v.difference,
     'low': v.low,
     'high': v.high,
+    'against_0': v.against_0,
+    'reason': v.reason,
     'note': study.notes.get(v.claim.name, ''),
   }
 
@@ -131,11 +172,14 @@ def page(
     f'# {study.title}',
     f'{len(found)} claims at size `{study.size}`: {told}. A difference is of '
     'pairs of runs with the same seed and data order, with its 95 % paired t '
-    'interval; *reproduced* needs all of it beyond the smallest effect that '
-    'counts, which was fixed before any run.',
+    'interval and where that is of 0; *reproduced* needs all of it beyond the '
+    'smallest effect that counts, which was fixed before any run.',
     '## Claims',
     table(
-      ('claim', 'paper', 'published', 'here', 'counts', 'seeds', 'verdict'),
+      (
+        *('claim', 'paper', 'published', 'here', '0', 'counts', 'seeds'),
+        'verdict',
+      ),
       [_claim_cells(v) for v in found],
     ),
   ]
@@ -160,13 +204,15 @@ def _claim_cells(v: verdicts.Verdict) -> list[str]:
   published = '; '.join(f'{k}: {x:g}' for k, x in c.published.items())
   return [
     f'{c.sentence} (`{c.arms[0]}` against `{c.arms[1]}`, '
-    f'{" and ".join(f"`{m}`" for m in dict.fromkeys(c.metrics))})',
+    f'{" and ".join(f"`{m}`" for m in dict.fromkeys(c.metrics))}'
+    + (f'; declared {c.added})' if c.added else ')'),
     f'{c.paper}, {c.table}',
     published or '-',
     difference(v.difference, v.low, v.high),
+    v.against_0 or '-',
     threshold(c.direction, c.smallest_effect),
     str(v.pairs),
-    f'**{v.outcome}**',
+    f'**{v.outcome}**' + (f': {v.reason}' if v.reason else ''),
   ]
 
 
@@ -257,17 +303,17 @@ def table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 
 def summary(found: Sequence[verdicts.Verdict]) -> list[tuple[str, ...]]:
-  """Cells for the terminal: claim, difference, interval, verdict."""
+  """Cells for the terminal, a row a claim, under HEADER."""
   out = []
   for v in found:
     known = not math.isnan(v.difference)
     out.append(
       (
         v.claim.name,
-        v.claim.direction,
-        f'{v.claim.smallest_effect:g}',
         f'{v.difference:+.4g}' if known else '-',
         f'{v.low:+.4g} to {v.high:+.4g}' if known else '-',
+        v.against_0 or '-',
+        threshold(v.claim.direction, v.claim.smallest_effect),
         str(v.pairs),
         v.outcome,
       )

@@ -13,7 +13,8 @@ A study is a config file with more names in it:
   SEEDS              {size: how many}
   SECONDS            {size: of one run, for estimates}
   COLUMNS            ((metric, label, format), ...) of the table of arms
-  FIGURES            a tuple of dicts, see `plots.ablations`
+  FIGURES            a tuple of dicts, see `plots.ablations`; one with 'sizes'
+                     is of these alone
   LAWS               a tuple of dicts, scaling laws to fit, see `lawful`
   NOTES              {size: {claim: why it came out so}}; the one that comes
                      afterwards
@@ -213,7 +214,9 @@ def load(
     claims=claims,
     seconds=float(getattr(module, 'SECONDS', {}).get(size, 0)),
     columns=tuple(getattr(module, 'COLUMNS', ())),
-    figures=tuple(getattr(module, 'FIGURES', ())),
+    figures=tuple(
+      f for f in getattr(module, 'FIGURES', ()) if size in f.get('sizes', SIZES)
+    ),
     laws=tuple(getattr(module, 'LAWS', ())),
     notes=notes.get(size, {}),
   )

@@ -6,6 +6,7 @@ order; the difference of a pair is free of what the seed did to both.
 
 import dataclasses
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from moe_jax.studies import results, study as study_lib
 REPRODUCED = 'reproduced'
 CONTRADICTED = 'contradicted'
 INCONCLUSIVE = 'inconclusive'
+UNTESTABLE = 'not testable here'
 NOT_RUN = 'not run'
 LEVEL = 0.95
 Done = Mapping[tuple[str, int], results.Row]
@@ -30,11 +32,12 @@ class Verdict:
 
   Attributes:
     claim: as declared.
-    outcome: one of the four.
+    outcome: one of the five.
     pairs: seeds that both arms finished.
     values: means of the two arms over these; nan without a pair.
     difference, low, high: mean of a less b over the pairs, and its 95 % paired
       t interval; nan where there are too few pairs.
+    reason: of an outcome that the interval does not explain, or ''.
   """
 
   claim: study_lib.Claim
@@ -44,6 +47,14 @@ class Verdict:
   difference: float
   low: float
   high: float
+  reason: str = ''
+
+  @property
+  def against_0(self) -> str:
+    """'below', 'above' or 'across' 0, the interval; '' where there is none."""
+    if math.isnan(self.low):
+      return ''
+    return 'below' if self.high < 0 else 'above' if self.low > 0 else 'across'
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -78,24 +89,69 @@ def decide(direction: str, smallest: float, low: float, high: float) -> str:
   return CONTRADICTED if high < -smallest else INCONCLUSIVE
 
 
-def judge(claim: study_lib.Claim, rows: Sequence[results.Row]) -> Verdict:
-  """The verdict on a claim from the rows of results.jsonl."""
-  a, b = (
-    values(metric, arm, rows) for metric, arm in zip(claim.metrics, claim.arms)
-  )
+def judge(
+  claim: study_lib.Claim,
+  rows: Sequence[results.Row],
+  untestable: Mapping[str, str] = types.MappingProxyType({}),
+) -> Verdict:
+  """The verdict on a claim from the rows of results.jsonl.
+
+  Args:
+    claim: as declared.
+    rows: of the study.
+    untestable: {claim: why}, decided before the runs; see `power`.
+
+  Raises:
+    ValueError: the arms have seen different data.
+  """
+  _check_data(claim, rows)
+  a, b = _both(claim, rows)
   seeds = sorted(a.keys() & b.keys())
+  why = untestable.get(claim.name, '')
   if len(seeds) < claim.seeds_needed:
     nan = math.nan
-    outcome = NOT_RUN
-    if len(_finished(claim, rows)) >= claim.seeds_needed:
+    outcome = UNTESTABLE if why else NOT_RUN
+    if not why and len(_finished(claim, rows)) >= claim.seeds_needed:
       # A derived metric can have no value, as a share of a gain that is none.
       derived = any('(' in metric for metric in claim.metrics)
       outcome = INCONCLUSIVE if derived and not seeds else NOT_RUN
-    return Verdict(claim, outcome, len(seeds), (nan, nan), nan, nan, nan)
-  mean, low, high = interval([a[s] - b[s] for s in seeds])
+    return Verdict(claim, outcome, len(seeds), (nan, nan), nan, nan, nan, why)
+  d = [a[s] - b[s] for s in seeds]
+  mean, low, high = interval(d)
   outcome = decide(claim.direction, claim.smallest_effect, low, high)
+  if why:
+    outcome = UNTESTABLE
+  elif claim.kind == 'quality' and len(d) > 1 and np.ptp(d) == 0:
+    # What is trained varies; what does not has not been trained, as a model
+    # that says one label whatever it is asked.
+    outcome, why = INCONCLUSIVE, 'no variance over the seeds'
   means = tuple(float(np.mean([v[s] for s in seeds])) for v in (a, b))
-  return Verdict(claim, outcome, len(seeds), means, mean, low, high)
+  return Verdict(claim, outcome, len(seeds), means, mean, low, high, why)
+
+
+def differences(
+  claim: study_lib.Claim, rows: Sequence[results.Row]
+) -> list[float]:
+  """a less b of each seed that has both."""
+  a, b = _both(claim, rows)
+  return [a[s] - b[s] for s in sorted(a.keys() & b.keys())]
+
+
+def _both(claim, rows):
+  return [values(m, arm, rows) for m, arm in zip(claim.metrics, claim.arms)]
+
+
+def _check_data(claim, rows) -> None:
+  seen: dict[str, str] = {}
+  for (arm, _), row in _done(rows).items():
+    if arm in claim.arms and 'data' in row:
+      seen.setdefault(row['data'], arm)
+  if len(seen) > 1:
+    told = ', '.join(f'{arm!r} {data}' for data, arm in seen.items())
+    raise UserError(
+      f'claim {claim.name!r} compares runs on different data ({told}): run its '
+      'arms again on the same'
+    )
 
 
 def _finished(claim, rows) -> set[int]:
