@@ -16,7 +16,8 @@ HEADER = ('claim', 'source', 'difference here, 95 %', '0', 'counts', 'verdict')
 def read(root: str | os.PathLike) -> list[dict[str, Any]]:
   """The kept claims.json of every study under `root`, by name.
 
-  Of a study that is kept at several sizes that of the first of `study.SIZES`.
+  Of a study that is kept at several sizes that of the first of `study.SIZES`;
+  none of a study without a paper's claim.
 
   Raises:
     ValueError: there is none.
@@ -26,6 +27,8 @@ def read(root: str | os.PathLike) -> list[dict[str, Any]]:
     raise UserError(f'{root} holds no */{report.CLAIMS}')
   found = [json.loads(p.read_text()) | {'dir': str(p.parent)} for p in paths]
   found.sort(key=lambda s: study_lib.SIZES.index(s['size']))
+  # What is no paper's is how a study was prepared.
+  found = [s for s in found if any(c['paper'] != 'none' for c in s['claims'])]
   first = {s['study']: s for s in reversed(found)}
   return [first[name] for name in sorted(first)]
 
