@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Task(NamedTuple):
     fields: names of the inputs, in the order of the prompt.
     labels: the text of each label.
     train, validation: the examples.
+    known: accuracies of other ways to answer, by name, to stand beside.
   """
 
   name: str
@@ -36,6 +38,7 @@ class Task(NamedTuple):
   labels: tuple[str, ...]
   train: Sequence[Example]
   validation: Sequence[Example]
+  known: Mapping[str, float] = types.MappingProxyType({})
 
 
 def from_file(path: str) -> Task:

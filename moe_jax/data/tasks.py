@@ -14,9 +14,10 @@ A prompt that is too long loses the START of its longest field, since what is
 asked is mostly about the end (fields that are as long take turns), and so much
 of it that each of the labels would fit.
 
-Accuracy is by rank: in validation each label of each example is a row and a
-document of its own, and the likeliest one given the prompt is the model's
-answer. So scores are sums by document, the same on any mesh.
+Accuracy is by rank: in validation each label of each example is a document of
+its own, and the likeliest one given the prompt is the model's answer. So scores
+are sums by document, the same on any mesh. Each is a row, too, but where all
+labels are of one token: one row then asks for all of them.
 """
 
 import collections
@@ -37,6 +38,7 @@ from moe_jax.data import (
   docstrings,
   intervals,
   objectives,
+  passages,
   pipeline,
   sources,
   task_sources,
@@ -47,7 +49,12 @@ from moe_jax.errors import UserError
 # Of a decoder's row beside an encoder: 'not_entailment' is 15 bytes with EOS.
 # Fixed, so that group sizes fit whatever the task is.
 TARGETS = 16
-BUILT_IN = {'docstring': docstrings.docstring}
+BUILT_IN = {'docstring': docstrings.docstring, 'domain': passages.domain}
+# What a task that is made of the corpus takes of `data`.
+_OF_CORPUS = (
+  *('name', 'dir', 'domains', 'text_field'),
+  *('train_split', 'validation_split'),
+)
 
 
 def chosen(config: Mapping[str, Any]) -> str:
@@ -77,7 +84,16 @@ def find(
   if config.task_file:
     return task_sources.from_file(spec)
   if '(' in spec or spec in BUILT_IN:
-    return registry.call(spec, BUILT_IN, 'task')
+    corpus = lambda: pipeline.load(
+      # Whole documents are read, whatever a row's length.
+      {k: v for k, v in config.items() if k in _OF_CORPUS} | {'seq_len': 1},
+      cache_dir=cache_dir,
+      allow_download=allow_download,
+    )
+    table = BUILT_IN | {
+      'domain': functools.partial(passages.domain, corpus=corpus)
+    }
+    return registry.call(spec, table, 'task')
   with _as_tfds(spec):
     return task_sources.from_tfds(
       spec,
@@ -93,6 +109,9 @@ def look(config: Mapping[str, Any], allow_download: bool) -> None:
   spec = chosen(config)
   if config.task_file:
     task_sources.look(spec)
+  elif registry.parse(spec)[0] == 'domain':
+    where = {'directory': config.dir, 'allow_download': allow_download}
+    sources.look(config.name, **where)
   elif '(' not in spec and spec not in BUILT_IN:
     with _as_tfds(spec):
       where = {'directory': config.dir, 'allow_download': allow_download}
@@ -151,6 +170,8 @@ class TaskData(batches.Batches):
     labels: the text of each label.
     domains: the task's name.
     documents: each label of each validation example, label by label.
+    label_tokens: the token of each label, where all are of one; else ().
+    known: accuracies of other ways to answer, by name.
     fingerprint: hash of the texts and labels and the tokenizer.
   """
 
@@ -189,7 +210,13 @@ class TaskData(batches.Batches):
       for i in range(len(held))
       for label in task.labels
     ]
-    self.validation_rows = len(self.documents)
+    self.known = dict(task.known)
+    first = [a[0] for a in self._answers]
+    single = longest == 2 and len(set(first)) == len(first)
+    # The token of each label, where one row asks for all; else ().
+    self.label_tokens = tuple(map(int, first)) if single else ()
+    self._rows_each = 1 if single else len(self.labels)
+    self.validation_rows = len(held) * self._rows_each
     self.fingerprint = _fingerprint(task, tokenizer)
     self._epoch = functools.lru_cache(maxsize=2)(self._draw)
     logging.info('%s', self.describe())
@@ -204,12 +231,19 @@ class TaskData(batches.Batches):
   def validation_row(self, row: int) -> batches.Row:
     """That of one of `documents`.
 
-    `document` says at each target of an answer whose it is, else -1.
+    `document` says at each target of an answer whose it is, else -1; where a
+    row asks for all labels, at the first target the number of the example.
     """
     if row >= self.validation_rows:
       return self._layout(*np.zeros((3, 0), np.int32), -1)
-    example, label = divmod(row, len(self.labels))
-    return self._row(self._validation[example][0], label, row)
+    example, label = divmod(row, self._rows_each)
+    prompt_N, right = self._validation[example]
+    if not self.label_tokens:
+      return self._row(prompt_N, label, row)
+    found = self._row(prompt_N, right, example)
+    first = np.argmax(found['document'] >= 0)
+    found['document'][first + 1 :] = -1  # EOS is the same for all labels
+    return found
 
   def scores(self, nats_N: np.ndarray) -> dict[str, float]:
     """Metrics of a model that gives `documents` these nats, f64 [N].
@@ -217,15 +251,16 @@ class TaskData(batches.Batches):
     Returns:
       'eval/accuracy' with its 95 % interval, '_low' and '_high'; 'eval/loss',
       nats a target token of the right labels; 'eval/majority', the accuracy of
-      the most frequent training label; 'eval/examples'. Of equally likely
-      labels the first counts.
+      the most frequent training label; 'eval/examples'; what is known of the
+      task. Of equally likely labels the first counts.
     """
     nats_NC = np.reshape(nats_N, (-1, len(self.labels)))
     right_N = self._right_N
     found = intervals.wilson(
       int((nats_NC.argmin(-1) == right_N).sum()), len(right_N)
     )
-    tokens_C = np.array([len(a) for a in self._answers])
+    one = self.label_tokens  # then EOS is not asked for
+    tokens_C = np.array([1 if one else len(a) for a in self._answers])
     nats = nats_NC[np.arange(len(right_N)), right_N].sum()
     counts = collections.Counter(label for _, label in self._train)
     most = counts.most_common(1)[0][0]
@@ -234,6 +269,7 @@ class TaskData(batches.Batches):
       'eval/loss': float(nats / tokens_C[right_N].sum()),
       'eval/majority': float((right_N == most).mean()),
       'eval/examples': len(right_N),
+      **{f'eval/{name}': float(v) for name, v in self.known.items()},
     }
 
   def describe(self) -> str:

@@ -6,9 +6,11 @@ of the answer's tokens; the floor is the most frequent training label.
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from moe_jax import registry
 from moe_jax.data import tasks
-from moe_jax.problems import base, language
+from moe_jax.problems import base, language, losses
 
 
 @registry.register
@@ -53,6 +55,23 @@ class Classification(language.Language):
       allow_download=allow_download,
       max_examples=self.max_examples,
     )
+
+  def judge(self, out, batch, data):
+    """As of language; where a row asks for all labels, each one's nats."""
+    if not data.label_tokens:
+      return language.of_documents(out, batch, data)
+    document_BL = batch['document']
+    examples = len(data.documents) // len(data.label_tokens)
+    nats = [
+      base.by_unit(
+        losses.token_nll(out, jnp.full_like(document_BL, token)),
+        document_BL,
+        examples,
+      )
+      for token in data.label_tokens
+    ]
+    tokens = (document_BL >= 0).sum(dtype=jnp.int32)
+    return {'nats': jnp.stack(nats, -1).ravel(), 'tokens': tokens}
 
   def by_document(self, nats_N, data):
     """In place of the loss of all labels, that of the right ones."""

@@ -117,14 +117,6 @@ class Language(base.Problem):
   def distillation(self, out, taught, batch):
     return losses.distillation(out, taught, losses.counted(batch))
 
-  def judge(self, out, batch, data):
-    """{'nats': f32 [documents], 'tokens'}; 'document' in a batch says whose."""
-    nll_BL = losses.token_nll(out, batch['targets'])
-    real_BL = losses.counted(batch)
-    document_BL = jnp.where(real_BL, batch['document'], -1)
-    nats = base.by_unit(nll_BL, document_BL, len(data.documents))
-    return {'nats': nats, 'tokens': real_BL.sum(dtype=jnp.int32)}
-
   def scores(self, sums, data):
     """'eval/loss', nats a target token, and what `by_document` makes."""
     nats_N = sums['nats'].astype(np.float64)
@@ -141,6 +133,18 @@ class Language(base.Problem):
     """Scores of documents that a model gives these nats, f64 [N]."""
     del nats_N, data
     return {}
+
+
+def of_documents(out, batch, data) -> dict[str, Any]:
+  """What `Problem.judge` gives of documents that are read token by token.
+
+  {'nats': f32 [documents], 'tokens'}; 'document' in a batch says whose.
+  """
+  nll_BL = losses.token_nll(out, batch['targets'])
+  real_BL = losses.counted(batch)
+  document_BL = jnp.where(real_BL, batch['document'], -1)
+  nats = base.by_unit(nll_BL, document_BL, len(data.documents))
+  return {'nats': nats, 'tokens': real_BL.sum(dtype=jnp.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +186,6 @@ class Corpus(Language):
       validation_documents=self.documents,
       validation_max_bytes=self.max_bytes,
     )
+
+  def judge(self, out, batch, data):
+    return of_documents(out, batch, data)

@@ -112,6 +112,9 @@ class MarkovChains(language.Language):
     key = hashlib.sha256(named.encode()).hexdigest()
     return Rows(self._chains(), key, self.seq_len, self.rows)
 
+  def judge(self, out, batch, data):
+    return language.of_documents(out, batch, data)
+
   def by_document(self, nats_N, data):
     tokens_N = np.full(len(nats_N), data.length)
     out = {}
