@@ -345,3 +345,15 @@ def test_jobs_end_with_the_one_that_began_them(tmp_path):
   p.terminate()
   assert p.communicate(timeout=20)[1] == 'stopped; the same command goes on\n'
   assert p.returncode == 130
+
+
+def test_arms_take_turns_with_the_seeds_of_what_they_begin_with(
+  tmp_path, monkeypatch, fake
+):
+  monkeypatch.chdir(tmp_path)
+  more = "  add('p', {}, stage='pretrain', seeds=2)"
+  fake_study.study_file(tmp_path, ", init_from='p'", more)
+  fake_study.sweep(study_lib.load('toy.py'), tmp_path / 'w')
+  assert fake.ran[:2] == [('p', 0), ('p', 1)]
+  began = {s: fake.fields['a', s]['init_from'][-3:] for s in range(3)}
+  assert began == {0: 'p/0', 1: 'p/1', 2: 'p/0'}

@@ -39,11 +39,12 @@ class Origins:
       return f'{self.pretrained or "PRETRAINED"}/{self.elsewhere[key]}'
     return f'{self.workdir}/{directory(key)}'
 
-  def fields(self, study: study_lib.Study, arm: study_lib.Arm) -> dict:
-    """{'init_from': workdir, ...}: what the arm's config has in `train`."""
-    return {
-      field: self.directory(key) for field, key in keys(study, arm).items()
-    }
+  def fields(
+    self, study: study_lib.Study, arm: study_lib.Arm, seed: int
+  ) -> dict:
+    """{'init_from': workdir, ...}: what the run's config has in `train`."""
+    found = keys(study, arm, seed)
+    return {field: self.directory(key) for field, key in found.items()}
 
   def anonymous(self) -> 'Origins':
     """The same, of workdirs by their names: for what is kept."""
@@ -56,11 +57,18 @@ def directory(key: tuple[str, int]) -> str:
 
 
 def keys(
-  study: study_lib.Study, arm: study_lib.Arm
+  study: study_lib.Study, arm: study_lib.Arm, seed: int
 ) -> dict[str, tuple[str, int]]:
-  """{'init_from': (arm, seed), ...}: the first seed of what an arm names."""
-  names = {f: getattr(arm, f) for f in FIELDS}
-  return {f: (n, study.arm(n).seeds[0]) for f, n in names.items() if n}
+  """{'init_from': (arm, seed), ...}: the runs of what an arm names.
+
+  Seeds take turns: of three, the fourth of the arm's begins with the first.
+  """
+  found = {}
+  for field in FIELDS:
+    if name := getattr(arm, field):
+      seeds = study.arm(name).seeds
+      found[field] = name, seeds[arm.seeds.index(seed) % len(seeds)]
+  return found
 
 
 def closure(study: study_lib.Study, only: Sequence[str]) -> set[str]:
@@ -71,7 +79,8 @@ def closure(study: study_lib.Study, only: Sequence[str]) -> set[str]:
     name = left.pop()
     if name not in wanted:
       wanted.add(name)
-      left += [n for n, _ in keys(study, study.arm(name)).values()]
+      named = study.arm(name)
+      left += [n for f in FIELDS if (n := getattr(named, f))]
   return wanted
 
 

@@ -99,7 +99,7 @@ def command(
   """
   flat = {**study.flags, **run.arm.overrides, 'seed': run.seed}
   flat = results.placeholders(flat)
-  fields = found.fields(study, run.arm)
+  fields = found.fields(study, run.arm, run.seed)
   flat |= {f'train.{k}': v for k, v in fields.items()}
   parts = [
     'python -m experiments.train',
@@ -171,7 +171,7 @@ def sweep(
   if len(left) < len(todo):
     say(f'{len(todo) - len(left)} of {len(todo)} runs are finished already')
   failed, sessions = [], {}
-  needs = lambda run: list(origins.keys(study, run.arm).values())
+  needs = lambda run: list(origins.keys(study, run.arm, run.seed).values())
   with contextlib.closing(queue.take(root, left, needs, len(rows))) as turns:
     for run in turns:
       lacking = _lacking(study, run, results.read(path))
@@ -215,7 +215,7 @@ def _from_done(done, path, study, rows) -> list[results.Row]:
 def _check_origins(study, left, finished, found) -> None:
   here = {r.key for r in left}
   for run in left:
-    for key in origins.keys(study, run.arm).values():
+    for key in origins.keys(study, run.arm, run.seed).values():
       if key not in here | finished:
         raise UserError(
           f'arm {run.arm.name!r} needs {key[0]!r}, which has not been run: run '
@@ -233,7 +233,7 @@ def _lacking(study, run, rows) -> list[str]:
   latest = results.latest(rows)
   return [
     f'{key[0]!r} is {latest[key]["status"]}'
-    for key in origins.keys(study, run.arm).values()
+    for key in origins.keys(study, run.arm, run.seed).values()
     if latest[key]['status'] != results.DONE
   ]
 
@@ -261,10 +261,12 @@ def _one(study, run, found, lacking, session, allow_download):
     'date': results.today(),
     'machine': machine.describe(),
   }
-  row |= {k: name for k, (name, _) in origins.keys(study, run.arm).items()}
+  row |= {
+    k: name for k, (name, _) in origins.keys(study, run.arm, run.seed).items()
+  }
   with config.unlocked():
     config.data.cache = config.data.cache or str(root / 'data')
-    config.train.update(found.fields(study, run.arm))
+    config.train.update(found.fields(study, run.arm, run.seed))
   try:
     if lacking:  # its last checkpoint would be of the middle of a run
       raise UserError(f'needs another run: {", ".join(lacking)}')

@@ -47,7 +47,8 @@ class Arm:
     seeds: values of `config.seed`.
     init_from: the 'pretrain' arm whose checkpoint it starts from, or ''.
     teacher: the 'pretrain' arm that it learns from, or ''.
-    stage: 'pretrain' arms run first, and once.
+    stage: 'pretrain' arms run first, with one seed unless they name more; an
+      arm with seed s begins with the s-th of these, in turn.
   """
 
   name: str
@@ -239,18 +240,16 @@ def _module(path: str):
   return module
 
 
-def _arms(module, size: str, seeds: int, config) -> tuple[Arm, ...]:
+def _arms(module, size: str, default: int, config) -> tuple[Arm, ...]:
   found: list[Arm] = []
   first = config.seed
 
-  def add(
-    name, overrides, *, seeds=seeds, init_from='', teacher='', stage='arm'
-  ):
+  def add(name, overrides, *, seeds=0, init_from='', teacher='', stage='arm'):
     if not name or set(name) - _NAME:
       raise UserError(f'arm {name!r}: a name of letters, digits, _ . - only')
     if stage not in STAGES:
       raise registry.unknown(f'stage of arm {name}', stage, STAGES)
-    count = 1 if stage == 'pretrain' else seeds
+    count = seeds or (1 if stage == 'pretrain' else default)
     every = tuple(range(first, first + count))
     origins = init_from or '', teacher or ''
     found.append(Arm(name, dict(overrides), every, *origins, stage))

@@ -286,7 +286,7 @@ def share_of_gain(metric: str, worse: str, better: str):
 
   (worse - arm) / (worse - better), above of the same seed, below of the means
   over seeds: a ratio of two noisy differences would have no mean, and a
-  'pretrain' arm has one seed only. {} where `better` is not lower than `worse`,
+  'pretrain' arm has fewer seeds. {} where `better` is not lower than `worse`,
   since there is no gain to share.
   """
 
