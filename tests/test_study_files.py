@@ -47,7 +47,7 @@ LEAST = {
 # Of runs with a task or with frozen parameters.
 TASK_METRICS = {'eval/accuracy', 'best/accuracy', 'trained_parameters'}
 # Of one process; 40 for the others.
-MINUTES = {'routers': 60, 'sparse_dense': 80, 'references': 80, 'scaling': 180}
+MINUTES = {'routers': 60, 'sparse_dense': 100, 'references': 80, 'scaling': 180}
 
 
 SIZES = [(f, s) for f in FILES for s in study_lib._module(f).SEEDS]

@@ -37,7 +37,7 @@ SECONDS = {'reference': 105, 'quick': 67, 'gpu': 460}
 EXPERTS = (2, 4, 8, 16, 32, 64)
 # Lengths of a run, as shares of STEPS.
 LENGTHS = {'quarter': 0.25, 'half': 0.5, 'double': 2, 'fourfold': 4}
-LONG = ('dense', 'experts_16', 'finer')
+LONG = ('dense', 'experts_16', 'finer', 'hash')
 
 
 def get_config(arg='reference'):
@@ -65,16 +65,21 @@ def models(config):
     # Causal with two choices, too; it matters where capacity binds.
     'moe.seating': 'token_major()',
   }
+  sixteen = {'moe.num_experts': 16}
+  hashed = sixteen | {'moe.router': 'hash()', 'moe.balance': ()}
   return {
     'dense': {'moe.layers': 'none'},
     **{f'experts_{n}': {'moe.num_experts': n} for n in EXPERTS},
     'fine': cut(32, 2),
     'finer': cut(64, 4),
-    'hash': {
-      'moe.num_experts': 16,
-      'moe.router': 'hash()',
-      'moe.balance': (),
-    },
+    'hash': hashed,
+    # Why a hash of the byte can be ahead of a learned router: another map;
+    # balance without a loss that pulls on the router; experts that are equal
+    # at the start, so that a token that changes its expert loses nothing.
+    'hash_2': hashed | {'moe.router': 'hash(seed=2)'},
+    'loss_free': sixteen
+    | {'moe.balance': ('loss_free_bias(rate=0.001)', 'z_loss(weight=0.001)')},
+    'equal_start': sixteen | {'moe.identical_experts': True},
   }
 
 
@@ -114,6 +119,11 @@ DENSE, LARGE = 1.636, {16: 1.505, 32: 1.474, 64: 1.444}
 
 def _gain(name, length):
   a, b = f'{name}_{length}', f'dense_{length}'
+  return f"mean_over(metric='{_HELD_OUT}', arms=('{a}',), minus=('{b}',))"
+
+
+def _lead(length):
+  a, b = f'experts_16{length}', f'hash{length}'
   return f"mean_over(metric='{_HELD_OUT}', arms=('{a}',), minus=('{b}',))"
 
 
@@ -300,6 +310,43 @@ CLAIMS = (
     paper='Hash Layers',
     table='the reverse of their claim',
   ),
+  _ours(
+    'learned_catches_up',
+    'The lead of the hash is smaller after twice the steps.',
+    (_lead('_double'), _lead('')),
+    ('experts_16_double', 'experts_16'),
+    0.01,
+    paper='Hash Layers',
+    table='section 5',
+  ),
+  _ours(
+    'any_hash',
+    'Another hash of the token is as good.',
+    _HELD_OUT,
+    ('hash_2', 'hash'),
+    0.03,
+    direction='equal',
+    paper='Hash Layers',
+    table='section 5',
+  ),
+  _ours(
+    'loss_free_over_auxiliary',
+    '16 experts are better with a bias that balances than with a loss.',
+    _HELD_OUT,
+    ('loss_free', 'experts_16'),
+    0.01,
+    paper='Loss-Free Balancing',
+    table='table 2',
+  ),
+  _ours(
+    'equal_start_over_own',
+    '16 experts that are equal at the start are better.',
+    _HELD_OUT,
+    ('equal_start', 'experts_16'),
+    0.01,
+    paper='V-MoE',
+    table='their code',
+  ),
 )
 
 COLUMNS = (
@@ -332,6 +379,7 @@ FIGURES = (
       'dense': _by_length('dense'),
       '16 experts': _by_length('experts_16'),
       '64 a quarter as wide': _by_length('finer'),
+      '16 by a hash': _by_length('hash'),
     },
   ),
   dict(
