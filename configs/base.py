@@ -73,14 +73,16 @@ def get_config() -> ml_collections.ConfigDict:
   moe.decoder = ml_collections.ConfigDict()
 
   config.data = data = ml_collections.ConfigDict()
-  # The standard library; with data.dir set, that folder's .txt files, one a
-  # domain; or a TFDS name such as 'c4/en:3.1.0', prepared in data.dir.
+  # The standard library, or 'python_packages', the packages that moe_jax needs;
+  # with data.dir set, that folder's .txt files, one a domain; or a TFDS name
+  # such as 'c4/en:3.1.0', prepared in data.dir.
   data.name = 'python_stdlib'
   data.dir = ''
   data.cache = ''  # for built data; '' is WORKDIR/data
   data.domains = ()
   # Shares of the training rows by domain; () is in proportion to tokens.
   data.weights = ()
+  data.max_bytes = 0  # of the training text; 0 is all
   data.seq_len = 256
   data.tokenizer = 'bytes()'
   data.objective = 'causal_lm()'

@@ -1,4 +1,4 @@
-"""TFDS builders of the two local corpora, `python_stdlib` and `text_files`.
+"""TFDS builders of the local corpora: library, packages, a folder of files.
 
 Examples are `text` (bytes, kept exactly), `name` and `domain`; splits `train`
 and `validation`. Files are ArrayRecord, the format that TFDS writes and reads
@@ -13,7 +13,7 @@ import os
 import tensorflow_datasets as tfds
 from absl import logging
 
-from moe_jax.data import derived, splitting, stdlib, text_files
+from moe_jax.data import derived, packages, splitting, stdlib, text_files
 
 # They last for tenths of a second.
 tfds.disable_progress_bar()
@@ -61,6 +61,10 @@ class PythonStdlib(_LocalText):
   """The running interpreter's standard library; see `moe_jax.data.stdlib`."""
 
 
+class PythonPackages(_LocalText):
+  """What moe_jax needs, as it is installed; see `moe_jax.data.packages`."""
+
+
 class TextFiles(_LocalText):
   """A folder of text files, one a domain; see `moe_jax.data.text_files`."""
 
@@ -87,6 +91,29 @@ def python_stdlib(cache_dir: str) -> tuple[str, str]:
   parts = [f'{kind} {name}'.encode() for kind, name, _ in sources]
   parts += [text for _, _, text in sources]
   return _build(PythonStdlib, stdlib.DOMAINS, parts, split, cache_dir)
+
+
+def python_packages(cache_dir: str) -> tuple[str, str]:
+  """As `python_stdlib`, of the packages; other versions build anew.
+
+  Takes about half a minute.
+  """
+  found = packages.distributions()
+  sources = packages.files(found)
+  logging.info('python_packages: %s', packages.versions(found))
+  domains = sorted({s.family for s in sources})
+
+  def split():
+    return splitting.split(
+      packages.documents(sources),
+      fraction=dict.fromkeys(domains, packages.VALIDATION),
+      min_bytes=packages.MIN_BYTES,
+    )
+
+  parts = [packages.versions(found).encode()]
+  for s in sources:
+    parts += [f'{s.family} {s.name}'.encode(), s.text]
+  return _build(PythonPackages, tuple(domains), parts, split, cache_dir)
 
 
 def from_text_files(directory: str, cache_dir: str) -> tuple[str, str]:

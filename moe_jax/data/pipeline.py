@@ -30,6 +30,7 @@ DEFAULTS = {
   'cache': '',
   'domains': (),
   'weights': (),
+  'max_bytes': 0,
   'seq_len': 512,
   'tokenizer': 'bytes()',
   'objective': 'causal_lm()',
@@ -65,6 +66,8 @@ def load(
     config: the `data` part of a config; fields and defaults are `DEFAULTS`.
       `domains` () is all of them; `weights` () gives each domain rows in
       proportion to its tokens, so that all text is seen equally often.
+      `max_bytes` bounds the training text, each domain's by the same factor;
+      whole documents spread over it, at least one; 0 does not.
       (`cache` is for the caller, who passes `cache_dir`.)
     cache_dir: where built corpora, indices and tokens are kept.
     allow_download: lets TFDS download what is not prepared.
@@ -85,10 +88,12 @@ def load(
   seq_len = config['seq_len']
   if not isinstance(seq_len, int) or seq_len < 1:
     raise UserError(f'data.seq_len={seq_len!r}: expected an integer above 0')
-  if validation_max_bytes < 0:
-    raise UserError(
-      f'validation_max_bytes={validation_max_bytes}: expected 0 or more'
-    )
+  for name, value in (
+    ('data.max_bytes', config['max_bytes']),
+    ('validation_max_bytes', validation_max_bytes),
+  ):
+    if not isinstance(value, int) or value < 0:
+      raise UserError(f'{name}={value!r}: expected a whole number, 0 or more')
   if validation_documents not in _STARTS:
     raise registry.unknown('half of validation', validation_documents, _STARTS)
   tokenizer = tokenizers.build(config['tokenizer'])
@@ -120,6 +125,7 @@ def load(
     seq_len=seq_len,
     tokenizer=tokenizer,
     objective=objective,
+    max_bytes=config['max_bytes'],
     validation_documents=validation_documents,
     validation_max_bytes=validation_max_bytes,
   )
@@ -150,6 +156,7 @@ class Data(batches.Batches):
     seq_len,
     tokenizer,
     objective,
+    max_bytes,
     validation_documents,
     validation_max_bytes,
   ):
@@ -158,6 +165,12 @@ class Data(batches.Batches):
     self.tokenizer, self._objective = tokenizer, objective
     self.domains = _check_domains(domains, train.domains)
     of_train, of_validation = (self._members(s) for s in (train, validation))
+    whole = sum(int(train.bytes_N[m].sum()) for m in of_train)
+    if max_bytes and max_bytes < whole:
+      own = [int(train.bytes_N[m].sum()) * max_bytes // whole for m in of_train]
+      of_train = [
+        _capped(m, train.bytes_N, max(n, 1)) for m, n in zip(of_train, own)
+      ]
     self._of_train = of_train
     length = objective.window(seq_len)
     self._streams = [
@@ -191,6 +204,8 @@ class Data(batches.Batches):
     self._rows = self._windows(kept, length)
     self.validation_rows = len(self._rows)
     parts = (train.digest, validation.digest, tokenizer.key, *self.domains)
+    if max_bytes and max_bytes < whole:
+      parts += (str(max_bytes),)
     self.fingerprint = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
     logging.info('%s', self.describe())
 

@@ -11,7 +11,8 @@ from moe_jax.errors import UserError
 
 # name, optional config, optional version; it becomes a path, so no dots alone.
 _NAME = re.compile(r'(\w+)(?:/([\w+-][\w.+-]*))?(?::(\d+\.\d+\.\d+))?')
-LOCAL = ('python_stdlib', 'text_files')  # what `builders` makes
+# What `builders` makes.
+LOCAL = ('python_stdlib', 'python_packages', 'text_files')
 _RANDOM_ACCESS = ('array_record', 'parquet')
 
 
@@ -21,13 +22,13 @@ def locate(
   """Makes sure that a dataset is on disk.
 
   Args:
-    name: `'python_stdlib'`, `'text_files'`, or a TFDS name such as
-      `'c4/en:3.1.0'`; without a version, the newest one that is prepared.
+    name: of LOCAL, or a TFDS name such as `'c4/en:3.1.0'`; without a version,
+      the newest one that is prepared.
     directory: of the .txt files, which take the place of the standard library
       where that is named too; for TFDS names the `data_dir` ('' is TFDS's
       own default). Treat a foreign one as code: its features.json names Python
       modules, which TFDS imports.
-    cache_dir: where the two local corpora are built.
+    cache_dir: where the local corpora are built.
     allow_download: lets TFDS download and prepare what is missing.
 
   Returns:
@@ -39,6 +40,8 @@ def locate(
   """
   if name == 'python_stdlib' and not directory:
     return builders.python_stdlib(cache_dir)
+  if name == 'python_packages':
+    return builders.python_packages(cache_dir)
   if name in LOCAL:
     return builders.from_text_files(directory, cache_dir)
   base, root, version = _prepared(name, directory, allow_download)
@@ -52,7 +55,13 @@ def locate(
 
 def look(name: str, *, directory: str, allow_download: bool) -> None:
   """Raises ValueError where `locate` would, as far as a glance tells."""
-  if name not in LOCAL:
+  if name == 'python_packages':
+    if directory:
+      raise UserError(
+        f'data.name={name!r} is of what is installed: data.dir={directory!r} '
+        "must be ''"
+      )
+  elif name not in LOCAL:
     _prepared(name, directory, allow_download)
   elif directory or name == 'text_files':
     text_files.paths(directory)
@@ -63,7 +72,7 @@ def _prepared(name, directory, allow_download) -> tuple[str, str, str]:
   match = _NAME.fullmatch(name)
   if not match:
     raise UserError(
-      f"data.name={name!r}: expected 'python_stdlib', 'text_files' or a TFDS "
+      f'data.name={name!r}: expected {", ".join(map(repr, LOCAL))} or a TFDS '
       f"name such as 'c4/en:3.1.0'"
     )
   base = '/'.join(part for part in match.groups()[:2] if part)

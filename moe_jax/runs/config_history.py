@@ -65,6 +65,7 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('model.attention', ('full()',)),
   Added('eval.documents', 'all'),
   Added('train.keep_at', ()),
+  Added('data.max_bytes', 0),
 )
 
 
