@@ -68,7 +68,8 @@ def main(argv: list[str]) -> int:
   )
   todo = runner.runs(study, _ONLY.value, _TASK.value)
   if _DRY_RUN.value:
-    print(runner.plan(study, _WORKDIR.value, todo, _PRETRAINED.value))
+    where = _WORKDIR.value, todo, _PRETRAINED.value, _DONE.value
+    print(runner.plan(study, *where))
     return 0
   if _JOBS.value > 1:
     if _TASK.value:

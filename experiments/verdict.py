@@ -42,7 +42,6 @@ _OUT = flags.DEFINE_string('out', '', 'Where the small files are kept.')
 def main(_: list[str]) -> None:
   """Prints the table of verdicts and writes the files."""
   from moe_jax.plots import tables
-  from moe_jax.runs import writers
   from moe_jax.studies import power, report, results, study as study_lib
 
   if not _WORKDIR.value:
@@ -55,10 +54,10 @@ def main(_: list[str]) -> None:
   if _POWER.value:
     asked = power.of(study, rows)
     print(tables.text(power.HEADER, power.cells(asked)), end='\n\n')
-    path = pathlib.Path(_OUT.value or _WORKDIR.value) / power.FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writers.write_json(path, power.record(study, asked, results.today()))
-    print(path)
+    if count := power.enough(asked):
+      print(f'{count} seeds are enough for all that can be tested')
+    if _OUT.value:
+      print(power.keep(_OUT.value, power.record(study, asked, results.today())))
     return
   found = report.write(study, rows, _WORKDIR.value)
   print(tables.text(report.HEADER, report.summary(found)), end='\n\n')

@@ -39,6 +39,9 @@ def test_seeds_are_the_fewest():
   assert at(found) >= 0.8 > at(found - 1)
   assert power.seeds('lower', 0.01, -0.011, 0.012) == power.MOST + 1
   assert power.seeds('higher', 0.01, -0.03, 0.012) == found  # contradicted
+  asked = [power.Power('c', 3, -1.0, 0.1, n) for n in (4, 7)]
+  asked.append(power.Power('d', 3, -1.0, 9.0, power.MOST + 1, 'why'))
+  assert power.enough(asked) == 7
 
 
 def _rows(arm, losses, **more):
@@ -61,7 +64,9 @@ def test_a_pilot_decides_before_the_runs(path, tmp_path, fake):
   fake_study.sweep(study, work)
   assert report.write(study, report.results.read(work / 'results.jsonl'), work)
   kept = power.record(study, asked, '2020-01-01')
-  (work / power.FILE).write_text(json.dumps(kept))
+  with pytest.raises(ValueError, match='w holds runs of arms: what can be t'):
+    power.keep(work, kept)
+  power.keep(tmp_path / 'next', kept).rename(work / power.FILE)
   rows = report.results.read(work / 'results.jsonl')
   found = {v.claim.name: v for v in report.write(study, rows, work)}
   assert found['a_better'].outcome == 'not testable here'

@@ -8,6 +8,7 @@ import pytest
 from configs import base
 from moe_jax.plots import ablations
 from moe_jax.studies import (
+  estimates,
   report,
   results,
   runner,
@@ -150,7 +151,7 @@ def test_plan_shows_commands_and_time(path, tmp_path, fake):
   [(0.4, '0 s'), (89, '89 s'), (91, '2 min'), (7500, '2 h 05 min')],
 )
 def test_duration(seconds, text):
-  assert runner.duration(seconds) == text
+  assert estimates.duration(seconds) == text
 
 
 def test_verdicts_are_written_and_kept(path, tmp_path, fake):

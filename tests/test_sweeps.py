@@ -1,17 +1,11 @@
 """Sweeps: runs resume, fail, begin with others; the seeds of an arm share."""
 
-import fcntl
 import json
-import pathlib
-import subprocess
-import sys
-import time
 
 import pytest
 
 from moe_jax.studies import (
   origins,
-  queue,
   report,
   results,
   runner,
@@ -268,46 +262,6 @@ def test_pretrained_elsewhere(path, tmp_path, fake):
     runner.sweep(more, str(work), todo, pretrained='nowhere')
 
 
-def test_processes_take_turns(path, tmp_path, fake):
-  """What another holds is left to it; what it leaves behind is taken."""
-  study, work = study_lib.load(path), tmp_path / 'w'
-  (work / 'locks').mkdir(parents=True)
-  held = open(work / 'locks' / 'a.0', 'w')
-  fcntl.flock(held, fcntl.LOCK_EX)
-  said = []
-
-  def say(line):
-    said.append(line)
-    if len(said) == 3:  # another process has done one, while these went on
-      row = results.read(work / results.FILE)[0] | {'arm': 'b', 'seed': 2}
-      row['config_digest'] = results.arm_digest(study, study.arm('b'))
-      results.append(work / results.FILE, row)
-    if len(said) == 4:
-      held.close()  # and is killed
-
-  runner.sweep(study, str(work), runner.runs(study), processes=2, say=say)
-  assert fake.ran == [('b', 0), ('a', 1), ('b', 1), ('a', 2), ('a', 0)]
-  assert '[1/6] b seed 0' in said[0] and said[0].endswith('left')
-  assert '[5/6] a seed 2' in said[3] and '[6/6] a seed 0' in said[4]
-  assert len(results.read(work / results.FILE)) == 6
-
-
-def test_an_arm_waits_for_what_it_begins_with(tmp_path, monkeypatch, fake):
-  monkeypatch.chdir(tmp_path)
-  first = ", init_from='p'"
-  more = "  add('p', {}, stage='pretrain')"
-  fake_study.study_file(tmp_path, first, more)
-  study, work = study_lib.load('toy.py'), tmp_path / 'w'
-  (work / 'locks').mkdir(parents=True)
-  held = open(work / 'locks' / 'p.0', 'w')
-  fcntl.flock(held, fcntl.LOCK_EX)
-  monkeypatch.setattr(queue.time, 'sleep', lambda _: held.close())
-  assert not fake_study.sweep(study, work)
-  # Those of b need nothing; a's wait until the holder has gone.
-  assert fake.ran[:4] == [('b', 0), ('b', 1), ('b', 2), ('p', 0)]
-  assert fake.ran[4:] == [('a', s) for s in range(3)]
-
-
 def test_rows_kept_elsewhere_are_gone_on_from(path, tmp_path, fake):
   study, kept = study_lib.load(path), tmp_path / 'kept.jsonl'
   todo = runner.runs(study)
@@ -323,37 +277,17 @@ def test_rows_kept_elsewhere_are_gone_on_from(path, tmp_path, fake):
     ]
 
 
-def test_jobs_end_with_the_one_that_began_them(tmp_path):
-  """A process a job, each told its part; SIGTERM ends them all."""
-  child = (
-    'import os, signal, sys, time\n'
-    f'open(os.path.join({str(tmp_path)!r}, sys.argv[-1][-3]), "w").close()\n'
-    'time.sleep(60)'
-  )
-  code = (
-    'import sys; from moe_jax.studies import workers\n'
-    f'sys.exit(workers.run([sys.executable, "-c", {child!r}], 2))'
-  )
-  root = pathlib.Path(__file__).parent.parent
-  call = [sys.executable, '-c', code]
-  p = subprocess.Popen(call, cwd=root, stderr=subprocess.PIPE, text=True)
-  for _ in range(200):
-    if len(list(tmp_path.iterdir())) == 2:
-      break
-    time.sleep(0.1)
-  assert {f.name for f in tmp_path.iterdir()} == {'0', '1'}
-  p.terminate()
-  assert p.communicate(timeout=20)[1] == 'stopped; the same command goes on\n'
-  assert p.returncode == 130
-
-
-def test_arms_take_turns_with_the_seeds_of_what_they_begin_with(
-  tmp_path, monkeypatch, fake
-):
-  monkeypatch.chdir(tmp_path)
-  more = "  add('p', {}, stage='pretrain', seeds=2)"
-  fake_study.study_file(tmp_path, ", init_from='p'", more)
-  fake_study.sweep(study_lib.load('toy.py'), tmp_path / 'w')
-  assert fake.ran[:2] == [('p', 0), ('p', 1)]
-  began = {s: fake.fields['a', s]['init_from'][-3:] for s in range(3)}
-  assert began == {0: 'p/0', 1: 'p/1', 2: 'p/0'}
+def test_what_others_begin_with_is_done_in_this_workdir(tmp_path, fake):
+  """Its checkpoint is not in the file of rows; nor that of what it needs."""
+  study, kept = _tuned(tmp_path), tmp_path / 'kept.jsonl'
+  todo = runner.runs(study)
+  call = dict(done=str(kept), say=lambda line: None)
+  runner.sweep(study, str(tmp_path / 'one'), todo[:-1], **call)
+  fake.ran = []
+  again = runner.plan(study, str(tmp_path / 'two'), todo, done=str(kept))
+  assert again.count('# finished') == len(todo) - 3
+  runner.sweep(study, str(tmp_path / 'two'), todo, **call)
+  assert fake.ran == [('base', 0), ('other', 0), todo[-1].key]
+  fake.ran = []
+  runner.sweep(study, str(tmp_path / 'three'), todo, **call)
+  assert not fake.ran

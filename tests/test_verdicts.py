@@ -143,6 +143,13 @@ def test_arms_on_different_data_are_not_compared():
   rows[4]['data'] = 'y'
   with pytest.raises(ValueError, match=r"'c' .* data \('a' x, 'b' y\)"):
     verdicts.judge(_claim(), rows)
+  # Arms that stand in a metric count, what others begin with does not.
+  rows[4]['data'] = 'x'
+  grid = _claim(metric="mean_over(metric='loss', arms=('a', 'b', 'other'))")
+  with pytest.raises(ValueError, match=r"data \('a' x, 'other' z\)"):
+    verdicts.judge(grid, rows)
+  rows[6]['stage'] = 'pretrain'
+  assert verdicts.judge(grid, rows).outcome == 'not run'  # one seed of all
 
 
 def test_what_was_said_to_be_untestable_stays_so():

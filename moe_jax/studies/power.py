@@ -19,12 +19,16 @@ the label that they repeat.
 
 import dataclasses
 import math
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from moe_jax.errors import UserError
+from moe_jax.runs import writers
 from moe_jax.studies import results, study as study_lib, verdicts
 
 FILE = 'power.json'
@@ -136,6 +140,33 @@ def _not_learned(claim, rows) -> str:
   )
 
 
+def enough(found: Sequence[Power]) -> int:
+  """Seeds for every claim that can be tested; 0 is unknown."""
+  return max((p.seeds for p in found if not p.why_not), default=0)
+
+
+def keep(workdir: str | os.PathLike, kept: Mapping[str, Any]) -> pathlib.Path:
+  """Writes power.json.
+
+  Args:
+    workdir: of the runs to come, made if missing.
+    kept: from `record`.
+
+  Raises:
+    ValueError: arms have run there, be they the pilot's.
+  """
+  path = pathlib.Path(workdir) / FILE
+  rows = results.read(path.parent / results.FILE)
+  if any(r.get('stage') == 'arm' for r in rows):
+    raise UserError(
+      f'{workdir} holds runs of arms: what can be tested is decided before; '
+      'give --out, the workdir of the runs to come'
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  writers.write_json(path, kept)
+  return path
+
+
 def record(
   study: study_lib.Study, found: Sequence[Power], date: str
 ) -> dict[str, Any]:
@@ -145,6 +176,7 @@ def record(
     'study': study.name,
     'size': study.size,
     'date': date,
+    'seeds': enough(found),
     'claims': [
       {k: known(v) for k, v in dataclasses.asdict(p).items()} for p in found
     ],

@@ -65,6 +65,16 @@ def _over(root, seen) -> set[Key]:
 
 
 @contextlib.contextmanager
+def alone(root: pathlib.Path) -> Iterator[None]:
+  """For what one process of a sweep does after the other: its beginning."""
+  path = root / 'locks' / '.begin'  # no run's: those have a seed at the end
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w') as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    yield
+
+
+@contextlib.contextmanager
 def _held(root, run) -> Iterator[bool]:
   """Whether the run is this process's; its lock is let go at the end."""
   path = root / 'locks' / '{}.{}'.format(*run.key)

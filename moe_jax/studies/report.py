@@ -315,7 +315,7 @@ def summary(found: Sequence[verdicts.Verdict]) -> list[tuple[str, ...]]:
         v.against_0 or '-',
         threshold(v.claim.direction, v.claim.smallest_effect),
         str(v.pairs),
-        v.outcome,
+        v.outcome + (f': {v.reason}' if v.reason else ''),
       )
     )
   return out

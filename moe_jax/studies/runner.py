@@ -13,13 +13,18 @@ import pathlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from moe_jax.benchmarks import machine
 from moe_jax.errors import UserError
-from moe_jax.studies import origins, queue, results, study as study_lib
+from moe_jax.studies import (
+  estimates,
+  origins,
+  queue,
+  results,
+  study as study_lib,
+)
 from moe_jax.training import loop, session as session_lib
 
 
@@ -104,20 +109,10 @@ def command(
   parts = [
     'python -m experiments.train',
     f'--config={path}:{study.size}',
-    *(f'--config.{k}={_flag(v)}' for k, v in flat.items()),
+    *(f'--config.{k}={v}' for k, v in flat.items()),
     f'--workdir={found.workdir}/{run.directory}',
   ]
   return ' '.join([parts[0], *map(shlex.quote, parts[1:])])
-
-
-def _flag(value: Any) -> str:
-  return str(value)
-
-
-def seconds_a_run(study: study_lib.Study, rows: Sequence[results.Row]) -> float:
-  """Mean of the finished runs, or the file's estimate; 0 is unknown."""
-  done = [r['seconds'] for r in rows if r['status'] == results.DONE]
-  return sum(done) / len(done) if done else study.seconds
 
 
 def sweep(
@@ -140,7 +135,8 @@ def sweep(
     pretrained: workdir of another sweep, whose finished runs stand for the
       'pretrain' runs here that have the same config.
     done: a file of rows, read at the beginning and added to after each run:
-      what it has is not done again, whatever the workdir.
+      what it has is not done again, whatever the workdir, save 'pretrain' runs
+      that others still begin with.
     processes: how many do the same runs, for the time that is left.
     say: is given a line at a time.
     allow_download: lets TFDS download.
@@ -154,18 +150,19 @@ def sweep(
   """
   root = pathlib.Path(workdir)
   path = root / results.FILE
-  rows = results.check(path, study)
-  if done:
-    rows += _from_done(pathlib.Path(done), path, study, rows)
-  found, taken = origins.find(study, rows, str(root), pretrained)
-  rows += taken
-  finished = _finished(rows)
-  left = [r for r in todo if r.key not in finished]
-  _check_origins(study, left, finished, found)
+  with queue.alone(root):
+    rows = results.check(path, study)
+    if done:
+      rows += _from_done(study, pathlib.Path(done), rows, todo)
+    found, taken = origins.find(study, rows, str(root), pretrained)
+    rows += taken
+    finished = _finished(rows)
+    left = [r for r in todo if r.key not in finished]
+    _check_origins(study, left, finished, found)
+    for row in rows[len(results.read(path)) :]:
+      results.append(path, row)
   for row in taken:
-    results.append(path, row)
     say(f'{row["arm"]} seed {row["seed"]} is taken from {pretrained}')
-  root.mkdir(parents=True, exist_ok=True)
   results.keep_source(root, study)
   jax.config.update('jax_compilation_cache_dir', str(root / 'jit_cache'))
   if len(left) < len(todo):
@@ -188,9 +185,10 @@ def sweep(
         failed.append(row)
       now = results.read(path)
       over = {(r['arm'], r['seed']) for r in now[len(rows) :]}
-      count = sum(r.key in over for r in left)
-      remaining = (len(left) - count) * seconds_a_run(study, now) / processes
-      say(_line(row, count, len(left), remaining))
+      ahead = [r for r in left if r.key not in over]
+      names = [r.arm.name for r in ahead]
+      remaining = estimates.ahead(study, names, now) / processes
+      say(_line(row, len(left) - len(ahead), len(left), remaining))
   return failed
 
 
@@ -202,14 +200,26 @@ def _finished(rows) -> set[tuple[str, int]]:
   }
 
 
-def _from_done(done, path, study, rows) -> list[results.Row]:
-  """The finished rows of another file that this one has not, added to it."""
-  known, new = _finished(rows), []
-  for key, row in results.latest(results.check(done, study)).items():
-    if key not in known and row['status'] in results.FINISHED:
-      results.append(path, row)
-      new.append(row)
-  return new
+def _from_done(study, done, rows, todo) -> list[results.Row]:
+  """The finished rows of another file that the workdir has not.
+
+  Without those of 'pretrain' runs that others are still to begin with: their
+  checkpoints are in another workdir.
+  """
+  known = _finished(rows)
+  new = {
+    k: r
+    for k, r in results.latest(results.check(done, study)).items()
+    if k not in known and r['status'] in results.FINISHED
+  }
+  begin = [r for r in todo if r.key not in known | new.keys()]
+  while begin:
+    run = begin.pop()
+    for key in origins.keys(study, run.arm, run.seed).values():
+      if 'pretrained' not in new.get(key, {'pretrained': ''}):
+        del new[key]
+        begin.append(Run(study.arm(key[0]), key[1]))
+  return list(new.values())
 
 
 def _check_origins(study, left, finished, found) -> None:
@@ -324,17 +334,8 @@ def _line(row: results.Row, done: int, total: int, remaining: float) -> str:
     parts.append(f'dropped {100 * found["train/dropped"]:.1f} %')
   parts.append(f'{row["seconds"]:.0f} s')
   if remaining:
-    parts.append(f'{duration(remaining)} left')
+    parts.append(f'{estimates.duration(remaining)} left')
   return '  '.join(parts)
-
-
-def duration(seconds: float) -> str:
-  """'40 s', '12 min', '3 h 05 min'."""
-  if seconds < 90:
-    return f'{seconds:.0f} s'
-  minutes = round(seconds / 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours} h {minutes:02} min' if hours else f'{minutes} min'
 
 
 def plan(
@@ -342,24 +343,25 @@ def plan(
   workdir: str,
   todo: Sequence[Run],
   pretrained: str = '',
+  done: str = '',
 ) -> str:
   """What `sweep` would do: a command a run, and how long all would take."""
   rows = results.check(pathlib.Path(workdir) / results.FILE, study)
+  if done:
+    rows += _from_done(study, pathlib.Path(done), rows, todo)
   found, taken = origins.find(study, rows, workdir, pretrained)
   rows += taken
   latest = results.latest(rows)
   lines, left = [], 0
   for run in todo:
-    done = latest.get(run.key, {}).get('status') in results.FINISHED
-    left += not done
-    mark = '# finished: ' if done else ''
+    finished = latest.get(run.key, {}).get('status') in results.FINISHED
+    left += not finished
+    mark = '# finished: ' if finished else ''
     lines.append(f'{mark}{command(study, run, found, study.file)}')
-  each = seconds_a_run(study, rows)
-  estimate = (
-    f'about {duration(left * each)} in one process'
-    if each
-    else ('for an unknown time')
-  )
+  each = estimates.a_run(study, rows)
+  estimate = 'for an unknown time'
+  if each:
+    estimate = f'about {estimates.duration(left * each)} in one process'
   source = (
     'as the finished ones took'
     if any(r['status'] == results.DONE for r in rows)

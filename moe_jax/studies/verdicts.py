@@ -102,7 +102,7 @@ def judge(
     untestable: {claim: why}, decided before the runs; see `power`.
 
   Raises:
-    ValueError: the arms have seen different data.
+    ValueError: the arms, or those of its metrics, have seen different data.
   """
   _check_data(claim, rows)
   a, b = _both(claim, rows)
@@ -144,7 +144,11 @@ def _both(claim, rows):
 def _check_data(claim, rows) -> None:
   seen: dict[str, str] = {}
   for (arm, _), row in _done(rows).items():
-    if arm in claim.arms and 'data' in row:
+    # A teacher or a beginning, which a metric may name, has data of its own.
+    named = row.get('stage') != 'pretrain' and any(
+      f"'{arm}'" in metric for metric in claim.metrics
+    )
+    if (arm in claim.arms or named) and 'data' in row:
       seen.setdefault(row['data'], arm)
   if len(seen) > 1:
     told = ', '.join(f'{arm!r} {data}' for data, arm in seen.items())

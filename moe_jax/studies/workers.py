@@ -36,10 +36,14 @@ def run(call: Sequence[str], count: int) -> int:
     The largest of their exit codes; 130 where it was ended.
   """
   signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # A terminal's Ctrl-C is for this process alone: those that it starts inherit
+  # that they do not hear it, be it while they import, and are ended below.
+  heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
   started = [
     subprocess.Popen([*call, '--jobs=1', f'--worker={i}/{count}'])
     for i in range(count)
   ]
+  signal.signal(signal.SIGINT, heard)
   try:
     return max(p.wait() for p in started)
   except KeyboardInterrupt:
