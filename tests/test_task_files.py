@@ -121,7 +121,7 @@ def test_fields_that_do_not_go_together(files, tmp_path):
     ('docstring(n=3)', "unknown argument of task 'docstring' 'n'; valid: exam"),
     (
       'nosuch',
-      r"task='nosuch': built in is docstring\(\); as a TFDS name: "
+      r"task='nosuch': built in is docstring\(\), domain\(\); as a TFDS name: "
       "'nosuch' is not prepared under .*tfds build",
     ),
     ('text_files', "'text_files' has no labels"),

@@ -117,118 +117,86 @@ _SPEED_UP = (
 DENSE, LARGE = 1.636, {16: 1.505, 32: 1.474, 64: 1.444}
 
 
-def _gain(name, length):
-  a, b = f'{name}_{length}', f'dense_{length}'
+def _less(a, b):
   return f"mean_over(metric='{_HELD_OUT}', arms=('{a}',), minus=('{b}',))"
 
 
-def _lead(length):
-  a, b = f'experts_16{length}', f'hash{length}'
-  return f"mean_over(metric='{_HELD_OUT}', arms=('{a}',), minus=('{b}',))"
-
-
-def _ours(name, sentence, metric, arms, smallest, **fields):
-  return dict(
-    name=name,
-    sentence=sentence,
-    metric=metric,
-    arms=arms,
-    smallest_effect=smallest,
-    **(
-      dict(
-        paper=SWITCH,
-        table='figure 4',
-        direction='lower',
-        seeds_needed=3,
-        added='2026-11-29',
-      )
-      | fields
-    ),
+def _claim(name, sentence, metric, arms, smallest, **fields):
+  return (
+    dict(
+      name=name,
+      paper=SWITCH,
+      table='figure 4',
+      sentence=sentence,
+      metric=metric,
+      direction='lower',
+      smallest_effect=smallest,
+      arms=arms,
+    )
+    | fields
   )
 
 
+def _ours(*args, **fields):
+  return _claim(*args, added='2026-11-29', **fields)
+
+
 CLAIMS = (
-  dict(
-    name='8_experts_over_dense',
-    paper=SWITCH,
-    table='figure 4',
-    sentence='Eight experts are better than the dense model of equal FLOPs.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.01,
-    arms=('experts_8', 'dense'),
-    seeds_needed=3,
+  _claim(
+    '8_experts_over_dense',
+    'Eight experts are better than the dense model of equal FLOPs.',
+    _HELD_OUT,
+    ('experts_8', 'dense'),
+    0.01,
   ),
-  dict(
-    name='64_experts_over_dense',
-    paper=SWITCH,
+  _claim(
+    '64_experts_over_dense',
+    '64 experts are much better than the dense model of equal FLOPs.',
+    _HELD_OUT,
+    ('experts_64', 'dense'),
+    0.03,
     table='figure 4, table 7',
-    sentence='64 experts are much better than the dense model of equal FLOPs.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.03,
-    arms=('experts_64', 'dense'),
     published={'dense': DENSE, '64 experts': LARGE[64]},
-    seeds_needed=3,
   ),
-  dict(
-    name='2_experts_over_dense',
-    paper=SWITCH,
+  _claim(
+    '2_experts_over_dense',
+    'Two experts are already better than the dense model.',
+    _HELD_OUT,
+    ('experts_2', 'dense'),
+    0.003,
     table='appendix D, figure 12',
-    sentence='Two experts are already better than the dense model.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.003,
-    arms=('experts_2', 'dense'),
-    seeds_needed=3,
   ),
-  dict(
-    name='8_over_2_experts',
-    paper=SWITCH,
-    table='figure 4',
-    sentence='Eight experts are better than two.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.005,
-    arms=('experts_8', 'experts_2'),
-    seeds_needed=3,
+  _claim(
+    '8_over_2_experts',
+    'Eight experts are better than two.',
+    _HELD_OUT,
+    ('experts_8', 'experts_2'),
+    0.005,
   ),
-  dict(
-    name='32_over_8_experts',
-    paper=SWITCH,
-    table='figure 4',
-    sentence='32 experts are better than eight.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.005,
-    arms=('experts_32', 'experts_8'),
-    seeds_needed=3,
+  _claim(
+    '32_over_8_experts',
+    '32 experts are better than eight.',
+    _HELD_OUT,
+    ('experts_32', 'experts_8'),
+    0.005,
   ),
-  dict(
-    name='64_over_32_experts',
-    paper=SWITCH,
+  _claim(
+    '64_over_32_experts',
+    '64 experts are a little better than 32.',
+    _HELD_OUT,
+    ('experts_64', 'experts_32'),
+    0.003,
     table='figure 4, table 7',
-    sentence='64 experts are a little better than 32.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.003,
-    arms=('experts_64', 'experts_32'),
     published={'32 experts': LARGE[32], '64 experts': LARGE[64]},
-    seeds_needed=3,
   ),
-  dict(
-    name='steps_to_dense_loss',
-    paper=SWITCH,
+  _claim(
+    'steps_to_dense_loss',
+    ("64 experts reach the dense model's last training loss in fewer steps."),
+    _TO_DENSE,
+    ('experts_64', 'dense'),
+    50,
     table='figure 5',
-    sentence=(
-      "64 experts reach the dense model's last training loss in fewer steps."
-    ),
-    metric=_TO_DENSE,
-    direction='lower',
-    smallest_effect=50,
-    arms=('experts_64', 'dense'),
     published={'speed-up in steps': 7.5},
-    seeds_needed=3,
   ),
   dict(
     name='parameters_grow',
@@ -259,7 +227,10 @@ CLAIMS = (
   _ours(
     'gain_grows_with_tokens',
     'The gain of 16 experts is larger after twice the steps than after half.',
-    (_gain('experts_16', 'double'), _gain('experts_16', 'half')),
+    (
+      _less('experts_16_double', 'dense_double'),
+      _less('experts_16_half', 'dense_half'),
+    ),
     ('experts_16_double', 'experts_16_half'),
     0.01,
   ),
@@ -313,7 +284,10 @@ CLAIMS = (
   _ours(
     'learned_catches_up',
     'The lead of the hash is smaller after twice the steps.',
-    (_lead('_double'), _lead('')),
+    (
+      _less('experts_16_double', 'hash_double'),
+      _less('experts_16', 'hash'),
+    ),
     ('experts_16_double', 'experts_16'),
     0.01,
     paper='Hash Layers',
@@ -427,11 +401,5 @@ _FEW = (
   'early in training each further expert costs. The paper trains on 5 x 10^11 '
   'tokens.'
 )
-NOTES = {
-  'quick': {
-    '8_experts_over_dense': _FEW,
-    '64_experts_over_dense': _FEW,
-    '64_over_32_experts': _FEW,
-    'steps_to_dense_loss': _FEW,
-  },
-}
+_COSTS = ('8_experts_over_dense', '64_experts_over_dense', '64_over_32_experts')
+NOTES = {'quick': dict.fromkeys((*_COSTS, 'steps_to_dense_loss'), _FEW)}

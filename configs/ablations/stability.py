@@ -67,7 +67,9 @@ def get_config(arg='reference'):
 def sweep(add, size, config):
   """17 arms."""
   fast = {'train.schedule': _faster(config.train.schedule)}
-  relu = WIDTHS[size]['relu']
+  relu = {'model.ffn': RELU, 'moe.experts': RELU} | dict.fromkeys(
+    ('model.d_ff', 'moe.d_ff'), WIDTHS[size]['relu']
+  )
   balance = lambda weight, z=0.001: {
     'moe.balance': (BALANCE.format(weight), Z.format(z))
   }
@@ -82,15 +84,7 @@ def sweep(add, size, config):
   add('jitter', {'moe.router': 'switch(jitter=0.01)'})
   add('sampled', {'moe.router': 'switch(sample=1.0)'})
   add('no_norm_scale', {'model.norm_scale': False})
-  add(
-    'relu',
-    {
-      'model.ffn': RELU,
-      'moe.experts': RELU,
-      'model.d_ff': relu,
-      'moe.d_ff': relu,
-    },
-  )
+  add('relu', relu)
   add('dropout', {'model.dropout': 0.1})
   add('no_balance', balance(0.0))
   add('balance_0.1', balance(0.1))
@@ -123,7 +117,6 @@ CLAIMS = (
     smallest_effect=0.02,
     arms=('baseline', 'init_1.0'),
     published={'0.1': 2.72, '1.0': 3.60},
-    seeds_needed=3,
   ),
   dict(
     name='init_variance',
@@ -135,7 +128,6 @@ CLAIMS = (
     smallest_effect=0.002,
     arms=('baseline', 'init_1.0'),
     published={'deviation, 0.1': 0.01, 'deviation, 1.0': 0.68},
-    seeds_needed=3,
   ),
   dict(
     name='selective_precision',
@@ -147,7 +139,6 @@ CLAIMS = (
     smallest_effect=0.01,
     arms=('bf16_selective', 'baseline'),
     published={'float32': 1.718, 'selective': 1.716},
-    seeds_needed=3,
   ),
   dict(
     name='bf16_router_hurts',
@@ -159,7 +150,6 @@ CLAIMS = (
     smallest_effect=0.01,
     arms=('bf16_router', 'bf16_selective'),
     published={'bf16': 3.780, 'selective': 1.716},
-    seeds_needed=3,
   ),
   dict(
     name='z_loss_costs_nothing',
@@ -171,7 +161,6 @@ CLAIMS = (
     smallest_effect=0.01,
     arms=('baseline', 'no_z_loss'),
     published={'with': 1.741, 'without': 1.755},
-    seeds_needed=3,
   ),
   dict(
     name='z_loss_bounds_logits',
@@ -205,7 +194,6 @@ CLAIMS = (
     smallest_effect=0.01,
     arms=('sampled', 'baseline'),
     published={'sampled': 1.570, 'argmax': 1.471},
-    seeds_needed=3,
   ),
   dict(
     name='jitter_hurts',
@@ -217,7 +205,6 @@ CLAIMS = (
     smallest_effect=0.003,
     arms=('jitter', 'baseline'),
     published={'jitter': 1.777, 'baseline': 1.755},
-    seeds_needed=3,
   ),
   dict(
     name='norm_scale_helps',
@@ -229,7 +216,6 @@ CLAIMS = (
     smallest_effect=0.02,
     arms=('no_norm_scale', 'baseline'),
     published={'without': 2.020, 'baseline': 1.755},
-    seeds_needed=3,
   ),
   dict(
     name='geglu_helps',
@@ -241,7 +227,6 @@ CLAIMS = (
     smallest_effect=0.01,
     arms=('relu', 'baseline'),
     published={'ReLU': 1.849, 'baseline': 1.755},
-    seeds_needed=3,
   ),
   dict(
     name='dropout_hurts',
@@ -253,7 +238,6 @@ CLAIMS = (
     smallest_effect=0.02,
     arms=('dropout', 'baseline'),
     published={'dropout': 1.822, 'baseline': 1.755},
-    seeds_needed=3,
   ),
   dict(
     name='collapse_without_balance',
@@ -286,7 +270,6 @@ CLAIMS = (
     direction='lower',
     smallest_effect=0.003,
     arms=('baseline', 'balance_0.1'),
-    seeds_needed=3,
   ),
   # At a rate that is too high, which is what the pieces are to protect from.
   dict(
@@ -298,7 +281,6 @@ CLAIMS = (
     direction='lower',
     smallest_effect=0.02,
     arms=('fast', 'fast_init_1.0'),
-    seeds_needed=3,
     added='2026-11-29',
   ),
   dict(
@@ -310,7 +292,6 @@ CLAIMS = (
     direction='lower',
     smallest_effect=0.002,
     arms=('fast', 'fast_init_1.0'),
-    seeds_needed=3,
     added='2026-11-29',
   ),
   dict(
@@ -322,7 +303,6 @@ CLAIMS = (
     direction='higher',
     smallest_effect=0.01,
     arms=('fast_bf16_router', 'fast_bf16_selective'),
-    seeds_needed=3,
     added='2026-11-29',
   ),
 )
@@ -336,6 +316,13 @@ COLUMNS = (
   (_LOGSUMEXP, 'logsumexp', '.3f'),
   ('train/entropy', 'entropy', '.3f'),
 )
+
+
+def _by_weight(file, title, y, metric, arms, **fields):
+  series = {'end of training': tuple(arms.items())}
+  at = dict(file=file, kind='points', title=title, y=y, metric=metric)
+  return at | {'series': series} | fields
+
 
 FIGURES = (
   dict(
@@ -384,34 +371,20 @@ FIGURES = (
       ),
     },
   ),
-  dict(
-    file='z_loss.png',
-    kind='points',
-    title='Squared logsumexp of the router by weight of the z-loss',
-    y='mean squared logsumexp',
+  _by_weight(
+    'z_loss.png',
+    'Squared logsumexp of the router by weight of the z-loss',
+    'mean squared logsumexp',
+    _Z,
+    {'0': 'no_z_loss', '0.001': 'baseline', '0.01': 'z_loss_0.01'},
     log_y=True,
-    metric=_Z,
-    series={
-      'end of training': (
-        ('0', 'no_z_loss'),
-        ('0.001', 'baseline'),
-        ('0.01', 'z_loss_0.01'),
-      )
-    },
   ),
-  dict(
-    file='balance.png',
-    kind='points',
-    title='Busiest expert by weight of the balance loss',
-    y='load, maximum / mean',
-    metric=_LOAD,
-    series={
-      'end of training': (
-        ('0', 'no_balance'),
-        ('0.01', 'baseline'),
-        ('0.1', 'balance_0.1'),
-      )
-    },
+  _by_weight(
+    'balance.png',
+    'Busiest expert by weight of the balance loss',
+    'load, maximum / mean',
+    _LOAD,
+    {'0': 'no_balance', '0.01': 'baseline', '0.1': 'balance_0.1'},
   ),
 )
 
@@ -420,10 +393,5 @@ _CALM = (
   'or a float32 router protects from does not come up, and a tenth of the '
   'variance only starts more slowly. The paper shows a large model early on.'
 )
-NOTES = {
-  'quick': {
-    'init_mean': _CALM,
-    'init_variance': _CALM,
-    'bf16_router_hurts': _CALM,
-  },
-}
+_CALMED = ('init_mean', 'init_variance', 'bf16_router_hurts')
+NOTES = {'quick': dict.fromkeys(_CALMED, _CALM)}
