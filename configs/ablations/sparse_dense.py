@@ -227,10 +227,7 @@ CLAIMS = (
   _ours(
     'gain_grows_with_tokens',
     'The gain of 16 experts is larger after twice the steps than after half.',
-    (
-      _less('experts_16_double', 'dense_double'),
-      _less('experts_16_half', 'dense_half'),
-    ),
+    tuple(_less(f'experts_16_{n}', f'dense_{n}') for n in ('double', 'half')),
     ('experts_16_double', 'experts_16_half'),
     0.01,
   ),
@@ -284,10 +281,7 @@ CLAIMS = (
   _ours(
     'learned_catches_up',
     'The lead of the hash is smaller after twice the steps.',
-    (
-      _less('experts_16_double', 'hash_double'),
-      _less('experts_16', 'hash'),
-    ),
+    tuple(_less(f'experts_16{n}', f'hash{n}') for n in ('_double', '')),
     ('experts_16_double', 'experts_16'),
     0.01,
     paper='Hash Layers',
