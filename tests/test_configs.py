@@ -306,6 +306,7 @@ def test_reduced_models_fit_real_devices(name):
   assert dict(mesh.shape)['expert'] == 2 and mesh.size == 8
 
 
+@pytest.mark.slow
 def test_a_step_of_the_whole_model_traces():
   """Forward, backward and Adafactor, on devices that are not there."""
   mesh = 'exact(data=4, expert=16, model=16)'

@@ -61,6 +61,7 @@ def built(*layers, **options):
   return model, jax.tree.map(draw, shapes)
 
 
+@pytest.mark.slow
 def test_a_period_of_windows_is_a_loop_over_layers():
   """Thirteen layers, twelve of them scanned; packed documents."""
   _, scanned = models.make(**MIXED)

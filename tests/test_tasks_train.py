@@ -70,7 +70,14 @@ def read(workdir):
   return [json.loads(line) for line in lines]
 
 
-@pytest.fixture(scope='module', params=KINDS)
+@pytest.fixture(
+  scope='module',
+  params=[
+    'decoder',
+    # Its rows and answers are those of test_data_tasks.
+    pytest.param('encoder_decoder', marks=pytest.mark.slow),
+  ],
+)
 def run(request, path, tmp_path_factory):
   """A run of four steps without interruption."""
   workdir = tmp_path_factory.mktemp(request.param)
