@@ -167,8 +167,8 @@ def test_a_run_keeps_its_tokenizer(library, forbidden, tmp_path):
   begun = session_lib.make(config, str(tmp_path / 'new'))
   assert begun.data.tokenizer.key == data.tokenizer.key
   for spec, message in (
-    ('bytes()', "its data.tokenizer is .bpe.size=400"),
-    ('bpe(size=500, sentinels=20)', "its data.tokenizer is .bpe.size=400"),
+    ('bytes()', 'its data.tokenizer is .bpe.size=400'),
+    ('bpe(size=500, sentinels=20)', 'its data.tokenizer is .bpe.size=400'),
   ):
     config.data.tokenizer = spec
     with pytest.raises(ValueError, match=message):

@@ -98,7 +98,7 @@ def python_stdlib(cache_dir: str) -> tuple[str, str]:
 def python_packages(cache_dir: str) -> tuple[str, str]:
   """As `python_stdlib`, of the packages; other versions build anew.
 
-  Takes about half a minute.
+  Takes half a minute of a core.
   """
   found = packages.distributions()
   sources = packages.files(found)
