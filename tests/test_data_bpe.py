@@ -66,20 +66,15 @@ def test_the_same_text_gives_the_same_one(learned, forbidden, tmp_path):
   unlearned = tokenizers.build(SPEC)
   again = unlearned.fitted(TEXTS, str(tmp_path / 'other'))
   assert again.content == learned.content and again.key == learned.key
-  others = [
-    unlearned.fitted(TEXTS[:1], str(tmp_path)),
-    tokenizers.build('bpe(size=390, sentinels=20)').fitted(
-      TEXTS, str(tmp_path)
-    ),
-    tokenizers.build('bpe(size=400, sentinels=21)').fitted(
-      TEXTS, str(tmp_path)
-    ),
-  ]
+  cache = str(tmp_path / 'cache')
+  others = [unlearned.fitted(TEXTS[:1], cache)]
+  for spec in ('bpe(size=390, sentinels=20)', 'bpe(size=400, sentinels=21)'):
+    others.append(tokenizers.build(spec).fitted(TEXTS, cache))
   assert len({t.key for t in (unlearned, learned, *others)}) == 5
   assert [t.vocab_size for t in others] == [400, 390, 400]
   forbidden()
-  assert unlearned.fitted(TEXTS, str(tmp_path / 'cache')).key == learned.key
-  assert learned.fitted(TEXTS[:1], str(tmp_path / 'cache')) is learned
+  assert unlearned.fitted(TEXTS, cache).key == learned.key
+  assert learned.fitted(TEXTS[:1], cache) is learned
 
 
 def test_as_much_text_is_read_as_is_learned_from(
