@@ -84,7 +84,7 @@ def get_config() -> ml_collections.ConfigDict:
   data.weights = ()
   data.max_bytes = 0  # of the training text; 0 is all
   data.seq_len = 256
-  data.tokenizer = 'bytes()'
+  data.tokenizer = 'bytes()'  # or 'bpe(size=2048)', of the training text
   data.objective = 'causal_lm()'
   data.problem = ''  # another kind: 'my_lab.series.Series(noise=0.1)'
   data.text_field = 'text'

@@ -1,7 +1,6 @@
 """The text of installed packages: what is read, and what is left out."""
 
 import importlib.metadata
-import itertools
 
 import pytest
 
@@ -9,6 +8,11 @@ from moe_jax.data import builders, packages, pipeline, sources
 
 BODY = '\n'.join(
   f'def function_{{0}}_{i}(value): return value' for i in range(9)
+)
+
+
+SHARED = (
+  '\n\n# What stands in many a file must not be both here and there: ' * 2
 )
 
 
@@ -22,7 +26,7 @@ def installed(tmp_path, monkeypatch):
   site, made = tmp_path / 'site', {}
   texts = {
     'numpy': {
-      **{f'numpy/m{i}.py': source(f'n{i}') for i in range(40)},
+      **{f'numpy/m{i}.py': source(f'n{i}') + SHARED for i in range(40)},
       'numpy/guide.rst': 'How to read words. ' * 30,
       'numpy/core.h': '/* Copyright X */\n' + source('h'),
       'numpy/tests/test_m.py': source('t'),
@@ -81,11 +85,22 @@ def test_it_is_built_once_and_anew_for_another_version(installed, tmp_path):
   info = installed['numpy']._path / 'METADATA'
   info.write_text(info.read_text().replace('1.2', '1.3'))
   assert builders.python_packages(str(tmp_path / 'a'))[1] != root
-  # No run of 64 bytes of validation is in training.
-  train = b'\0'.join(t for d in data.domains for t in data.train_texts(d))
-  for text in data.validation_texts():
-    for i, j in itertools.pairwise(range(0, len(text) - 64, 16)):
-      assert text[i : i + 64] not in train, j
+  assert '  read from numpy 1.2, unheard-of 1.2' in data.describe()
+
+
+def test_built_twice_it_is_the_same_and_nothing_leaks(installed, tmp_path):
+  found = []
+  for folder in ('a', 'b'):
+    place = builders.python_packages(str(tmp_path / folder))
+    for split in ('train', 'validation'):
+      records = sources.read(*place, split, 'text')
+      found.append([(r['domain'], r['name'], r['text']) for r in records])
+  assert found[:2] == found[2:]
+  held = [text for _, _, text in found[1]]
+  train = b'\0'.join(text for _, _, text in found[0])
+  assert SHARED.encode()[:64] in train and len(held) > 4
+  for text in held:
+    assert not [i for i in range(len(text) - 63) if text[i : i + 64] in train]
 
 
 def test_a_bound_cuts_every_domain_by_the_same_factor(installed, tmp_path):
@@ -116,6 +131,19 @@ def test_what_the_project_needs_is_found_and_no_more():
   # Of the extra 'test', and the project itself.
   assert not {'pytest', 'ruff', 'moe-jax'} & found.keys()
   assert f'jax {found["jax"].version}, ' in packages.versions(found)
+
+
+def test_on_the_path_without_being_installed(monkeypatch, tmp_path):
+  there = packages.distributions()
+
+  def requires(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(importlib.metadata, 'requires', requires)
+  assert packages.distributions().keys() == there.keys()
+  monkeypatch.setattr(packages, '__file__', str(tmp_path / 'a' / 'b' / 'c.py'))
+  with pytest.raises(ValueError, match='which is not installed: pip install'):
+    sources.look('python_packages', directory='', allow_download=False)
 
 
 def test_a_folder_beside_it_is_refused():

@@ -13,8 +13,9 @@ tokens that are kept and 20 bytes a document, in all some 0.3 s.
 import functools
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
@@ -75,6 +76,17 @@ class Documents:
     """The name of document n, or its number where it has none."""
     name = self._source[int(n)].get('name')
     return f'document {n}' if name is None else to_bytes(name).decode()
+
+
+def spread(source: Sequence, text_field: str) -> Iterator[bytes]:
+  """The text of each record once, such that the first few are of all parts."""
+  n = len(source)
+  # Multiples of about the golden ratio; coprime, so that none comes twice.
+  step = round(n * 0.618) or 1
+  while math.gcd(step, n) > 1:
+    step += 1
+  for i in range(n):
+    yield to_bytes(source[i * step % n][text_field])
 
 
 def to_bytes(text: bytes | str) -> bytes:

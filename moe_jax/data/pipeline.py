@@ -105,21 +105,26 @@ def load(
     cache_dir=cache_dir,
     allow_download=allow_download,
   )
-  opened = []
-  for field in ('train_split', 'validation_split'):
-    split, text_field = config[field], config['text_field']
-    opened.append(
-      documents_lib.open_documents(
-        sources.read(name, data_dir, split, text_field),
-        key=f'{name} {data_dir} {split}',
-        cache_dir=cache_dir,
-        tokenizer=tokenizer,
-        text_field=text_field,
-      )
+  text_field = config['text_field']
+  splits = [config['train_split'], config['validation_split']]
+  read = [sources.read(name, data_dir, split, text_field) for split in splits]
+  tokenizer = tokenizer.fitted(
+    documents_lib.spread(read[0], text_field), cache_dir
+  )
+  opened = [
+    documents_lib.open_documents(
+      source,
+      key=f'{name} {data_dir} {split}',
+      cache_dir=cache_dir,
+      tokenizer=tokenizer,
+      text_field=text_field,
     )
+    for split, source in zip(splits, read)
+  ]
   return Data(
     *opened,
     name=name,
+    origin=sources.origin(name, read[0]),
     domains=_tuple(config['domains']),
     weights=_tuple(config['weights']),
     seq_len=seq_len,
@@ -151,6 +156,7 @@ class Data(batches.Batches):
     validation,
     *,
     name,
+    origin,
     domains,
     weights,
     seq_len,
@@ -161,7 +167,7 @@ class Data(batches.Batches):
     validation_max_bytes,
   ):
     self._train, self._validation = train, validation
-    self._name, self._seq_len = name, seq_len
+    self._name, self._origin, self._seq_len = name, origin, seq_len
     self.tokenizer, self._objective = tokenizer, objective
     self.domains = _check_domains(domains, train.domains)
     of_train, of_validation = (self._members(s) for s in (train, validation))
@@ -267,7 +273,7 @@ class Data(batches.Batches):
     return (self._validation.text(n) for n in self._records_V)
 
   def describe(self) -> str:
-    """A few lines: sizes of the domains, and tokens lost an epoch."""
+    """A few lines: sizes of the domains, tokens lost an epoch, versions."""
     lines = [f'{self._name}: data {self.fingerprint[:12]}']
     for i, d in enumerate(self.domains):
       stream, members = self._streams[i], self._of_train[i]
@@ -278,6 +284,8 @@ class Data(batches.Batches):
         f'({stream.lost} lost an epoch); validation {len(held)} documents, '
         f'{sum(held)} bytes'
       )
+    if self._origin:
+      lines.append(f'  read from {self._origin}')
     return '\n'.join(lines)
 
   def _members(self, documents):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from moe_jax.data import builders, text_files
+from moe_jax.data import builders, packages, text_files
 from moe_jax.errors import UserError
 
 # name, optional config, optional version; it becomes a path, so no dots alone.
@@ -61,6 +61,7 @@ def look(name: str, *, directory: str, allow_download: bool) -> None:
         f'data.name={name!r} is of what is installed: data.dir={directory!r} '
         "must be ''"
       )
+    packages.distributions()
   elif name not in LOCAL:
     _prepared(name, directory, allow_download)
   elif directory or name == 'text_files':
@@ -98,6 +99,13 @@ def _newest(path: str) -> str:
 
 def _has_info(path: str) -> bool:
   return os.path.exists(os.path.join(path, 'dataset_info.json'))
+
+
+def origin(name: str, source: Sequence) -> str:
+  """Names and versions of what a local corpus was read from; '' of others."""
+  local = name.split(':')[0] in LOCAL
+  text = source.dataset_info.description if local else ''
+  return text.partition('\n')[2].strip()
 
 
 def read(

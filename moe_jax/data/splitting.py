@@ -19,7 +19,7 @@ from moe_jax.errors import UserError
 
 RUN = 64  # bytes; a power of two, since the hash doubles its length
 _CHUNK = 1 << 16  # training bytes hashed at a time: their hashes fit a cache
-_FILTER_BITS = 24  # a 16 MiB table spares most training runs a search
+_FILTER_BITS = 26  # a 64 MiB table spares most training runs a search
 # Cuts join neighbours, which may share a run in turn. A document that still
 # does after these rounds is boilerplate through and through: it goes whole.
 _ROUNDS = 8
@@ -96,25 +96,40 @@ def drop_shared(
   """
   train_N = np.frombuffer(b''.join(train), np.uint8)
   blocks = [(n, b) for n, d in enumerate(validation) for b in _blocks(d)]
+  joins = None
   for round_ in range(_ROUNDS + 1):
-    bad = _bad_blocks(train_N, blocks)
+    bad = _bad_blocks(train_N, blocks, joins)
     if not bad:
       break
     if round_ == _ROUNDS:
       whole = {blocks[i][0] for i in bad}
       blocks = [(n, b) for n, b in blocks if n not in whole]
     else:
-      blocks = [b for i, b in enumerate(blocks) if i not in bad]
+      stay = [i for i in range(len(blocks)) if i not in bad]
+      blocks = [blocks[i] for i in stay]
+      joins = np.flatnonzero(np.diff(stay) > 1)
   kept = [[] for _ in validation]
   for n, block in blocks:
     kept[n].append(block)
   return [b''.join(k) for k in kept]
 
 
-def _bad_blocks(train_N, blocks) -> set[int]:
-  """Indices of the blocks, given as (document, bytes), to take out."""
-  hit_N = _shared_runs(train_N, b''.join(b for _, b in blocks))
+def _bad_blocks(train_N, blocks, joins) -> set[int]:
+  """Indices of the blocks, given as (document, bytes), to take out.
+
+  Args:
+    train_N: all training bytes.
+    blocks: of the validation documents.
+    joins: blocks that have a new neighbour after them: no other run is looked
+      for. None where all are new.
+  """
   sizes = np.array([len(b) for _, b in blocks], int)
+  new_N = np.ones(sizes.sum(), bool)
+  if joins is not None:
+    new_N[:] = False
+    for end in np.cumsum(sizes)[joins]:
+      new_N[max(end - RUN + 1, 0) : end] = True
+  hit_N = _shared_runs(train_N, b''.join(b for _, b in blocks), new_N)
   of_document = np.bincount([n for n, _ in blocks], sizes).astype(int)
   for end in np.cumsum(of_document):  # a run across documents is no run
     hit_N[max(end - RUN + 1, 0) : end] = False
@@ -133,10 +148,12 @@ def _blocks(document: bytes) -> list[bytes]:
   return [document[a:b] for a, b in itertools.pairwise(cuts) if b > a]
 
 
-def _shared_runs(train_N: np.ndarray, text: bytes) -> np.ndarray:
-  """True where a run of `text` starts that occurs in training. bool [len]."""
+def _shared_runs(train_N, text: bytes, new_N: np.ndarray) -> np.ndarray:
+  """True where a new run of `text` starts that occurs in training. [len]."""
   start_N = np.zeros(len(text), bool)
   run_R = _hashes(np.frombuffer(text, np.uint8))
+  at_R = np.flatnonzero(new_N[: len(run_R)])
+  run_R = run_R[at_R]
   if not len(run_R):
     return start_N
   known_U, of_R = np.unique(run_R, return_inverse=True)
@@ -149,7 +166,7 @@ def _shared_runs(train_N: np.ndarray, text: bytes) -> np.ndarray:
     h = h[maybe[h >> shift]]
     at = np.minimum(np.searchsorted(known_U, h), len(known_U) - 1)
     found_U[at[known_U[at] == h]] = True
-  start_N[: len(run_R)] = found_U[of_R]
+  start_N[at_R] = found_U[of_R]
   return start_N
 
 

@@ -151,11 +151,12 @@ def load(
     ValueError: see `find`; labels or a row that do not fit.
   """
   task = find(config, cache_dir=cache_dir, allow_download=allow_download)
+  texts = (text for e in task.train for text in e.texts)
   return TaskData(
     task,
     kind=kind,
     seq_len=config.seq_len,
-    tokenizer=tokenizers.build(config.tokenizer),
+    tokenizer=tokenizers.build(config.tokenizer).fitted(texts, cache_dir),
     max_examples=max_examples,
   )
 

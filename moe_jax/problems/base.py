@@ -170,6 +170,22 @@ class Problem(abc.ABC):
   ) -> batches.Batches:
     """Reads or builds the data; what is built is kept in `cache_dir`."""
 
+  def keep(self, data: batches.Batches, workdir: str) -> None:
+    """Writes what of the data a run's parameters cannot be read without.
+
+    Once a run, by its first process; nothing where it is there.
+    """
+    del data, workdir
+
+  def with_kept(self, *workdirs: str) -> 'Problem':
+    """The problem with what the first of these runs that did so has kept.
+
+    Args:
+      workdirs: of runs that are there or not; '' is none.
+    """
+    del workdirs
+    return self
+
   # Training. `batch` may be a part of one, and is traced.
 
   @abc.abstractmethod

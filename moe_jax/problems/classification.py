@@ -44,7 +44,7 @@ class Classification(language.Language):
     tasks.chosen(self.data)  # or raises
 
   def find(self, allow_download=False):
-    self.tokenizer()
+    self.tokenizer().look()
     tasks.look(self.data, allow_download)
 
   def open(self, *, cache_dir, allow_download=False):

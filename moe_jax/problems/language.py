@@ -3,8 +3,10 @@
 Rows are those of `data.objectives`. This file needs neither TFDS nor Grain.
 """
 
+import copy
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,8 @@ from moe_jax.problems import base, losses
 
 # The embedding table, which the vocabulary's size is read from.
 TABLE = 'params/embedding/table'
+# What a run keeps of a tokenizer that learned from its text.
+KEPT = 'tokenizer.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +92,29 @@ class Language(base.Problem):
   def tokenizer(self):
     return tokenizers.build(self.data.tokenizer)
 
+  def keep(self, data, workdir):
+    """Of a tokenizer that learned from text what it learned."""
+    path = os.path.join(workdir, KEPT)
+    if data.tokenizer.content and not os.path.exists(path):
+      with open(f'{path}.part', 'wb') as f:
+        f.write(data.tokenizer.content)
+      os.replace(f'{path}.part', path)
+
+  def with_kept(self, *workdirs):
+    found = (os.path.join(w, KEPT) for w in workdirs if w)
+    path = next(filter(os.path.isfile, found), '')
+    if not path:
+      return self
+    data = copy.deepcopy(self.data)
+    data.tokenizer = tokenizers.at(data.tokenizer, path)
+    return dataclasses.replace(self, data=data)
+
   def differs(self, other):
     if not isinstance(other, Language):
       return f'its problem is {other.name}, here {self.name}'
     there, here = other.data.tokenizer, self.data.tokenizer
+    if tokenizers.learns(there):
+      return f'it keeps no {KEPT} of its data.tokenizer, {there!r}'
     if there == here or other.tokenizer().key == self.tokenizer().key:
       return ''
     return f'its data.tokenizer is {there!r}, here {here!r}'
@@ -172,7 +195,7 @@ class Corpus(Language):
     # Benchmarks train on no data, and where TFDS is not installed.
     from moe_jax.data import sources
 
-    self.tokenizer()
+    self.tokenizer().look()
     where = {'directory': self.data.dir, 'allow_download': allow_download}
     sources.look(self.data.name, **where)
 

@@ -5,6 +5,7 @@ WORKDIR/config_<n>.json   what it was before fields were allowed to change
 WORKDIR/summary_<n>.json  what the run had come to by then, if it was over
 WORKDIR/lock           host and process id of the run that writes here
 WORKDIR/previous_<n>/  an older run, moved aside by a restart
+WORKDIR/tokenizer.json    what a tokenizer learned from the run's text
 WORKDIR/data/          built data; survives a restart
 """
 

@@ -35,7 +35,8 @@ class Generator:
         text.
     """
     config = configs.from_dict(workdir_lib.read_config(workdir))
-    self.tokenizer = session_lib.choose_problem(config).tokenizer()
+    problem = session_lib.choose_problem(config).with_kept(str(workdir))
+    self.tokenizer = problem.tokenizer()
     self._session = session_lib.plan(config, mesh_spec, splits=())
     state, _ = fresh_rules.of_run(self._session, workdir, step)
     self._variables = {'params': state.params}

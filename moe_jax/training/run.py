@@ -84,6 +84,7 @@ class Run:
       say(f'resumes {self.workdir} at step {found.step}')
     if self.lead:  # of a run that died before its first checkpoint, too
       workdir_lib.adopt(self.workdir, self.config)
+      s.problem.keep(s.data, self.workdir)
     return found
 
   def _initializer(self) -> Callable:

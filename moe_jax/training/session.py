@@ -56,6 +56,9 @@ class Session:
   ) -> 'Session':
     """With its data, read or built.
 
+    A tokenizer that was learned from text is that of the run, or of the run
+    whose parameters it begins with or learns from.
+
     Args:
       workdir: built data goes to its `data/` unless `data.cache` says where.
       allow_download: lets TFDS download.
@@ -64,8 +67,12 @@ class Session:
       ValueError: data that is not there or does not fit.
     """
     cache = self.config.data.cache or str(pathlib.Path(workdir) / 'data')
-    data = self.problem.open(cache_dir=cache, allow_download=allow_download)
-    return dataclasses.replace(self, data=data)
+    train = self.config.train
+    problem = self.problem.with_kept(
+      str(workdir), train.init_from, train.teacher
+    )
+    data = problem.open(cache_dir=cache, allow_download=allow_download)
+    return dataclasses.replace(self, problem=problem, data=data)
 
   def program(self, name: str, make: Callable[[], Any]) -> Any:
     """`make()`, once for all sessions that share `programs`."""

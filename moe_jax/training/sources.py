@@ -69,8 +69,15 @@ class Source:
       return checkpoints.restore(wanted, partial=True)[0]
 
 
-def find(config, field: str) -> Source | None:
+def find(
+  config, field: str, problem: problems.Problem | None = None
+) -> Source | None:
   """The run that a field of `config.train` names; None where it is ''.
+
+  Args:
+    config: of this run.
+    field: 'init_from' or 'teacher'.
+    problem: of this run, once its data is open.
 
   Raises:
     ValueError: no run or no checkpoint there, another vocabulary or kind of
@@ -91,7 +98,8 @@ def find(config, field: str) -> Source | None:
       f'its model.kind is {theirs.model.kind!r}, here {config.model.kind!r}'
     )
   try:
-    differs = problems.of(config).differs(problems.of(theirs))
+    here = problem or problems.of(config).with_kept(workdir)
+    differs = here.differs(problems.of(theirs).with_kept(workdir))
   except ValueError as e:
     raise source.error(e) from None
   if differs:

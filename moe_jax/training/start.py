@@ -51,7 +51,9 @@ def load(session: session_lib.Session, workdir: str) -> Start | None:
   Raises:
     ValueError: parameters of other shapes, the first by name.
   """
-  source = None if goes_on(workdir) else sources.find(session.config, FIELD)
+  source = None
+  if not goes_on(workdir):
+    source = sources.find(session.config, FIELD, session.problem)
   if source is None:
     return None
   if session.config.train.init_dense:

@@ -46,7 +46,7 @@ def load(session: session_lib.Session) -> Teacher | None:
     ValueError: no checkpoint there, another vocabulary, or a model that does
       not fit this mesh and batch.
   """
-  source = sources.find(session.config, FIELD)
+  source = sources.find(session.config, FIELD, session.problem)
   if source is None:
     return None
   model, lay, config = source.model(session)
