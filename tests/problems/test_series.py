@@ -16,9 +16,6 @@ from moe_jax.plots import report
 from moe_jax.problems import base
 from tests import mains, tiny
 
-# A kind of problem of its own from end to end: ten CPU-seconds.
-pytestmark = pytest.mark.slow
-
 FLAGS = f"""--config={tiny.__file__} --config.mesh=exact(data=8)
 --config.data.problem=tests.problems.test_series.Series(noise=0.1)
 --config.data.seq_len=8 --config.moe.group_size=8 --config.moe.layers=all
