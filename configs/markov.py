@@ -6,8 +6,10 @@
       --workdir=/tmp/moe_jax/markov_dense
 
 The models and the schedule of `reference`, half as wide. No model can be better
-than the entropy, which is known exactly and stands beside the score; a mixture
-should come nearer to it than its dense twin, whose FFN is as wide as an expert.
+than the entropy, which is known exactly and stands beside the score. A minute
+of one core each. Seed 0, nats a token after 4.2 million: entropy 1.1716, 16
+experts 1.2130 (95 % interval 1.1961 to 1.2299), the dense twin, whose FFN is as
+wide as an expert, 1.4103 (1.3907 to 1.4300).
 """
 
 from configs import reference

@@ -113,6 +113,11 @@ def test_a_study_fits_its_rows_and_says_where_it_fails():
   assert unseen['residual'] == pytest.approx(math.log(1.05), abs=1e-3)
   assert kept['residuals'].keys() >= {'6000', 'E = 4', '16.0 million tokens'}
   assert '+5' not in lawful.told(found)[0].split('not see')[0]
+  assert kept['corner'] is None  # it is the run that is unseen
+  bent = lawful.find(spec | {'held_out': ()}, rows)
+  off = lawful.record(bent)['corner']
+  assert off == pytest.approx(math.log(1.05), abs=1e-3)
+  assert 'most experts and tokens, it is off by 4.88%' in lawful.told(bent)[0]
   assert len(lawful.draw(found).axes) == 3
   assert lawful.find(spec | {'held_out': ()}, rows[:6]) is None
   assert lawful.find(spec | {'held_out': ()}, []) is None

@@ -5,6 +5,7 @@ import pytest
 
 from moe_jax.data import markov
 from moe_jax.problems import base
+from moe_jax.training import loop
 from tests import tiny
 
 
@@ -35,10 +36,27 @@ def test_rows_of_a_problem():
   np.testing.assert_array_equal(row['inputs'][1:], row['targets'][:-1])
   np.testing.assert_array_equal(row['targets'], data.train_row(0, 5)['targets'])
   assert (data.train_row(0, 6)['targets'] != row['targets']).any()
+  # Held-out rows are no training rows of the seed 0, nor of any.
+  assert (data.validation_row(5)['targets'] != row['targets']).any()
   assert data.validation_row(problem.rows)['segments'].sum() == 0
   assert problem.vocabulary(None) == 7
   nats = problem.floor(data)['eval/entropy']
   assert nats == data.chains.entropy(16)
+
+
+def test_a_run_has_the_entropy_beside_its_score(tmp_path):
+  fields = {'train.steps': 2, 'train.checkpoint_every': 0, 'moe.layers': 'none'}
+  fields |= {'model.num_layers': 1, 'eval.batch_size': 16}
+  fields |= {'data.problem': 'markov_chains(chains=2, states=3, rows=20)'}
+  summary = loop.train(tiny.config(**fields), str(tmp_path))
+  found = summary['eval/nats_per_token']
+  assert summary['eval/nats_per_token_low'] < found
+  assert summary['eval/bits_per_token'] == pytest.approx(found / np.log(2))
+  assert summary['eval/entropy'] == markov.Chains(2, 3, 0.1, 0).entropy(16)
+  assert found > summary['eval/entropy']
+  config = tiny.config(**fields | {'moe.layers': 'all'})
+  with pytest.raises(ValueError, match='generation needs text; the problem M'):
+    base.of(config).tokenizer()
 
 
 def test_wrong_sizes():

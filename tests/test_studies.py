@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import pytest
 
@@ -33,9 +34,9 @@ def test_a_study_is_read(path):
 
 
 def test_notes_are_of_one_size(tmp_path):
-  notes = "NOTES = {'gpu': {'spread': 'why'}}\nFIGURES ="
+  notes = "NOTES = {'reference': {'spread': 'why'}}\nFIGURES ="
   path = fake_study.study_file(tmp_path, **{'FIGURES =': notes})
-  assert study_lib.load(f'{path}:gpu', seeds=1).notes == {'spread': 'why'}
+  assert study_lib.load(f'{path}:reference').notes == {'spread': 'why'}
   assert study_lib.load(f'{path}:quick').notes == {}
 
 
@@ -67,8 +68,13 @@ def test_a_wrong_study_says_why(tmp_path, replaced, message):
 def test_a_missing_study_or_size(path):
   with pytest.raises(ValueError, match=r'no study file nowhere\.py'):
     study_lib.load('nowhere.py')
-  with pytest.raises(ValueError, match="size 'huge'; valid: gpu, paper, quick"):
+  wanted = r"size of toy\.py 'huge'; valid: quick, reference"
+  with pytest.raises(ValueError, match=wanted):
     study_lib.load(f'{path}:huge')
+  assert study_lib.load(path).size == 'reference'
+  text = pathlib.Path(path).read_text().replace("'reference': 3, ", '')
+  pathlib.Path(path).write_text(text)
+  assert study_lib.load(path).size == 'quick'
 
 
 def test_the_command_line_decides_arms(path, tmp_path):

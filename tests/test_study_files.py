@@ -377,8 +377,10 @@ def test_sweep_and_verdict_from_the_terminal(tmp_path):
   first = call('sweep', *flags, '--seeds=2')
   assert first.returncode == 1, first.stderr
   lines = first.stdout.splitlines()
-  assert '[1/4] top1_0.5 seed 0  FAILED: UserError: d_head=7' in lines[0]
-  assert lines[2].startswith('[3/4] encoder_0.75 seed 0  loss '), first.stdout
+  # The arm that bears a claim comes first, with all its seeds.
+  assert lines[0].startswith('[1/4] encoder_0.75 seed 0  loss '), first.stdout
+  assert lines[1].startswith('[2/4] encoder_0.75 seed 1  loss '), first.stdout
+  assert '[3/4] top1_0.5 seed 0  FAILED: UserError: d_head=7' in lines[2]
   assert '2 of 4 runs failed' in first.stderr
   dry = call('sweep', *flags, '--seeds=2', '--dry_run')
   assert dry.stdout.count('# finished: ') == 2, dry.stdout + dry.stderr

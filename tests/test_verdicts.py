@@ -263,6 +263,7 @@ def test_index_of_kept_claims(tmp_path):
     where.mkdir()
     c = claim | {'verdict': verdict, 'difference': mean}
     c |= {'low': mean and -1.5, 'high': mean and -0.7}
+    c['against_0'] = 'below' if mean else ''
     found = {'study': name, 'size': 'quick', 'claims': [c]}
     (where / 'claims.json').write_text(json.dumps(found))
   page = index.page(index.read(tmp_path))
@@ -307,7 +308,8 @@ def test_speed_up_is_read_between_the_runs_of_the_other():
   assert found('dense_5') == pytest.approx({0: 1.0, 1: 1.0})
   assert found('mid') == pytest.approx({s: 2**1.5 for s in (0, 1)})
   assert found('low') == pytest.approx({s: 4.0 for s in (0, 1)})  # the longest
-  assert found('high') == pytest.approx({s: 0.25 for s in (0, 1)})
+  assert found('high') == {0: 0.0, 1: 0.0}
+  assert found('dense_3') == pytest.approx({0: 1.0, 1: 1.0})  # at the edge
   assert found('dense_7')[0] == pytest.approx(1.0)
   del rows[0]  # dense_3 of seed 0
   assert set(found('mid')) == {1}

@@ -27,6 +27,8 @@ def small(size, steps):
     size: one of these; 'reference' is `configs/reference.py:moe_16`.
     steps: {size: optimizer steps}.
   """
+  if size not in steps:
+    raise ValueError(f'no size {size!r}; valid: {", ".join(steps)}')
   if size == 'reference':
     config = reference.get_config('moe_16').unlock()
     total = steps[size]
@@ -69,6 +71,21 @@ def small(size, steps):
     batch_size=64 if large else 32, max_bytes=100_000 if large else 3_000
   )
   return config
+
+
+def rate(size, kind, steps, times=1.0):
+  """{'train.schedule': ...} at the best rate of a kind; {} but at 'reference'.
+
+  Args:
+    size: one of SIZES.
+    kind: of `reference.PEAKS`; what is none of it has that of top-1 mixtures.
+    steps: of the run.
+    times: the peak by this factor, as for another width.
+  """
+  if size != 'reference':
+    return {}
+  peak = times * reference.PEAKS.get(kind, reference.PEAKS['moe_16'])
+  return {'train.schedule': reference.schedule(steps, peak)}
 
 
 # What stands for the papers' small and large tasks (CB, 250 examples; ReCoRD,
@@ -222,16 +239,12 @@ def pretrained(add, size, kinds=tuple(PRETRAINED)):
   All that a study or the command line may change for the arms is set back.
   """
   steps = PRETRAIN_STEPS[size]
-  peak, warmup = {
-    # Half of the best at half the width.
-    'reference': (16e-3, steps // 10),
-    'quick': (4e-3, steps // 10),
-    'gpu': (1e-3, steps // 10),
-    'paper': (0.01, 10_000),
-  }[size]
-  decay = f'cosine(peak={peak}, warmup={warmup}, final=1e-4)'
-  if size == 'paper':
-    decay = f'rsqrt(peak={peak}, warmup={warmup})'
+  decay = f'cosine(peak={{}}, warmup={steps // 10}, final=1e-4)'.format
+  schedules = {
+    'quick': decay(4e-3),
+    'gpu': decay(1e-3),
+    'paper': 'rsqrt(peak=0.01, warmup=10000)',
+  }
   common = {
     'data.task': '',
     'data.task_file': '',
@@ -239,15 +252,16 @@ def pretrained(add, size, kinds=tuple(PRETRAINED)):
     'tasks.large': '',
     'model.dropout': 0.0,
     'train.steps': steps,
-    'train.schedule': decay,
+    'train.schedule': schedules.get(size, ''),  # of 'reference' by kind
     'train.eval_every': 0,
     'train.checkpoint_every': min(steps, 5000),
     'train.trainable': 'all',
   }
   for kind in kinds:
     name, fields = PRETRAINED[kind]
-    seeds = PRETRAIN_SEEDS[size]
-    add(name, common | fields, stage='pretrain', seeds=seeds)
+    # Half of the best at half the width.
+    own = common | rate(size, kind, steps, 0.5) | fields
+    add(name, own, stage='pretrain', seeds=PRETRAIN_SEEDS[size])
 
 
 def tune(add, name, kind, fields):

@@ -62,8 +62,10 @@ def sweep(add, size, config):
   """Three teachers and 8 arms."""
   for teacher, count in zip(TEACHERS, EXPERTS[size]):
     name = f'teacher_{teacher}'
-    add(name, {'moe.num_experts': count}, stage='pretrain')
-  dense = {'moe.layers': 'none'}
+    seeds = SEEDS[size] if size == 'reference' else 1
+    add(name, {'moe.num_experts': count}, stage='pretrain', seeds=seeds)
+  rate = base.rate(size, 'dense', config.train.steps)
+  dense = {'moe.layers': 'none'} | rate
   weights, middle = {'train.init_dense': True}, 'teacher_middle'
   labels, soft, mixed = ({'train.distill': w} for w in (0.0, 1.0, 0.25))
   add('student', dense | labels)
@@ -92,7 +94,8 @@ def _twice(size, config):
   if size == 'paper':
     return {'train.steps': steps}
   train = base.small(size, {size: steps}).train
-  return {f'train.{k}': train[k] for k in ('steps', 'schedule')}
+  found = {f'train.{k}': train[k] for k in ('steps', 'schedule')}
+  return found | base.rate(size, 'dense', steps)
 
 
 _LOSS = 'eval/loss'

@@ -122,8 +122,11 @@ def sweep(add, size, config):
   for name in names:
     preset, changes = VARIANTS.get(name, (name, {}))
     changes = changes | BY_STEPS.get(size, {}).get(name, {})
-    found = _fields(_config(size, preset)) | changes
+    own = _config(size, preset)
+    found = _fields(own) | changes
     differs = {k: v for k, v in found.items() if v != start[k]}
+    if name == 'dense':
+      differs |= base.rate(size, name, own.train.steps)
     add(name, differs, **few.get(name, {}))
 
 

@@ -73,14 +73,12 @@ def sweep(add, size, config):
       'model.d_ff': 4 * d,
       'moe.d_ff': 4 * d,
       'train.steps': steps,
-      'train.schedule': reference.schedule(
-        steps, reference.PEAKS['dense' if experts == 1 else 'moe_16']
-      ),
       'train.checkpoint_every': steps,
     }
     fields |= (
       {'moe.layers': 'none'} if experts == 1 else {'moe.num_experts': experts}
     )
+    fields |= base.rate(size, 'dense' if experts == 1 else 'moe', steps)
     add(name, fields, seeds=SEEDS[size] + (name in _CLAIMED))
 
 

@@ -26,7 +26,7 @@ The papers' numbers are losses in nats of tokens of 32,000 pieces after 500,000
 steps of 2^20 tokens; ours are of bytes.
 """
 
-from configs import reference, switch
+from configs import switch
 from configs.ablations import base
 
 STEPS = {'reference': 1024, 'quick': 500, 'gpu': 8000, 'paper': 500_000}
@@ -87,23 +87,16 @@ def sweep(add, size, config):
   """The models, and three of them by length of the run."""
   made = models(config)
   for name, fields in made.items():
-    if size == 'reference':  # each at the rate that is best for its kind
-      fields |= _schedule(size, name, STEPS[size])
-    add(name, fields)
+    add(name, fields | base.rate(size, name, STEPS[size]))
   for name in LONG:
     for label, share in LENGTHS.items():
       steps = int(share * STEPS[size])
       fields = {'train.steps': steps, 'train.checkpoint_every': steps}
       if size != 'paper':  # its rate falls with the root of the step
-        fields |= _schedule(size, name, steps)
+        train = base.small(size, {size: steps}).train
+        fields['train.schedule'] = train.schedule
+      fields |= base.rate(size, name, steps)
       add(f'{name}_{label}', made[name] | fields)
-
-
-def _schedule(size, name, steps):
-  if size != 'reference':
-    return {'train.schedule': base.small(size, {size: steps}).train.schedule}
-  peak = reference.PEAKS.get(name, reference.PEAKS['moe_16'])
-  return {'train.schedule': reference.schedule(steps, peak)}
 
 
 SWITCH = 'Switch Transformer'

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.data import tasks
-from moe_jax.problems import base, language, losses
+from moe_jax.problems import base, language, losses, tokens
 
 
 @registry.register
@@ -59,7 +59,7 @@ class Classification(language.Language):
   def judge(self, out, batch, data):
     """As of language; where a row asks for all labels, each one's nats."""
     if not data.label_tokens:
-      return language.of_documents(out, batch, data)
+      return tokens.of_documents(out, batch, data)
     document_BL = batch['document']
     examples = len(data.documents) // len(data.label_tokens)
     nats = [
@@ -70,8 +70,8 @@ class Classification(language.Language):
       )
       for token in data.label_tokens
     ]
-    tokens = (document_BL >= 0).sum(dtype=jnp.int32)
-    return {'nats': jnp.stack(nats, -1).ravel(), 'tokens': tokens}
+    asked = (document_BL >= 0).sum(dtype=jnp.int32)
+    return {'nats': jnp.stack(nats, -1).ravel(), 'tokens': asked}
 
   def by_document(self, nats_N, data):
     """In place of the loss of all labels, that of the right ones."""

@@ -15,8 +15,7 @@ import numpy as np
 
 from moe_jax import registry
 from moe_jax.data import batches, intervals, markov
-from moe_jax.errors import UserError
-from moe_jax.problems import base, language
+from moe_jax.problems import base, tokens
 
 
 class Row(NamedTuple):
@@ -57,7 +56,7 @@ class Rows(batches.Batches):
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class MarkovChains(language.Language):
+class MarkovChains(tokens.Tokens):
   """Scores are 'eval/nats_per_token' and 'eval/bits_per_token'.
 
   Attributes:
@@ -85,18 +84,12 @@ class MarkovChains(language.Language):
   matrices: int = 0
   rows: int = 512
 
-  def vocabulary(self, mesh):
-    ids = self.states + self.chains
-    if self.vocab_size and self.vocab_size < ids:
-      raise UserError(
-        f'model.vocab_size={self.vocab_size} is less than the {ids} ids of '
-        f'{self.name}; 0 takes those'
-      )
-    parts = mesh.shape['model'] if mesh else 1
-    return self.vocab_size or math.ceil(ids / parts) * parts
+  def ids(self):
+    return self.states + self.chains, self.name
 
-  def tokenizer(self):
-    raise self.lacks('generation', 'text')
+  def example(self):
+    names = 'inputs', 'positions', 'segments'
+    return {name: np.ones(self.seq_len, np.int32) for name in names}
 
   def check(self, config):
     base.Problem.check(self, config)
@@ -113,7 +106,7 @@ class MarkovChains(language.Language):
     return Rows(self._chains(), key, self.seq_len, self.rows)
 
   def judge(self, out, batch, data):
-    return language.of_documents(out, batch, data)
+    return tokens.of_documents(out, batch, data)
 
   def by_document(self, nats_N, data):
     tokens_N = np.full(len(nats_N), data.length)

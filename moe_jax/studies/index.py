@@ -2,7 +2,6 @@
 
 import collections
 import json
-import math
 import os
 import pathlib
 from typing import Any
@@ -99,13 +98,6 @@ def _counts(counts) -> list[str]:
   return [str(sum(counts.values())), *(str(counts[o]) for o in report.OUTCOMES)]
 
 
-def _against_0(claim) -> str:
-  low, high = claim['low'], claim['high']
-  if low is None or math.isnan(low):
-    return '-'
-  return 'below' if high < 0 else 'above' if low > 0 else 'across'
-
-
 def _claims(studies) -> str:
   rows = []
   for s in studies:
@@ -116,7 +108,7 @@ def _claims(studies) -> str:
           c['sentence'],
           f'{c["paper"]}, {c["table"]}; {_link(s)}',
           here,
-          _against_0(c),
+          c['against_0'] or '-',
           report.threshold(c['direction'], c['smallest_effect']),
           c['verdict'],
         )

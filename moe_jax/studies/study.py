@@ -170,7 +170,8 @@ def load(
   """Reads a study file.
 
   Args:
-    spec: 'configs/ablations/capacity_factor.py:quick'.
+    spec: 'configs/ablations/capacity_factor.py:quick'; without a size the first
+      of SIZES that the file has.
     config: in place of the file's, where the command line changed fields.
     flags: these fields.
     seeds: of every arm in place of the file's number; 0 is the file's.
@@ -180,13 +181,14 @@ def load(
       that do not fit; says which.
   """
   path, _, size = spec.partition(':')
-  size = size or SIZES[0]
-  if size not in SIZES:
-    raise registry.unknown('size', size, SIZES)
   module = _module(path)
   for name in ('get_config', 'sweep', 'CLAIMS', 'SEEDS'):
     if not hasattr(module, name):
       raise UserError(f'{path} is no study: it has no {name}')
+  sizes = [s for s in SIZES if s in module.SEEDS]
+  size = size or sizes[0]
+  if size not in sizes:
+    raise registry.unknown(f'size of {path}', size, sizes)
   if seeds < 0:
     raise UserError(f'seeds={seeds}; a number above 0 is wanted')
   config = module.get_config(size) if config is None else config

@@ -312,9 +312,9 @@ def speed_up(over: tuple[str, ...]):
   """How many times the arm's steps the arms `over` need for its loss, by seed.
 
   `over` is one model in runs of several lengths, each with a schedule of its
-  own; between them the logarithm of steps is linear in the held-out loss. A
-  loss below all of theirs counts as the longest's, so that what is said of it
-  is a lower bound; one above all counts as the shortest's.
+  own; between them the logarithm of steps is linear in the held-out loss.
+  Outside of their losses what is said is a lower bound: a loss below all counts
+  as the longest run's, one above all as none, 0.
   """
   loss, steps = 'eval/loss', 'steps'
 
@@ -328,7 +328,7 @@ def speed_up(over: tuple[str, ...]):
         losses, logs = zip(
           *sorted((a[seed], math.log(b[seed])) for a, b in runs)
         )
-        needed = float(np.interp(mine[seed], losses, logs))
+        needed = float(np.interp(mine[seed], losses, logs, right=-math.inf))
         found[seed] = math.exp(needed) / took[seed]
     return found
 
