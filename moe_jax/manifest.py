@@ -10,6 +10,9 @@ import json
 import pathlib
 
 NAME = 'MANIFEST.json'
+# What says that a file is not what it was. Whatever else a system answers (no
+# permission, a disk or a server that fails) says nothing of the file.
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def write(directory: pathlib.Path) -> None:
@@ -25,11 +28,15 @@ def write(directory: pathlib.Path) -> None:
 
 
 def fault(directory: pathlib.Path) -> str:
-  """What is wrong with a directory that has a manifest; '' where nothing is."""
+  """What is wrong with a directory that has a manifest; '' where nothing is.
+
+  Raises:
+    OSError: it cannot be read, whole or not; it may be another time.
+  """
   try:
     files = json.loads((directory / NAME).read_bytes())['files']
     files = [(name, size, digest) for name, (size, digest) in files.items()]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+  except (*_GONE, ValueError, KeyError, TypeError, AttributeError) as e:
     return f'no readable {NAME} ({type(e).__name__})'
   for name, size, digest in files:
     path = directory / name
@@ -38,7 +45,7 @@ def fault(directory: pathlib.Path) -> str:
         return f'{name} has {path.stat().st_size} bytes, not {size}'
       if _digest(path) != digest:
         return f'{name} does not match its SHA-256'
-    except OSError as e:
+    except _GONE as e:
       return f'{name}: {e.strerror}'
   return ''
 

@@ -3,12 +3,16 @@
 Orbax moves the arrays; this module adds what it lacks. Orbax notices neither
 flipped bits nor an empty directory with a step's name, so every step carries a
 SHA-256 manifest, and restoring skips a step that does not match it. A step is
-written under `_tmp/` and renamed into place after its manifest, so a directory
-`<step>/` is whole or was damaged later; old steps leave by the same door, but
-those that were saved to be kept.
+written under `_tmp/`, through to the disk, and renamed into place after its
+manifest, so a directory `<step>/` is whole or was damaged later; old steps
+leave by the same door, but those that were saved to be kept.
+
+A step that cannot be read (no permission, a server that is away) is not damaged
+for that: it is tried again, passed over, and left where it is. Where a run has
+gone on from before it, the next save moves it aside.
 
     DIRECTORY/<step>/{state/, meta.json, MANIFEST.json}
-    DIRECTORY/_quarantine/   damaged steps, moved aside
+    DIRECTORY/_quarantine/   damaged or passed over, moved aside
     DIRECTORY/_tmp/          being written or deleted; never read
 
 The directory is on a file system that renames atomically (no object store), and
@@ -19,7 +23,8 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -32,10 +37,12 @@ from jax.experimental import multihost_utils
 
 from moe_jax import manifest
 from moe_jax.errors import UserError
-from moe_jax.runs import finite
+from moe_jax.runs import durable, finite, leaves as leaves_lib
 
 _META, _STATE, _KEEP = 'meta.json', 'state', 'keep'
-_TMP, _QUARANTINE = '_tmp', '_quarantine'
+_TMP, QUARANTINE = '_tmp', '_quarantine'
+# Seconds before a step that cannot be read is tried again.
+_PAUSES = (0.5, 2.0, 5.0)
 
 
 class Checkpointer:
@@ -46,9 +53,24 @@ class Checkpointer:
   Attributes:
     directory: pathlib.Path, created by the first save.
     keep: how many newest steps stay on disk, beside those kept for ever.
+    passed_over: newer steps on disk than the one that was restored last, as
+      they could not be read.
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    keep: int,
+    owned: Callable[[], None] = lambda: None,
+  ):
+    """Opens a directory, which need not be there.
+
+    Args:
+      directory: of the steps.
+      keep: see the class.
+      owned: called before each change of what is there; raises ValueError where
+        another process has taken the run over.
+    """
     if keep < 1:
       raise UserError(f'keep is {keep}; at least 1 checkpoint must stay')
     self.directory = pathlib.Path(directory).absolute()
@@ -57,6 +79,8 @@ class Checkpointer:
     self._pool = futures.ThreadPoolExecutor(1, 'checkpoint')
     self._pending: futures.Future | None = None
     self._saves = 0
+    self._owned = owned
+    self.passed_over: frozenset[int] = frozenset()
 
   def save(
     self, step: int, state: Any, data: dict[str, Any], keep: bool = False
@@ -78,10 +102,11 @@ class Checkpointer:
       RuntimeError: the save before this one failed.
     """
     self.wait()
-    if (self.directory / str(step)).exists():
+    there = (self.directory / str(step)).exists()
+    if there and step not in self.passed_over:
       raise UserError(f'step {step} is already saved in {self.directory}')
     leaves = named(state)
-    meta = {'step': step, 'data': data, 'leaves': _specs(leaves)}
+    meta = {'step': step, 'data': data, 'leaves': leaves_lib.specs(leaves)}
     meta |= {_KEEP: True} if keep else {}
     meta = json.dumps(meta, sort_keys=True, allow_nan=False)
     # A name of its own: threads of a save that failed may still be writing.
@@ -105,8 +130,9 @@ class Checkpointer:
     """Reads the newest step that is whole, or the step asked for.
 
     A newest step that is damaged, or whose numbers are not finite, is moved to
-    `_quarantine/` with a line in the log, and the one before it is tried. A
-    step asked for by number is never moved.
+    `_quarantine/` with a line in the log, and the one before it is tried. One
+    that cannot be read is passed over and stays. A step asked for by number is
+    never moved.
 
     Args:
       abstract_state: pytree of jax.ShapeDtypeStruct with shardings (any mesh),
@@ -125,6 +151,9 @@ class Checkpointer:
     passed: set[int] = set()
     while True:
       chosen = self._choose(step, passed)
+      if step is None:
+        newer = (s for s in self._steps() if s > chosen)
+        self.passed_over = frozenset(newer) - passed
       state, data = self._read(chosen, abstract_state, partial)
       fault = finite.fault(named(state))
       if not fault:
@@ -181,14 +210,25 @@ class Checkpointer:
         return
       (tmp / _META).write_text(meta)
       manifest.write(tmp)
-      os.rename(tmp, self.directory / str(step))
-      for old in self._steps()[: -self.keep]:
+      durable.sync_tree(tmp)
+      self._owned()
+      for s in sorted(self.passed_over.intersection(self._steps())):
+        where = self._aside(s)
+        logging.warning('checkpoint %s of %s %s', s, self.directory, where)
+      # One that could not be moved is none to go back to.
+      self.passed_over = self.passed_over.intersection(self._steps())
+      durable.rename(tmp, self.directory / str(step))
+      mine = [s for s in self._steps() if s not in self.passed_over]
+      for old in mine[: -self.keep]:
         if _is_kept(self.directory / str(old)):
           continue
         # A kill during deletion must not leave half a step in sight.
         trash = tmp.with_name(f'{old}_old')
+        self._owned()
         os.rename(self.directory / str(old), trash)
         shutil.rmtree(trash)
+    except UserError:
+      raise
     except Exception as e:
       raise RuntimeError(
         f'checkpoint of step {step} in {self.directory} was not saved: {e}'
@@ -201,9 +241,9 @@ class Checkpointer:
     path = self.directory / str(step)
     meta = json.loads((path / _META).read_text())
     wanted = named(abstract_state)
-    _check(meta['leaves'], wanted, path, partial)
+    leaves_lib.check(meta['leaves'], wanted, path, partial)
     stored = {k: v for k, v in wanted.items() if v.size}
-    read = _read_part if partial else self._orbax.restore
+    read = leaves_lib.read_part if partial else self._orbax.restore
     state = read(path / _STATE, stored) if stored else {}
     for k, v in wanted.items():
       if k not in stored:
@@ -229,51 +269,75 @@ class Checkpointer:
       if step not in steps:
         have = ', '.join(map(str, steps)) or 'none'
         return -1, f'no step {step} in {self.directory}; there are: {have}'
-      fault = manifest.fault(self.directory / str(step))
+      try:
+        fault = _fault(self.directory / str(step))
+      except OSError as e:
+        return -1, f'{self.directory / str(step)} cannot be read: {e.strerror}'
       if fault:
         return -1, f'{self.directory / str(step)} is damaged: {fault}'
       return step, ''
+    unread = {}
     for s in sorted(set(steps) - passed, reverse=True):
-      fault = manifest.fault(self.directory / str(s))
+      try:
+        fault = _fault(self.directory / str(s))
+      except OSError as e:
+        unread[s] = e.strerror or str(e)
+        continue
       if not fault:
+        for n, why in unread.items():
+          logging.warning(
+            'checkpoint %s of %s cannot be read: %s; passed over, not moved',
+            *(n, self.directory, why),
+          )
         return s, ''
       self._quarantine(s, fault)
     tried = len(passed.union(steps))
     if not tried:
       return -1, f'{self.directory} holds no checkpoint'
+    if unread:
+      why = '; '.join(f'{n} cannot be read: {w}' for n, w in unread.items())
+      return -1, f'{self.directory} holds no usable checkpoint: {why}'
     return -1, (
       f'{self.directory} holds no usable checkpoint: all {tried} were'
-      f' damaged and are in {_QUARANTINE}/'
+      f' damaged and are in {QUARANTINE}/'
     )
 
   def _quarantine(self, step: int, fault: str) -> None:
-    aside = self.directory / _QUARANTINE / str(step)
+    where = self._aside(step)
+    logging.warning(
+      'checkpoint %s of %s is damaged: %s; %s',
+      *(step, self.directory, fault, where),
+    )
+
+  def _aside(self, step: int) -> str:
+    """Moves a step aside; returns where to, or why not."""
+    aside = self.directory / QUARANTINE / str(step)
     n = 0
     while aside.exists():
       n += 1
       aside = aside.with_name(f'{step}_{n}')
     try:
+      self._owned()
       aside.parent.mkdir(exist_ok=True)
-      os.rename(self.directory / str(step), aside)
-      where = f'moved to {_QUARANTINE}/{aside.name}'
+      durable.rename(self.directory / str(step), aside)
     except OSError as e:
       # Someone else's directory, or the run that owns it pruned the step.
-      where = f'not moved: {e.strerror}'
-    logging.warning(
-      'checkpoint %s of %s is damaged: %s; %s',
-      step,
-      self.directory,
-      fault,
-      where,
-    )
+      return f'not moved: {e.strerror}'
+    return f'moved to {QUARANTINE}/{aside.name}'
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
-  """The steps on disk, in order and not verified."""
-  directory = pathlib.Path(directory)
-  if not directory.is_dir():
+  """The steps on disk, in order and not verified.
+
+  Raises:
+    OSError: the directory cannot be read.
+  """
+  try:
+    # Not by the folders' own records, which may be out of reach.
+    with os.scandir(directory) as found:
+      names = [e.name for e in found if e.is_dir()]
+  except (FileNotFoundError, NotADirectoryError):
     return []
-  names = (p.name for p in directory.iterdir() if p.is_dir())
   return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
 
@@ -314,48 +378,19 @@ def named(tree: Any) -> dict[str, Any]:
   return named
 
 
+def _fault(path: pathlib.Path) -> str:
+  """`manifest.fault`, tried again where the step cannot be read."""
+  for pause in _PAUSES:
+    try:
+      return manifest.fault(path)
+    except OSError:
+      time.sleep(pause)
+  return manifest.fault(path)
+
+
 def _is_kept(path: pathlib.Path) -> bool:
   """Whether a step is never deleted; one that cannot be read may be such."""
   try:
     return json.loads((path / _META).read_bytes()).get(_KEEP, False)
   except (OSError, ValueError, AttributeError):
     return True
-
-
-def _specs(leaves: dict[str, Any]) -> dict[str, list]:
-  return {k: [list(v.shape), str(v.dtype)] for k, v in leaves.items()}
-
-
-def _read_part(path: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-  """Some of the leaves; Orbax's standard handler reads all or nothing."""
-  args = ocp.args.PyTreeRestore(
-    item=wanted,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-    partial_restore=True,
-  )
-  with ocp.PyTreeCheckpointer() as reader:
-    return reader.restore(path, args=args)
-
-
-def _check(
-  stored: dict[str, list], wanted: dict, path: pathlib.Path, partial: bool
-) -> None:
-  """Raises ValueError that names the leaves in which the two differ."""
-  asked = _specs(wanted)
-  faults = [f'{k} is not in it' for k in asked if k not in stored]
-  if not partial:
-    faults += [f'{k} is in it only' for k in stored if k not in asked]
-  for k in asked:
-    if k in stored and stored[k] != asked[k]:
-      there, here = (f'{tuple(s)} {d}' for s, d in (stored[k], asked[k]))
-      faults.append(f'{k} is {there} in it, {here} here')
-  faults += [
-    f'{k} has no sharding here'
-    for k, v in wanted.items()
-    if getattr(v, 'sharding', None) is None
-  ]
-  if faults:
-    more = f'; and {len(faults) - 8} more' if len(faults) > 8 else ''
-    raise UserError(
-      f'checkpoint {path} does not fit the state: {"; ".join(faults[:8])}{more}'
-    )

@@ -10,10 +10,11 @@ as the first evaluation does.
 import csv
 import io
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from moe_jax.runs import durable
 
 COLUMNS = 'metrics.csv'
 
@@ -45,7 +46,7 @@ class Table:
     if self._file:
       self._file.close()
     text = _text(self._names, *cells) if rows else ''
-    replace(self._path, text)
+    durable.replace(self._path, text)
     self._file = self._path.open('a')
 
 
@@ -74,13 +75,6 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     if k != 'moe/layers':
       visit(k, v, layers if k.startswith(('moe/', 'health/')) else ())
   return out
-
-
-def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  tmp = path.with_name(f'.{path.name}.{os.getpid()}')
-  tmp.write_text(text)
-  os.replace(tmp, path)
 
 
 def _text(*rows) -> str:

@@ -1,12 +1,18 @@
 """Going on with a run: whether, from which row, and with what other config."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from moe_jax.errors import UserError
-from moe_jax.runs import checkpoint, config_history, workdir as workdir_lib
+from moe_jax.runs import (
+  checkpoint,
+  config_history,
+  workdir as workdir_lib,
+  writers,
+)
 
 # What a run that is over can still be given: all else is in its parameters.
 _AGAIN = (
@@ -42,10 +48,17 @@ def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
 
   Raises:
     ValueError: the run has more steps than the config, or as many and was
-      trained with other fields.
+      trained with other fields; or it has lost its checkpoints.
   """
   path = pathlib.Path(workdir)
-  newest = max(checkpoint.steps(path / 'checkpoints'), default=0)
+  found = checkpoint.steps(path / 'checkpoints')
+  lost = '' if found else _lost(path)
+  if lost:
+    raise UserError(
+      f'{workdir} has {lost}, but no checkpoint to go on from; --restart moves'
+      ' all aside and begins at step 0'
+    )
+  newest = max(found, default=0)
   steps = config['train']['steps']
   if newest > steps:
     raise UserError(
@@ -70,6 +83,22 @@ def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
   if kept['steps'] != steps:
     return {}
   return {k: v for k, v in kept.items() if not k.startswith(_SCORES)}
+
+
+def _lost(path: pathlib.Path) -> str:
+  """What says that a run without checkpoints had some; '' of one that died."""
+  aside = path / 'checkpoints' / checkpoint.QUARANTINE
+  if aside.is_dir() and os.listdir(aside):
+    return f'damaged checkpoints in {aside.parent.name}/{aside.name}/'
+  if any(path.glob('summary*.json')):
+    return 'the summary of a run that was over'
+  # A save waits for the one before it, so the first is on disk by then.
+  done = writers.last_step(path)
+  if done:
+    every = workdir_lib.read_config(path)['train']['checkpoint_every']
+    if every and done > 2 * every:
+      return f'metrics of {done} steps, a checkpoint every {every}'
+  return ''
 
 
 def row(data: Mapping[str, Any]) -> int:

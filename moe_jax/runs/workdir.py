@@ -4,6 +4,8 @@ WORKDIR/config.json    the config of the run, for evaluate and generate
 WORKDIR/config_<n>.json   what it was before fields were allowed to change
 WORKDIR/summary_<n>.json  what the run had come to by then, if it was over
 WORKDIR/lock           host and process id of the run that writes here
+WORKDIR/metrics_<n>.jsonl what it had told by then, where it went on from before
+                       a checkpoint that could not be read
 WORKDIR/previous_<n>/  an older run, moved aside by a restart
 WORKDIR/tokenizer.json    what a tokenizer learned from the run's text
 WORKDIR/data/          built data; survives a restart
@@ -94,6 +96,15 @@ def adopt(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
       os.rename(path / _SUMMARY, path / f'summary_{n}.json')
     shutil.copy2(path / _CONFIG, path / f'config_{n}.json')
     writers.write_json(path / _CONFIG, config)
+
+
+def keep_metrics(workdir: str | os.PathLike) -> None:
+  """Copies the metrics, of which the run is going to drop lines; process 0."""
+  path = pathlib.Path(workdir)
+  if (path / writers.METRICS).exists():
+    copy = path / f'metrics_{_next(path, "metrics")}.jsonl'
+    shutil.copy2(path / writers.METRICS, copy)
+    logging.warning('%s: all lines so far are kept in %s', path, copy.name)
 
 
 def changes(
@@ -187,7 +198,7 @@ def _differences(old: dict, new: dict) -> dict[str, str]:
 def _next(path: pathlib.Path, prefix: str) -> int:
   """1 above the largest n of `<prefix>_<n>` in a directory."""
   found = (
-    re.fullmatch(rf'{prefix}_(\d+)(\.json)?', n) for n in os.listdir(path)
+    re.fullmatch(rf'{prefix}_(\d+)(\.jsonl?)?', n) for n in os.listdir(path)
   )
   return max((int(m[1]) for m in found if m), default=0) + 1
 

@@ -16,7 +16,7 @@ import tensorboardX
 from absl import logging
 
 from moe_jax.errors import UserError
-from moe_jax.runs import columns
+from moe_jax.runs import columns, durable
 
 METRICS = 'metrics.jsonl'
 
@@ -88,6 +88,11 @@ class Writer:
         self._board.add_scalar(k, line[k], int(step))
     self._board.flush()
 
+  def sync(self) -> None:
+    """Waits until the lines are on the disk."""
+    if self._lines is not None:
+      durable.sync(self._lines.name)
+
   def close(self) -> None:
     if self._lines is not None:
       self._lines.close()
@@ -112,6 +117,12 @@ def last(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
   return found
 
 
+def last_step(workdir: str | os.PathLike) -> int:
+  """Of the lines that can be read, where a kill may have left others."""
+  path = pathlib.Path(workdir) / METRICS
+  return max((n for n, _ in _read(path) if n), default=0)
+
+
 def values(workdir: str | os.PathLike, name: str) -> list[float]:
   """The values of a metric in all lines, in order."""
   path, found = pathlib.Path(workdir) / METRICS, []
@@ -133,7 +144,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
   """
   path = pathlib.Path(path)
   text = json.dumps(_plain(obj, path.name), indent=2, sort_keys=True)
-  columns.replace(path, text + '\n')
+  durable.replace(path, text + '\n')
 
 
 def _plain(x: Any, name: str) -> Any:
@@ -160,15 +171,22 @@ def _plain(x: Any, name: str) -> Any:
 
 def _cut(path: pathlib.Path, start_step: int) -> None:
   """Drops lines after `start_step`, and the one that a kill left torn."""
-  kept, torn = [], 0
-  for line in path.read_text(errors='replace').splitlines():
-    try:
-      step = json.loads(line)['step']
-    except (ValueError, TypeError, KeyError):
-      torn += 1
-      continue
-    if start_step and step <= start_step:
-      kept.append(line + '\n')
+  found = _read(path)
+  kept = [f'{x}\n' for n, x in found if n is not None and n <= start_step]
+  kept = kept if start_step else []
+  torn = sum(n is None for n, _ in found)
   if torn:
     logging.warning('%s: dropped %s unreadable lines', path, torn)
-  columns.replace(path, ''.join(kept))
+  durable.replace(path, ''.join(kept))
+
+
+def _read(path: pathlib.Path) -> list[tuple[int | None, str]]:
+  """(step, line) of each line; None where it cannot be read."""
+  found = []
+  if path.exists():
+    for line in path.read_text(errors='replace').splitlines():
+      try:
+        found.append((int(json.loads(line)['step']), line))
+      except (ValueError, TypeError, KeyError, ArithmeticError):
+        found.append((None, line))
+  return found

@@ -69,7 +69,8 @@ def train(
   if lead:
     print('data: reading or building the corpus ...', flush=True)
   try:
-    earlier = {} if restart else resume.check(workdir, config_dict)
+    again = not (restart or done)
+    earlier = resume.check(workdir, config_dict) if again else {}
     if session.data is None:
       session = session.open(workdir, allow_download)
     session = session.with_seed(config.seed)
@@ -155,6 +156,7 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
           row |= {k: v for k, v in scores.items() if not k.endswith(bounds)}
         log.report(step, row)
         if saves:
+          writer.sync()
           run.checkpoints.save(step, state, log.kept(step), kept)
   if start.step >= c.steps:  # killed after the last checkpoint, or judged anew
     scores = stops.judge(start.step, evaluate, state, run.checkpoints)

@@ -81,6 +81,8 @@ class Run:
           '--restart begins anew'
         )
       found = Begun(state, int(state.step), resume.row(kept), kept)
+      if self.lead and self.checkpoints.passed_over:
+        workdir_lib.keep_metrics(self.workdir)
       say(f'resumes {self.workdir} at step {found.step}')
     if self.lead:  # of a run that died before its first checkpoint, too
       workdir_lib.adopt(self.workdir, self.config)
