@@ -29,6 +29,9 @@ _WORKDIR = flags.DEFINE_string(
 _RESTART = flags.DEFINE_bool(
   'restart', False, 'Move an earlier run in the workdir to previous_<n>/.'
 )
+_TAKE_OVER = flags.DEFINE_bool(
+  'take_over', False, 'The run on another host, which has the lock, is dead.'
+)
 _ALLOW = flags.DEFINE_list(
   'allow', [], 'Fields in which the config may differ from the earlier run.'
 )
@@ -52,6 +55,7 @@ def main(_: list[str]) -> None:
     config,
     workdir,
     restart=_RESTART.value,
+    take_over=_TAKE_OVER.value,
     allow=tuple(_ALLOW.value),
     allow_download=_ALLOW_DOWNLOAD.value,
   )

@@ -378,7 +378,7 @@ def test_train_goes_on_with_the_fields_it_may_change(run, no_page):
   np.testing.assert_allclose(bias_E.reshape(-1), 0.5 * np.sign(1 / E - share_E))
 
 
-@case('train', 'restart')
+@case('train', 'restart', 'take_over')
 def test_train_restarts_where_it_is_told_to(run):
   before = read(run.workdir / 'config.json')
   first = run.rows()[0]['loss']

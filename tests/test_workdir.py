@@ -1,12 +1,6 @@
 """A run's directory and its config: what resumes, what is refused, and why."""
 
-import errno
 import json
-import multiprocessing
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 from ml_collections import config_dict
@@ -163,116 +157,6 @@ def test_a_place_that_cannot_be_written(tmp_path):
   (tmp_path / 'run' / 'config.json').mkdir(parents=True)
   with pytest.raises(ValueError, match=r'cannot read .*config\.json'):
     prepare(tmp_path / 'run')
-
-
-def owner(path):
-  lock = path / 'lock'
-  return json.loads(lock.read_text()) if lock.exists() else None
-
-
-def test_lock_names_its_owner_and_is_released(tmp_path):
-  prepare(tmp_path)
-  me = {'host': socket.gethostname(), 'pid': os.getpid()}
-  assert owner(tmp_path) == me
-  workdir.release(tmp_path)
-  assert owner(tmp_path) is None
-  with pytest.raises(ValueError):
-    prepare(tmp_path, changed(seed=1))
-  assert not (tmp_path / 'lock').exists()  # A refusal leaves no lock.
-  prepare(tmp_path)
-  prepare(tmp_path)  # One process may run again in its own directory.
-  workdir.release(tmp_path / 'nowhere')
-
-
-CHILD = """
-import os, sys
-from moe_jax.runs import workdir
-workdir.prepare(sys.argv[1], {'seed': 0}, restart=False, allow=())
-print('ready', flush=True)
-how = sys.stdin.readline().strip()
-if how == 'crash':
-  os._exit(1)
-"""
-
-
-def child(path):
-  process = subprocess.Popen(
-    [sys.executable, '-c', CHILD, str(path)],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  assert process.stdout.readline() == 'ready\n'
-  return process
-
-
-@pytest.mark.parametrize('end', ['exit', 'crash'])
-def test_two_runs_cannot_share_a_directory(tmp_path, end):
-  process = child(tmp_path)
-  try:
-    with pytest.raises(ValueError, match=f'in use by process {process.pid} on'):
-      prepare(tmp_path, {'seed': 0})
-    assert owner(tmp_path)['pid'] == process.pid
-  finally:
-    process.communicate(f'{end}\n')
-  assert (owner(tmp_path) is None) == (end == 'exit')
-  assert prepare(tmp_path, {'seed': 0}) is True  # The dead do not hold it.
-  assert owner(tmp_path)['pid'] == os.getpid()
-
-
-def test_a_process_of_another_user_is_alive(tmp_path, monkeypatch):
-  lock = {'host': socket.gethostname(), 'pid': os.getpid() + 1}
-  (tmp_path / 'lock').write_text(json.dumps(lock))
-
-  def kill(pid, signal):
-    raise PermissionError(errno.EPERM, 'not yours')
-
-  monkeypatch.setattr(os, 'kill', kill)
-  with pytest.raises(ValueError, match='in use by process'):
-    prepare(tmp_path)
-
-
-def test_another_hosts_lock_is_respected(tmp_path):
-  other = {'host': 'elsewhere', 'pid': os.getpid()}
-  (tmp_path / 'lock').write_text(json.dumps(other))
-  with pytest.raises(ValueError, match=r'on elsewhere; .* delete .*/lock'):
-    prepare(tmp_path)
-  workdir.release(tmp_path)
-  assert owner(tmp_path) == other
-  (tmp_path / 'lock').write_text('{')
-  with pytest.raises(ValueError, match='lock cannot be read; delete it'):
-    prepare(tmp_path)
-
-
-def race(path, barrier, results):
-  barrier.wait()
-  try:
-    workdir.prepare(path, {'seed': 0}, restart=False, allow=())
-    results.put(True)
-  except ValueError:
-    results.put(False)
-  barrier.wait()  # All have tried before the first one exits.
-
-
-def test_of_runs_that_start_at_once_one_wins(tmp_path):
-  """They all find the lock of a dead run."""
-  context = multiprocessing.get_context('spawn')
-  dead = context.Process(target=print, args=('',))
-  dead.start()
-  dead.join()
-  stale = {'host': socket.gethostname(), 'pid': dead.pid}
-  (tmp_path / 'lock').write_text(json.dumps(stale))
-  barrier, results = context.Barrier(3), context.Queue()
-  runs = [
-    context.Process(target=race, args=(str(tmp_path), barrier, results))
-    for _ in range(3)
-  ]
-  for r in runs:
-    r.start()
-  won = [results.get(timeout=60) for _ in runs]
-  for r in runs:
-    r.join()
-  assert sorted(won) == [False, False, True]
 
 
 def full():

@@ -3,33 +3,27 @@
 WORKDIR/config.json    the config of the run, for evaluate and generate
 WORKDIR/config_<n>.json   what it was before fields were allowed to change
 WORKDIR/summary_<n>.json  what the run had come to by then, if it was over
-WORKDIR/lock           host and process id of the run that writes here
-WORKDIR/metrics_<n>.jsonl what it had told by then, where it went on from before
-                       a checkpoint that could not be read
+WORKDIR/lock           host and process id of who writes here, see `lock`
+WORKDIR/metrics_<n>.jsonl what it had told before it passed over a checkpoint
+                       that could not be read
 WORKDIR/previous_<n>/  an older run, moved aside by a restart
 WORKDIR/tokenizer.json    what a tokenizer learned from the run's text
 WORKDIR/data/          built data; survives a restart
 """
 
-import atexit
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import pathlib
 import re
 import shutil
-import socket
-from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from absl import logging
 
 from moe_jax.errors import UserError
-from moe_jax.runs import config_history, configs, writers
+from moe_jax.runs import config_history, configs, lock, writers
 
-_CONFIG, _LOCK, _DATA = 'config.json', 'lock', 'data'
+_CONFIG, _DATA = 'config.json', 'data'
 _SUMMARY = 'summary.json'
 # Any of these says that a run has been here.
 _RUN_FILES = (_CONFIG, writers.METRICS, 'checkpoints')
@@ -41,13 +35,13 @@ def prepare(
   *,
   restart: bool,
   allow: tuple[str, ...],
+  take_over: bool = False,
 ) -> bool:
   """Makes or reopens a run's directory and locks it; process 0 calls it.
 
   Of a run that goes on nothing is written but the lock: another config is
   written by `adopt`, once it is known that the run can go on with it. The lock
-  is released by `release`, or when the process exits; that of a dead process of
-  this host is taken over.
+  is released by `release`, or when the process ends.
 
   Args:
     workdir: a directory, made if absent; not an object store.
@@ -55,6 +49,7 @@ def prepare(
     restart: move the run that is there to `previous_<n>/` and start anew.
     allow: fields (`train.steps`) or groups of fields (`eval`) in which the
       config may differ from that of the run that is there.
+    take_over: take the lock that a dead run on another host left.
 
   Returns:
     True where a run with this config was there and goes on.
@@ -71,7 +66,7 @@ def prepare(
   path = pathlib.Path(workdir).absolute()
   try:
     path.mkdir(parents=True, exist_ok=True)
-    _lock(path)
+    lock.hold(path, take_over)
   except OSError as e:
     raise UserError(f'workdir {workdir} cannot be written: {e}') from None
   try:
@@ -89,6 +84,7 @@ def adopt(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
   path = pathlib.Path(workdir)
   found = changes(path, config)
   if found:
+    check(path)
     logging.info('%s goes on with %s', path, '; '.join(found.values()))
     n = _next(path, 'config')
     # First: it must never stand beside a config that it is not of.
@@ -144,14 +140,14 @@ def withdraw(workdir: str | os.PathLike) -> None:
   release(workdir)
 
 
+def check(workdir: str | os.PathLike) -> None:
+  """Raises ValueError where another process has taken the run over."""
+  lock.check(workdir)
+
+
 def release(workdir: str | os.PathLike) -> None:
   """Gives up the lock, if this process has it; no file of it is left."""
-  path = pathlib.Path(workdir).absolute() / _LOCK
-  try:
-    if path.read_text() == _me():
-      path.unlink()
-  except OSError:
-    return  # The directory is gone, or never was ours.
+  lock.release(workdir)
 
 
 def _open(
@@ -208,63 +204,6 @@ def _move_aside(path: pathlib.Path) -> None:
   aside.mkdir()
   # The config goes last: a move cut short is still seen as a run.
   for name in sorted(os.listdir(path), key=lambda n: n == _CONFIG):
-    if name not in (_DATA, _LOCK) and not name.startswith('previous_'):
+    if name not in (_DATA, lock.FILE) and not name.startswith('previous_'):
       os.rename(path / name, aside / name)
   logging.info('%s: the run that was here is now in %s', path, aside.name)
-
-
-def _me() -> str:
-  return json.dumps({'host': socket.gethostname(), 'pid': os.getpid()})
-
-
-def _lock(path: pathlib.Path) -> None:
-  """Writes host and pid into the lock; ValueError where another run lives."""
-  with _exclusive(path / _LOCK) as f:
-    f.seek(0)
-    text = f.read()
-    try:
-      owner = json.loads(text) if text.strip() else None
-      alive = owner is not None and _alive(owner['host'], int(owner['pid']))
-    except (ValueError, KeyError, TypeError):
-      raise UserError(
-        f'{path / _LOCK} cannot be read; delete it if no run writes here'
-      ) from None
-    if alive:
-      raise UserError(
-        f'{path} is in use by process {owner["pid"]} on {owner["host"]}; if'
-        f' that run is dead, delete {path / _LOCK}'
-      )
-    f.truncate(0)
-    f.write(_me())
-  atexit.register(release, path)
-
-
-@contextlib.contextmanager
-def _exclusive(path: pathlib.Path) -> Iterator[TextIO]:
-  """The file of that name: two runs must not both see the lock free."""
-  while True:
-    with open(path, 'a+') as f:
-      fcntl.flock(f, fcntl.LOCK_EX)
-      # The run that had it may have deleted it while this one waited.
-      try:
-        same = os.path.samestat(os.fstat(f.fileno()), path.stat())
-      except FileNotFoundError:
-        same = False
-      if same:
-        yield f
-        return
-
-
-def _alive(host: str, pid: int) -> bool:
-  """Whether a lock's owner may still write. Another host's always may."""
-  if host != socket.gethostname():
-    return True
-  # An earlier run of this process; or, in a container that was started again,
-  # of a dead one with the same number.
-  if pid == os.getpid():
-    return False
-  try:
-    os.kill(pid, 0)
-  except OSError as e:
-    return e.errno == errno.EPERM
-  return True

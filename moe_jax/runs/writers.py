@@ -8,7 +8,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Writer:
     *,
     start_step: int = 0,
     active: bool = True,
+    owned: Callable[[], None] = lambda: None,
   ):
     """Opens the files.
 
@@ -44,7 +45,10 @@ class Writer:
       workdir: directory of the run.
       start_step: step of the restored checkpoint; lines of later steps go.
       active: False makes an object that writes nothing (process 0 writes).
+      owned: called before each line; raises ValueError where another process
+        has taken the run over.
     """
+    self._owned = owned
     self._lines = self._board = self._table = None
     if not active:
       return
@@ -79,6 +83,7 @@ class Writer:
       return
     if 'step' in metrics:
       raise UserError("a metric cannot be named 'step'")
+    self._owned()
     line = {'step': int(step)} | {k: _plain(v, k) for k, v in metrics.items()}
     self._lines.write(json.dumps(line, allow_nan=False) + '\n')
     self._lines.flush()

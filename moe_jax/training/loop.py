@@ -1,6 +1,7 @@
 """The training run, from config to report; it reads from top to bottom."""
 
 import contextlib
+import functools
 import pathlib
 from typing import Any
 
@@ -33,6 +34,7 @@ def train(
   workdir: str,
   *,
   restart: bool = False,
+  take_over: bool = False,
   allow: tuple[str, ...] = (),
   allow_download: bool = False,
   session: session_lib.Session | None = None,
@@ -43,6 +45,7 @@ def train(
     config: a ConfigDict.
     workdir: for all that is written.
     restart: move an earlier run in `workdir` aside.
+    take_over: take the lock that a dead run on another host left.
     allow: config fields that may differ from the earlier run's.
     allow_download: lets TFDS download.
     session: of a config that differs in its seed alone: its data and compiled
@@ -64,7 +67,11 @@ def train(
   done = None if restart else resume.finished(workdir, config_dict)
   _find(config, session, workdir, allow_download, restart, done)
   fresh = lead and not workdir_lib.prepare(
-    workdir, config_dict, restart=restart, allow=allow
+    workdir,
+    config_dict,
+    restart=restart,
+    allow=allow,
+    take_over=take_over,
   )
   if lead:
     print('data: reading or building the corpus ...', flush=True)
@@ -91,10 +98,11 @@ def train(
     workdir_lib.release(workdir)
     return done
   path = pathlib.Path(workdir)
+  owned = functools.partial(workdir_lib.check, workdir)
   with (
     contextlib.ExitStack() as leaving,
     checkpoint.Checkpointer(
-      path / 'checkpoints', config.train.keep
+      path / 'checkpoints', config.train.keep, owned
     ) as checkpoints,
   ):
     leaving.callback(workdir_lib.release, workdir)
@@ -103,6 +111,7 @@ def train(
     # Of a run that was over, only what an evaluation gives is new.
     summary |= earlier
     if lead:
+      owned()
       writers.write_json(path / 'summary.json', summary)
   return summary
 
@@ -127,7 +136,12 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
   keeps = checkpoint.at_shares(c.keep_at, c.steps)
   watched = {v.key: v.text for v in s.problem.shown if v.best}
   with (
-    writers.Writer(run.workdir, start_step=start.step, active=lead) as writer,
+    writers.Writer(
+      run.workdir,
+      start_step=start.step,
+      active=lead,
+      owned=functools.partial(workdir_lib.check, run.workdir),
+    ) as writer,
     contextlib.closing(
       progress.Progress(c.steps, start.step, scores=watched, active=lead)
     ) as bar,
