@@ -114,6 +114,8 @@ def get_config() -> ml_collections.ConfigDict:
   train.keep = 2
   # Shares of the steps after which a checkpoint is written and never deleted.
   train.keep_at = ()
+  # Of a start; then a checkpoint is written, and the next start goes on.
+  train.max_minutes = 0.0
   # Workdir of a run whose last parameters are the start; of them all, or what
   # is no part of an MoE layer (a dense student's from a sparse teacher).
   train.init_from = ''

@@ -8,6 +8,7 @@ defect of the program, or of a library under it.
 import ast
 import logging as std_logging
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from moe_jax.errors import UserError
+from moe_jax.errors import StoppedError, UserError
 
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
@@ -36,8 +37,17 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       logging.get_absl_handler().setFormatter(line)
     if len(argv) > 1:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+      if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, _stop)
     try:
       return main(argv)
+    except StoppedError as e:
+      print(e, file=sys.stderr)
+      sys.exit(e.code)
+    except KeyboardInterrupt:
+      print('interrupted', file=sys.stderr)
+      sys.exit(130)
     except UserError as e:
       _fail(str(e))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
@@ -167,6 +177,11 @@ def _modules(error: Exception) -> list[str]:
 def _last_line(error: Exception) -> str:
   line = str(error).strip().splitlines()[-1]
   return re.sub(r'^\s*\[Errno \d+\] ', '', line)
+
+
+def _stop(number: int, frame) -> None:
+  """Where nothing else hears the signal: no run is at its steps."""
+  raise StoppedError(f'{signal.Signals(number).name}: ended')
 
 
 def _fail(message: str) -> None:

@@ -9,7 +9,8 @@ figures/*.png, checkpoints and TensorBoard events to the workdir and ends with a
 table of the scores: bits per byte of text, accuracy of a task (`data.task`),
 those of another problem (`data.problem`). A second start resumes; another
 config in the same workdir is refused unless --restart or --allow says
-otherwise.
+otherwise. SIGTERM, SIGUSR1 and Ctrl-C let the step finish and save it; the exit
+code is 143, or 130. A second one ends the run at once.
 """
 
 import os

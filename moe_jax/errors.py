@@ -5,5 +5,19 @@ class UserError(ValueError):
   """A wrong field, value, path or file; the message names it and what fits."""
 
 
+class StoppedError(KeyboardInterrupt):
+  """A run was told to end, and did, with a checkpoint; the message says where.
+
+  As Ctrl-C, it is nothing that `except Exception` may take for a failure.
+
+  Attributes:
+    code: to exit with.
+  """
+
+  def __init__(self, message: str, code: int = 143):
+    super().__init__(message)
+    self.code = code
+
+
 class NotFiniteError(UserError, FloatingPointError):
   """Loss, state or evaluation are not finite; names step and checkpoint."""

@@ -66,6 +66,7 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('eval.documents', 'all'),
   Added('train.keep_at', ()),
   Added('data.max_bytes', 0),
+  Added('train.max_minutes', 0.0),
 )
 
 

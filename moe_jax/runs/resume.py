@@ -24,6 +24,7 @@ _AGAIN = (
   'data.dir',
   'data.cache',
   'data.task_file',
+  'train.max_minutes',
 )
 # What an evaluation gives a summary.
 _SCORES = ('eval/', 'moe/eval_', 'probe/')

@@ -24,6 +24,7 @@ from moe_jax.training import (
   session as session_lib,
   sources,
   start as start_lib,
+  stopping,
   stops,
   teacher as teacher_lib,
 )
@@ -58,9 +59,11 @@ def train(
     ValueError: config, data or workdir do not fit; nothing was written.
     FloatingPointError: loss, state or evaluation are not finite; names step
       and checkpoint.
+    StoppedError: a signal, or `train.max_minutes`; what was done is saved.
     RuntimeError: from `replicas.check`.
   """
   lead, config_dict = jax.process_index() == 0, configs.to_dict(config)
+  stop = stopping.Stop(config.train.max_minutes)
   # A wrong field costs no data, and no workdir.
   session = session or session_lib.plan(config)
   probes.check(config)
@@ -107,7 +110,7 @@ def train(
   ):
     leaving.callback(workdir_lib.release, workdir)
     run = run_lib.Run(session, workdir, config_dict, checkpoints, teacher)
-    summary = _train(run, run.start(begin))
+    summary = _train(run, run.start(begin), stop)
     # Of a run that was over, only what an evaluation gives is new.
     summary |= earlier
     if lead:
@@ -126,7 +129,9 @@ def _find(config, session, workdir, allow_download, restart, done) -> None:
       sources.find(config, start_lib.FIELD)
 
 
-def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
+def _train(
+  run: run_lib.Run, start: run_lib.Begun, stop: stopping.Stop
+) -> dict[str, Any]:
   """From the first or the restored step to the last; returns the summary."""
   s, c, lead = run.session, run.session.config.train, run.lead
   step_fn, evaluate = run.train_step(), run.evaluator()
@@ -142,6 +147,7 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
       active=lead,
       owned=functools.partial(workdir_lib.check, run.workdir),
     ) as writer,
+    stop,
     contextlib.closing(
       progress.Progress(c.steps, start.step, scores=watched, active=lead)
     ) as bar,
@@ -155,7 +161,8 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
           replicas.check((state, metrics), step)
       last = step == c.steps
       kept = step in keeps
-      saves = last or kept or _every(c.checkpoint_every, step)
+      ends = stop.after(step) and not last
+      saves = last or kept or ends or _every(c.checkpoint_every, step)
       judges = last or _every(c.eval_every, step)
       if not (saves or judges):
         continue
@@ -172,6 +179,9 @@ def _train(run: run_lib.Run, start: run_lib.Begun) -> dict[str, Any]:
         if saves:
           writer.sync()
           run.checkpoints.save(step, state, log.kept(step), kept)
+        if ends:
+          run.checkpoints.wait()
+          raise stop.error(step)
   if start.step >= c.steps:  # killed after the last checkpoint, or judged anew
     scores = stops.judge(start.step, evaluate, state, run.checkpoints)
   summary = scores | evaluate.floor() | log.summary(rate)
