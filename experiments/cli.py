@@ -7,6 +7,7 @@ defect of the program, or of a library under it.
 
 import ast
 import logging as std_logging
+import os
 import re
 import signal
 import sys
@@ -18,14 +19,24 @@ from absl import app, flags, logging
 
 from moe_jax.errors import StoppedError, UserError
 
+# What a collective says when one of its processes is not there any more.
+_LOST = (
+  r'Connection (reset|closed|refused)[\w ]*|Socket closed|heartbeat timeout'
+)
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-  """`app.run(main)` for a program that takes flags and no other arguments.
+def run(
+  main: Callable[[list[str]], int | None], arguments: bool = False
+) -> None:
+  """`app.run(main)` for a program that takes flags.
 
   `--help` prints the main module's docstring and flags, and exits with 0. The
   user's mistakes are UserErrors, and paths that are missing or forbidden.
+
+  Args:
+    main: of the program.
+    arguments: whether it takes others than flags.
   """
 
   def guarded(argv):
@@ -35,7 +46,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       # In place of absl's date, thread and line.
       line = std_logging.Formatter('%(levelname)s: %(message)s')
       logging.get_absl_handler().setFormatter(line)
-    if len(argv) > 1:
+    if len(argv) > 1 and not arguments:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
     for number in (signal.SIGTERM, signal.SIGUSR1):
       if signal.getsignal(number) is not signal.SIG_IGN:
@@ -57,6 +68,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       if 'Failed loading config file' not in str(e):
         raise
       _fail(_last_line(e))
+    except Exception as e:
+      if 'jax' in sys.modules and _peers():
+        _leave(e)
+      raise
 
   app.run(guarded, flags_parser=_parse)
 
@@ -177,6 +192,26 @@ def _modules(error: Exception) -> list[str]:
 def _last_line(error: Exception) -> str:
   line = str(error).strip().splitlines()[-1]
   return re.sub(r'^\s*\[Errno \d+\] ', '', line)
+
+
+def _peers() -> bool:
+  """Whether this is one of several processes."""
+  import jax
+
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _leave(error: Exception) -> None:
+  """Ends a process of several, which would wait for the others, and abort."""
+  found = re.search(_LOST, str(error))
+  if found:
+    line = f'error: another process of this job is gone ({found[0]})'
+    print(line, file=sys.stderr)
+  else:
+    traceback.print_exception(error)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(1)
 
 
 def _stop(number: int, frame) -> None:

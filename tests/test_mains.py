@@ -287,7 +287,8 @@ def test_processes_join_their_job(run, name, monkeypatch):
   """Each simulates its part of the devices."""
   joined, asked = [], []
 
-  def initialize(*args):
+  def initialize(*args, heartbeat_timeout_seconds):
+    assert heartbeat_timeout_seconds < 60
     joined.append(args)
     raise StopHereError
 

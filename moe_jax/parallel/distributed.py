@@ -11,6 +11,10 @@ import jax
 
 from moe_jax.errors import UserError
 
+# Seconds without a sign of life, after which a process counts as dead and the
+# others end; JAX's own default is 100.
+_HEARTBEAT = 30
+
 
 def simulate(cpu_devices: int) -> None:
   """Asks for this many simulated devices where the platform is CPU.
@@ -87,6 +91,7 @@ def start(
     # each process's own, and jax 0.7.2 then waits for ever.
     jax.config.update('jax_cpu_enable_async_dispatch', False)
   if manual:
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    job = coordinator_address, num_processes, process_id
+    jax.distributed.initialize(*job, heartbeat_timeout_seconds=_HEARTBEAT)
   elif automatic:
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT)
