@@ -114,6 +114,10 @@ def get_config() -> ml_collections.ConfigDict:
   train.keep = 2
   # Shares of the steps after which a checkpoint is written and never deleted.
   train.keep_at = ()
+  # Where loss or gradient are not finite: 'stop', or 'skip' the step, at most
+  # so many in a row.
+  train.on_nonfinite = 'stop'
+  train.max_skips = 10
   # Of a start; then a checkpoint is written, and the next start goes on.
   train.max_minutes = 0.0
   # Workdir of a run whose last parameters are the start; of them all, or what

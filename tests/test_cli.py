@@ -63,6 +63,15 @@ def main(argv):
       raise OSError(28, 'No space left on device')
     case 'missing':
       open('nowhere/x')
+    case 'stopped':
+      from moe_jax.errors import StoppedError
+      raise StoppedError('SIGTERM: stopped after step 3', 143)
+    case 'interrupt':
+      raise KeyboardInterrupt
+    case 'SIGTERM' | 'SIGUSR1':
+      import signal, time
+      signal.raise_signal(getattr(signal, _DO.value))
+      time.sleep(9)
     case 'decoder':
       moe = _CONFIG.value.moe
       print(moe.group_size, moe.decoder.to_dict())
@@ -188,6 +197,20 @@ def test_defects_keep_their_traceback(program, flag, kind):
   done = program('--config=cfg.py', '--do=ok', flag)
   assert done.returncode == 1 and 'Traceback' in done.stderr
   assert kind in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('do', 'code', 'line'),
+  [
+    ('stopped', 143, 'SIGTERM: stopped after step 3'),
+    ('interrupt', 130, 'interrupted'),
+    ('SIGTERM', 143, 'SIGTERM: ended'),
+    ('SIGUSR1', 143, 'SIGUSR1: ended'),
+  ],
+)
+def test_what_is_told_to_end_ends_in_one_line(program, do, code, line):
+  done = program('--config=cfg.py', f'--do={do}')
+  assert (done.returncode, done.stderr) == (code, f'{line}\n')
 
 
 def test_fields_of_a_decoder_of_its_own():

@@ -45,6 +45,7 @@ class Runs:
     rows: the targets of the rows trained on, in order.
     hurt: (state, step) -> the state after a step, from the one it would be.
     number: step -> the loss that it reports.
+    extra: step -> what else it reports.
     scores: of an evaluation, or what makes it.
   """
 
@@ -52,6 +53,7 @@ class Runs:
     self._made, self.workdir = made, workdir
     self.rows, self.hurt = [], lambda state, step: state
     self.number = lambda step: 1.0
+    self.extra = lambda step: {}
     self.scores = {'eval/loss': 2.0}
 
   def __call__(self, allow=(), **overrides):
@@ -71,7 +73,8 @@ class Runs:
       n = int(state.step) + 1
       metrics = {'loss': runs.number(n), 'total_loss': 1.0, 'grad_norm': 1.0}
       state = state.replace(step=state.step + 1)
-      return runs.hurt(state, n), metrics | {'tokens': 1.0}
+      metrics |= {'tokens': 1.0} | runs.extra(n)
+      return runs.hurt(state, n), metrics
 
     class Evaluate:
       def __call__(self, *state):

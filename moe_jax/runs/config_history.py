@@ -67,6 +67,8 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('train.keep_at', ()),
   Added('data.max_bytes', 0),
   Added('train.max_minutes', 0.0),
+  Added('train.on_nonfinite', 'stop'),
+  Added('train.max_skips', 10),
 )
 
 

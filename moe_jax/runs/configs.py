@@ -14,6 +14,7 @@ _POSITIVE = frozenset(
   """model.num_layers model.d_model model.num_heads model.d_head model.d_ff
   moe.num_experts moe.d_ff moe.dense_branch_d_ff moe.group_size data.seq_len
   train.steps train.batch_size train.log_every train.keep train.accumulate
+  train.max_skips
   eval.batch_size""".split()
 )
 _NOT_NEGATIVE = frozenset(

@@ -9,6 +9,7 @@ from moe_jax.training import (
   clock as clock_lib,
   facts,
   run as run_lib,
+  skips as skips_lib,
   stops,
   trail as trail_lib,
 )
@@ -26,6 +27,8 @@ class Log:
   def __init__(self, run: run_lib.Run, start: run_lib.Begun):
     self._run, self._start = run, start
     self.clock = clock_lib.Clock(start.kept.get('clock'))
+    most = run.session.config.train.max_skips
+    self._skips = skips_lib.Skips(most, start.kept.get('skips'))
     self._trail = trail_lib.Trail(run.session)
     self._trail.restore(start.step, start.kept.get('trail'))
     self._pending: tuple[int, Any] | None = None
@@ -59,13 +62,19 @@ class Log:
     session, last = self._run.session, self._last_row
     metrics = jax.device_get(arrays)
     self.clock.tick(float(metrics['tokens']))
-    stops.check_metrics(step, metrics, self._run.checkpoints)
-    self._trail.add(step, metrics)
+    skipped, fault = self._skips.add(metrics)
+    if fault:
+      raise stops.error(fault, step, step - 1, self._run.checkpoints)
+    if skipped:
+      self._trail.skip(step)
+    else:
+      stops.check_metrics(step, metrics, self._run.checkpoints)
+      self._trail.add(step, metrics)
     c = session.config.train
     if step > 1 and step % c.log_every and step < c.steps:
       return {}
     row = facts.row(metrics, session, last.get('moe/load'))
-    row |= self.clock.rates()
+    row |= self.clock.rates() | self._skipped()
     row['learning_rate'] = float(session.schedule(step - 1))
     last.update(row)
     return row
@@ -80,14 +89,20 @@ class Log:
       'config': self._run.config,
       'trail': self._trail.state(),
       'clock': self.clock.state(),
+      'skips': self._skips.state(),
     }
+
+  def _skipped(self) -> dict[str, int]:
+    """Of a run that may, how many steps it has passed over."""
+    may = self._run.session.config.train.on_nonfinite == 'skip'
+    return {'skipped': self._skips.total} if may else {}
 
   def summary(self, rate: float) -> dict[str, Any]:
     """Of the run so far, less what evaluations give."""
     run, problem = self._run, self._run.session.problem
     out = facts.of_run(run.session, rate, self.clock)
     out |= facts.of_last(self._last_row) | self._trail.summary()
-    out |= problem.described()
+    out |= problem.described() | self._skipped()
     if run.lead and 'not_known' in out:
       print(f'not known: {out["not_known"]}', flush=True)
     for score in problem.shown:

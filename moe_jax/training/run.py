@@ -112,6 +112,7 @@ class Run:
         trained=s.trained,
         teacher=teacher and teacher.model,
         distill=c.distill,
+        skip=c.on_nonfinite == 'skip',
       ),
       # Unpinned, the state comes back with other shardings than it went in,
       # and step two compiles again.

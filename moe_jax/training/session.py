@@ -21,6 +21,7 @@ from moe_jax.training import (
   accumulation,
   checks,
   optimizers,
+  skips,
   state as state_lib,
   tuning,
 )
@@ -202,6 +203,7 @@ def plan(
     ValueError: a field that does not fit, with its value and what would.
   """
   configs.validate(config)
+  skips.check(config)
   problem = choose_problem(config)
   shape = mesh_lib.shape(
     mesh_spec or config.mesh, jax.device_count(), checks.num_experts(config)

@@ -12,7 +12,7 @@ from moe_jax.balancing import base as balancing
 from moe_jax.errors import UserError
 from moe_jax.models import stack
 from moe_jax.problems import base as problems
-from moe_jax.training import accumulation, tuning
+from moe_jax.training import accumulation, skips, tuning
 from moe_jax.training.state import TrainState
 
 OVER_LAYERS = ('sum', 'mean')
@@ -46,6 +46,7 @@ def make_train_step(
   trained: Any = None,
   teacher: Any = None,
   distill: float = 0.0,
+  skip: bool = False,
 ) -> Callable:
   """The step function, to be jitted with pinned shardings.
 
@@ -64,6 +65,8 @@ def make_train_step(
     trained: tree of bools, as from `tuning.trained`; None trains all.
     teacher: a model whose probabilities are learnt, too; see `teacher`.
     distill: weight of the teacher's cross-entropy, 1 - that of the labels'.
+    skip: a step whose loss or gradient is not finite changes nothing; the
+      metrics then say 'skipped'.
 
   Returns:
     (state, batch, key, teacher's variables) -> (state, metrics); metrics are
@@ -153,7 +156,10 @@ def make_train_step(
     if teacher is not None:
       metrics['distill_loss'] = soft / count
     metrics |= moe_metrics(moe_aux(model, aux))
-    return TrainState(state.step + 1, params, opt_state, balance), metrics
+    new = TrainState(state.step + 1, params, opt_state, balance)
+    if skip:
+      new, metrics['skipped'] = skips.choose(new, state, metrics)
+    return new, metrics
 
   return step_fn
 

@@ -21,7 +21,7 @@ def check_metrics(
     if not math.isfinite(metrics[name]):
       # They are those of the parameters before the update.
       what = f'{name} is {float(metrics[name])}'
-      raise _error(what, step, step - 2, checkpoints)
+      raise error(what, step, step - 2, checkpoints)
 
 
 def check_state(
@@ -30,7 +30,7 @@ def check_state(
   """Raises where the state after a step is not finite; names the array."""
   fault = finite.fault(checkpoint.named(state))
   if fault:
-    raise _error(f'after the update {fault}', step, step - 1, checkpoints)
+    raise error(f'after the update {fault}', step, step - 1, checkpoints)
 
 
 def judge(
@@ -43,10 +43,10 @@ def judge(
   try:
     return evaluate(state.params, state.balance)
   except NotFiniteError as e:
-    raise _error(str(e), step, step - 1, checkpoints) from None
+    raise error(str(e), step, step - 1, checkpoints) from None
 
 
-def _error(
+def error(
   what: str, step: int, last: int, checkpoints: checkpoint.Checkpointer
 ) -> NotFiniteError:
   """The error of a step; a checkpoint after `last` would come to it again."""

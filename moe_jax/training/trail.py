@@ -32,6 +32,7 @@ class _Window:
       of ints, those of all layers.
     partial: names that not all of these steps had, as a run may go on with
       other balancing rules; these have no sum.
+    skipped: how many steps changed nothing, and are in no sum.
   """
 
   first: int
@@ -39,6 +40,7 @@ class _Window:
   count: int = 0
   sums: dict[str, Any] = dataclasses.field(default_factory=dict)
   partial: list[str] = dataclasses.field(default_factory=list)
+  skipped: int = 0
 
   def add(self, step: int, found) -> None:
     """Adds `found()`, numbers by name, of a step of the window."""
@@ -56,7 +58,7 @@ class _Window:
 
   @property
   def whole(self) -> bool:
-    return self.count == self.last - self.first + 1
+    return self.count + self.skipped == self.last - self.first + 1
 
   def mean(self, name: str) -> float:
     return self.sums[name] / self.count
@@ -100,6 +102,11 @@ class Trail:
       violation = lambda: np.mean(health.rates(metrics)['max_violation'])
       self._early.add(step, lambda: {'max_violation': violation()})
 
+  def skip(self, step: int) -> None:
+    """Takes a step that changed nothing, instead of `add`."""
+    for window in self._windows.values():
+      window.skipped += window.first <= step <= window.last
+
   def state(self) -> dict[str, Any]:
     """JSON, for a checkpoint of the step added last."""
     plain = lambda v: v if isinstance(v, list) or math.isfinite(v) else None
@@ -107,7 +114,7 @@ class Trail:
       name: dataclasses.asdict(window)
       | {'sums': {k: plain(v) for k, v in window.sums.items()}}
       for name, window in self._windows.items()
-      if window.count
+      if window.count or window.skipped
     }
 
   def restore(self, step: int, kept: Mapping[str, Any] | None) -> None:
@@ -129,6 +136,7 @@ class Trail:
         back = lambda v: math.nan if v is None else v
         window.sums = {k: back(v) for k, v in old.sums.items()}
         window.count, window.partial = old.count, old.partial
+        window.skipped = old.skipped
         if 'cause' in window.sums and 'held' not in window.sums:
           # Checkpoints used to have no seats: as many as today's, then.
           window.sums['held'] = (window.count * self._held_Q).tolist()
@@ -148,7 +156,7 @@ class Trail:
       `restore` says, is named in 'not_known'.
     """
     out, lost = self._means_of_windows(), []
-    if self._tail.whole:
+    if self._tail.whole and self._tail.count:
       sums = self._tail.sums
       names = [k for k in sums if k not in ('cause', 'held')]
       out |= {f'train/{k}': self._tail.mean(k) for k in names}
@@ -156,11 +164,11 @@ class Trail:
       lost += [f'train/{k}' for k in self._tail.partial]
       if 'cause' in sums:
         out |= self._seating(*map(np.array, (sums['cause'], sums['held'])))
-    else:
+    elif not self._tail.whole:
       lost.append(f'train/... (of steps {self._tail.first} on)')
-    if self._layers and self._early.whole:
+    if self._layers and self._early.whole and self._early.count:
       out['train/early_max_violation'] = self._early.mean('max_violation')
-    elif self._layers:
+    elif self._layers and not self._early.whole:
       lost.append('train/early_max_violation')
     missing = [w for w in self._curve if not w.whole]
     if missing:
@@ -186,7 +194,7 @@ class Trail:
     return out
 
   def _means_of_windows(self) -> dict[str, list]:
-    whole = [w for w in self._curve if w.whole]
+    whole = [w for w in self._curve if w.whole and w.count]
     losses = [w.mean('loss') for w in whole]
     steps = [w.last for w in whole]
     return {'curve': {'step': steps, 'loss': losses}} if whole else {}
