@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from moe_jax.parallel import distributed
+from moe_jax.parallel import distributed, job
 
 _ADDRESS = flags.DEFINE_string(
   'coordinator_address', '', 'host:port of process 0, for several processes.'
@@ -20,6 +20,7 @@ def start(cpu_devices: int) -> None:
   Args:
     cpu_devices: simulated devices of the whole job, where there is only a CPU.
   """
+  job.end_with_parent()
   distributed.start(
     cpu_devices,
     _ADDRESS.value,

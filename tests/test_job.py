@@ -102,6 +102,28 @@ def test_command_lines_and_the_last_checkpoint(tmp_path):
   assert job_lib.last_checkpoint(call) == f'last checkpoint: step 10 in {where}'
 
 
+def test_no_process_outlives_whoever_started_it():
+  """Be it killed before the process has come to listen, or after."""
+  listen = (
+    'from moe_jax.parallel import job; import time; job.end_with_parent();'
+    "print('on', flush=True); time.sleep(60)"
+  )
+  start = (
+    'import sys; from moe_jax.parallel import job\n'
+    f'job.Job([[sys.executable, "-c", {listen!r}]]).wait(str)'
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', start], stdout=subprocess.PIPE, text=True
+  ) as p:
+    assert p.stdout.readline() == 'on\n'
+    began = time.monotonic()
+    p.kill()
+    assert p.stdout.read() == ''  # when the child has closed it, too
+    assert time.monotonic() - began < 20
+  late = os.environ | {job_lib._PARENT: '1'}
+  assert subprocess.run([sys.executable, '-c', listen], env=late).returncode
+
+
 def test_a_job_of_nothing_is_refused():
   with mains.loaded('job') as main:
     with pytest.raises(ValueError, match='no main is given'):

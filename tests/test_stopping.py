@@ -57,6 +57,8 @@ def test_what_was_told_to_be_ignored_is(runs):
   try:
     runs.hurt = lambda state, step: os.kill(os.getpid(), 2) or state
     assert runs(train__steps=2)['steps'] == 2
+  except StoppedError:
+    pytest.fail('it was heard')
   finally:
     signal.signal(signal.SIGINT, before)
 

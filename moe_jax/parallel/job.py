@@ -5,6 +5,7 @@ when no sign of life has come for a while, and then in C++, with a page each.
 Here that page is held back, and one line says who died. Knows nothing of JAX.
 """
 
+import ctypes
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ _PAGE = re.compile(
   r'^[WEF]\d{4} .*(coordination_service|preemption_sync_manager|client\.h:)'
 )
 _PEER = re.compile(r'heartbeats\):\s*(\d+)|Task (\d+) heartbeat timeout')
+_PARENT = 'MOE_JAX_JOB_PROCESS'
 # What the others have to end by themselves.
 _GRACE = 10.0
 
@@ -46,6 +48,7 @@ class Job:
         errors='replace',
         # A terminal's Ctrl-C would come twice: from it, and from here.
         start_new_session=True,
+        env=os.environ | {_PARENT: str(os.getpid())},
       )
       for call in calls
     ]
@@ -144,6 +147,18 @@ def calls(main: Sequence[str], count: int, port: int = 0) -> list[list[str]]:
   address = f'localhost:{port or _free()}'
   job = [f'--coordinator_address={address}', f'--num_processes={count}']
   return [[*call, *job, f'--process_id={i}'] for i in range(count)]
+
+
+def end_with_parent() -> None:
+  """In a process of a job: SIGKILL of whoever started it ends this one, too."""
+  parent = int(os.environ.get(_PARENT, 0))
+  if not parent:
+    return
+  if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'prctl'):
+    set_death_signal = 1
+    libc.prctl(set_death_signal, signal.SIGKILL)
+  if os.getppid() != parent:  # it was too late
+    os._exit(1)
 
 
 def last_checkpoint(main: Sequence[str]) -> str:
