@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, modules
 from moe_jax.errors import UserError
 
 _SUITE = flags.DEFINE_string('suite', 'layer', 'What is measured.')
@@ -39,10 +39,12 @@ _DTYPE = flags.DEFINE_enum(
 _NAIVE = flags.DEFINE_bool('naive', False, 'Also a loop over all experts.')
 _PROFILE = flags.DEFINE_bool('profile', False, 'Write traces to the workdir.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go.')
+flags.adopt_module_key_flags(modules)
 
 
 def main(_: list[str]) -> int:
   """Prints the tables; 1 where a candidate failed."""
+  modules.allow()
   from moe_jax.benchmarks import (
     cases,
     costs,

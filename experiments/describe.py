@@ -25,7 +25,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
+from experiments import cli, modules
 from moe_jax import citations
 from moe_jax.errors import UserError
 from moe_jax.planning import report
@@ -44,10 +44,12 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 _PARAMS = flags.DEFINE_bool('params', True, 'A line for each parameter.')
 _METHODS = flags.DEFINE_bool('methods', False, 'List all methods instead.')
 _MARKDOWN = flags.DEFINE_bool('markdown', False, 'The methods in Markdown.')
+flags.adopt_module_key_flags(modules)
 
 
 def main(_: list[str]) -> None:
   """Prints the description."""
+  modules.allow()
   jax.config.update('jax_platforms', 'cpu')  # others may be in use, or absent
   if _METHODS.value:
     rows = citations.methods()

@@ -16,7 +16,7 @@ import os
 import jax
 from absl import flags
 
-from experiments import cli, processes
+from experiments import cli, modules, processes
 from moe_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
@@ -34,10 +34,12 @@ _CAPACITY = flags.DEFINE_float(
 )
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
 flags.adopt_module_key_flags(processes)
+flags.adopt_module_key_flags(modules)
 
 
 def main(_: list[str]) -> None:
   """Evaluates and shows the table."""
+  modules.allow()
   processes.start(_CPU_DEVICES.value)
   from moe_jax.plots import tables
   from moe_jax.runs import writers

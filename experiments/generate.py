@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from experiments import cli, processes
+from experiments import cli, modules, processes
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
@@ -31,10 +31,12 @@ _CPU_DEVICES = flags.DEFINE_integer(
   'cpu_devices', 1, 'Simulated devices, on CPU only.'
 )
 flags.adopt_module_key_flags(processes)
+flags.adopt_module_key_flags(modules)
 
 
 def main(_: list[str]) -> None:
   """Generates and prints."""
+  modules.allow()
   processes.start(_CPU_DEVICES.value)
   from moe_jax.training import generation
 

@@ -2,7 +2,8 @@
 
   python -m experiments.parity
   python -m experiments.parity --only=einsum/data=2,expert=4 --all
-  python -m experiments.parity --dispatch='my_lab.dispatch.Mine(rows=2)'
+  python -m experiments.parity --dispatch='my_lab.dispatch.Mine(rows=2)' \\
+      --allow_modules=my_lab
 
 Dispatches, grouped matmuls, all meshes of at most 8 devices (simulated on the
 CPU), routers and capacities, each against loops in NumPy and against `dense` on
@@ -20,7 +21,7 @@ import traceback
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, modules
 from moe_jax.errors import UserError
 
 _ALL = flags.DEFINE_bool('all', False, 'The whole product of the factors.')
@@ -37,10 +38,12 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where to write; made if missing. Default: print only.'
 )
 _MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
+flags.adopt_module_key_flags(modules)
 
 
 def main(_: list[str]) -> int:
   """Prints the tables; 1 where a cell failed."""
+  modules.allow()
   import jax
   import tqdm
 

@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
+from experiments import cli, modules
 from moe_jax.planning import comparison
 from moe_jax.training import plans
 
@@ -49,10 +49,12 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of the simulation.')
 _BUFFERS = flags.DEFINE_bool('buffers', True, 'A line for each buffer.')
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object.')
 flags.mark_flag_as_required('config')
+flags.adopt_module_key_flags(modules)
 
 
 def main(_: list[str]) -> None:
   """Prints the comparison."""
+  modules.allow()
   jax.config.update('jax_platforms', 'cpu')  # others may be in use, or absent
   bare = _MESH.value and '(' not in _MESH.value
   mesh = f'exact({_MESH.value})' if bare else _MESH.value

@@ -18,7 +18,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
+from experiments import cli, modules
 from moe_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,10 +45,12 @@ _ALLOW_DOWNLOAD = flags.DEFINE_bool(
   'allow_download', False, 'Let TFDS download and prepare a missing data set.'
 )
 flags.mark_flag_as_required('config')
+flags.adopt_module_key_flags(modules)
 
 
 def main(argv: list[str]) -> int:
   """Runs what is left to run; 1 where a run failed."""
+  modules.allow()
   config = _CONFIG.value
   index, count = map(int, (_WORKER.value or '0/1').split('/'))
   from moe_jax.parallel import distributed

@@ -19,7 +19,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, processes
+from experiments import cli, modules, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with :arguments; fields by --config.a.b=value.'
@@ -41,10 +41,12 @@ _ALLOW_DOWNLOAD = flags.DEFINE_bool(
 )
 flags.mark_flag_as_required('config')
 flags.adopt_module_key_flags(processes)
+flags.adopt_module_key_flags(modules)
 
 
 def main(_: list[str]) -> None:
   """Trains and shows the table."""
+  modules.allow()
   config = _CONFIG.value
   processes.start(config.cpu_devices)
   # These need the devices to be set up first.

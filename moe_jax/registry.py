@@ -2,18 +2,22 @@
 
 A family is a package (`moe_jax.routers`, ...); a method is one file of it, and
 the class in that file marked `@registry.register` is what its name builds. A
-dotted name (`'my_lab.routers.Mine(k=2)'`) builds any importable class, so that
-private experiments need no change here.
+dotted name (`'my_lab.routers.Mine(k=2)'`) builds a class of any module that was
+allowed, so that private experiments need no change here. Call strings come out
+of files, too, as config.json of someone's run, and to import is to run: none
+but moe_jax is imported unasked.
 """
 
 import abc
 import ast
+import cmath
 import dataclasses
 import difflib
 import importlib
 import inspect
-import math
 import pkgutil
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +26,9 @@ from moe_jax.errors import UserError
 FAMILIES = ('routers', 'balancing', 'experts', 'local_experts', 'dispatch')
 # What else is built as a method is: of a run, not of a layer.
 OTHERS = ('problems',)
+_FORM = "a name, or a call with keywords such as 'top_k(k=2)'"
+_LONGEST, _SHOWN = 10_000, 400  # characters of a call string
+_allowed = {'moe_jax'}
 
 
 def register(cls: type) -> type:
@@ -39,41 +46,80 @@ def names(family: str) -> tuple[str, ...]:
   )
 
 
+def allow(*modules: str) -> None:
+  """Lets call strings name classes of these modules, and of what is in them.
+
+  Mains do it by `--allow_modules`, notebooks by a call; `'__main__'` is what
+  stands in the notebook itself.
+
+  Raises:
+    ValueError: no dotted name of a module.
+  """
+  for m in modules:
+    if not _is_dotted(m):
+      raise UserError(f'allow_modules={m!r}; the name of a module is wanted')
+  _allowed.update(modules)
+
+
+def allowed() -> tuple[str, ...]:
+  """What `allow` was given, in order of the alphabet."""
+  return tuple(sorted(_allowed - {'moe_jax'}))
+
+
+def _is_dotted(name: str) -> bool:
+  return all(part.isidentifier() for part in name.split('.'))
+
+
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
   """`'name(k=v)'` -> `('name', {'k': v})`; values are Python literals.
 
   Raises:
-    ValueError: not a call of a name with keyword literals, or a number in it
-      that is not finite.
+    ValueError: not a call of a name with keyword literals, a keyword twice, or
+      a number in it that is not finite.
   """
-  form = "a name, or a call with keywords such as 'top_k(k=2)'"
+  text, form = str(spec).strip(), _FORM
+  shown = repr(text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...')
+  if len(text) > _LONGEST:
+    raise UserError(
+      f'{shown} has {len(text)} characters; at most {_LONGEST} are read'
+    )
+  # What nests too deep is another error in each version of Python.
+  deep = RecursionError, MemoryError
   try:
-    node = ast.parse(str(spec).strip(), mode='eval').body
-  except SyntaxError:
-    raise UserError(f'cannot read {spec!r}: expected {form}') from None
+    node = ast.parse(text, mode='eval').body
+    called = isinstance(node, ast.Call)
+    name = ast.unparse(node.func if called else node)
+  except (SyntaxError, ValueError, *deep):
+    name, called = '', False
+  if not _is_dotted(name):
+    raise UserError(f'cannot read {shown}: expected {form}')
+  if called and node.args:
+    raise UserError(f'{shown}: arguments go by keyword; expected {form}')
   keywords: dict[str, Any] = {}
-  if isinstance(node, ast.Call):
-    if node.args:
-      raise UserError(f'{spec!r}: arguments go by keyword; expected {form}')
-    for k in node.keywords:
-      try:
-        keywords[k.arg] = ast.literal_eval(k.value)
-      except ValueError:
-        raise UserError(
-          f'{spec!r}: the value of {k.arg!r} is no literal; expected {form}'
-        ) from None
-      check_finite(keywords[k.arg], f'{spec!r}: {k.arg}')
-    node = node.func
-  if not isinstance(node, ast.Name | ast.Attribute):
-    raise UserError(f'cannot read {spec!r}: expected {form}')
-  return ast.unparse(node), keywords
+  for k in node.keywords if called else ():
+    if k.arg is None:
+      raise UserError(f'{shown}: no ** in it; expected {form}')
+    if k.arg in keywords:
+      raise UserError(f'{shown}: {k.arg!r} is given twice')
+    try:
+      keywords[k.arg] = ast.literal_eval(k.value)
+    except (ValueError, TypeError, *deep):
+      raise UserError(
+        f'{shown}: the value of {k.arg!r} is no literal; expected {form}'
+      ) from None
+    check_finite(keywords[k.arg], f'{shown}: {k.arg}')
+  return name, keywords
 
 
 def check_finite(value: Any, what: str) -> None:
-  """Raises ValueError where a float (inside a tuple, too) is nan or inf."""
-  for v in value if isinstance(value, tuple | list) else (value,):
-    if isinstance(v, float) and not math.isfinite(v):
-      raise UserError(f'{what} is {v}; a finite number is wanted')
+  """Raises ValueError where a number (inside a tuple, too) is nan or inf."""
+  if isinstance(value, Mapping):
+    value = (*value, *value.values())
+  if isinstance(value, tuple | list | set):
+    for v in value:
+      check_finite(v, what)
+  elif isinstance(value, float | complex) and not cmath.isfinite(value):
+    raise UserError(f'{what} is {value}; a finite number is wanted')
 
 
 def unknown(what: str, given: str, valid) -> UserError:
@@ -110,27 +156,20 @@ def build(family: str, spec: str, **sizes: Any) -> Any:
   name, keywords = parse(spec)
   cls = method_class(family, name)
   if not _of_family(cls, family):
-    raise UserError(
-      f'{family}: {name} is no dataclass with all that moe_jax.{family}.base '
-      'asks of one'
-    )
+    raise _no_method(family, name)
   fields = {f.name for f in dataclasses.fields(cls) if f.init}
-  keywords = {k: v for k, v in sizes.items() if k in fields} | keywords
-  return _call(cls, keywords, f'{family} {name!r}')
+  sizes = {k: v for k, v in sizes.items() if k in fields}
+  return _call(cls, keywords, f'{family} {name!r}', sizes)
 
 
 def method_class(family: str, name: str) -> type:
   """The registered class of `moe_jax/<family>/<name>.py`, or a dotted name's.
 
   Raises:
-    ValueError: no such method or class.
+    ValueError: no such method or class, or its module was not allowed.
   """
   if '.' in name:
-    module, _, attribute = name.rpartition('.')
-    try:
-      return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-      raise UserError(f'{family}: cannot import {name!r}: {e}') from None
+    return _dotted(family, name)
   if name not in names(family):
     raise unknown(f'method of {family}', name, names(family))
   module = importlib.import_module(f'moe_jax.{family}.{name}')
@@ -146,6 +185,31 @@ def method_class(family: str, name: str) -> type:
   return found[0]
 
 
+def _dotted(family: str, name: str) -> type:
+  module, _, attribute = name.rpartition('.')
+  root = module.partition('.')[0]
+  if not any(f'{module}.'.startswith(f'{m}.') for m in _allowed):
+    raise UserError(
+      f'{family}: {name!r} would import and run the module {module!r}; where '
+      f'you trust it, pass --allow_modules={root}, or in Python call '
+      f'registry.allow({root!r})'
+    )
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as e:
+    raise UserError(f'{family}: cannot import {name!r}: {e}') from None
+  if not isinstance(found, type):
+    raise _no_method(family, name)
+  return found
+
+
+def _no_method(family: str, name: str) -> UserError:
+  return UserError(
+    f'{family}: {name} is no dataclass with all that moe_jax.{family}.base '
+    'asks of one'
+  )
+
+
 def _of_family(found: Any, family: str) -> bool:
   if not dataclasses.is_dataclass(found) or inspect.isabstract(found):
     return False
@@ -154,7 +218,12 @@ def _of_family(found: Any, family: str) -> bool:
   return any(isinstance(c, abc.ABCMeta) and c.__module__ == base for c in bases)
 
 
-def _call(fn: Callable, keywords: dict[str, Any], what: str) -> Any:
+def _call(
+  fn: Callable,
+  keywords: dict[str, Any],
+  what: str,
+  sizes: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Any:
   if dataclasses.is_dataclass(fn):
     valid = [f.name for f in dataclasses.fields(fn) if f.init]
   else:
@@ -163,8 +232,39 @@ def _call(fn: Callable, keywords: dict[str, Any], what: str) -> Any:
     if k not in valid:
       raise unknown(f'argument of {what}', k, valid)
   try:
-    return fn(**keywords)
+    made = fn(**{**sizes, **keywords})
   except UserError:
     raise
   except (TypeError, ValueError) as e:  # of a class that is not ours, too
     raise UserError(f'{what}: {e}') from None
+  _check_types(fn, keywords, what)
+  return made
+
+
+def _check_types(fn: Callable, keywords: dict[str, Any], what: str) -> None:
+  """Raises ValueError where a value is not of the type that its field has.
+
+  Else `jitter=None` is built and fails where the model is traced.
+  """
+  try:
+    hints = typing.get_type_hints(fn)
+  except (NameError, TypeError):  # of a class of theirs that does not say
+    return
+  for k, v in keywords.items():
+    hint = hints.get(k, Any)
+    if not _fits(v, hint):
+      name = hint.__name__ if isinstance(hint, type) else hint
+      raise UserError(f'{what}: {k}={v!r}; the type {name} is wanted')
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  kind = typing.get_origin(hint) or hint
+  if kind in (types.UnionType, typing.Union):
+    return any(_fits(value, h) for h in typing.get_args(hint))
+  if kind in (bool, int, float):
+    # 0 and 1 go for a bool, but a bool for no number.
+    valid = {bool: (bool, int), int: (int,), float: (int, float)}[kind]
+    return type(value) in valid
+  if kind in (str, tuple, type(None)):
+    return isinstance(value, kind)
+  return True

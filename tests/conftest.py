@@ -17,6 +17,8 @@ from moe_jax import registry
 from moe_jax.kernels import plain
 from tests import bill
 
+# Methods and problems that stand in tests, by dotted name.
+registry.allow('tests')
 jax.config.update('jax_num_cpu_devices', 8)
 if os.environ.get('MOE_JAX_OPTIMIZED') != '1':
   jax.config.update('jax_disable_most_optimizations', True)

@@ -76,11 +76,15 @@ class Row:
     return self.oracle(*args, **registry.parse(self.spec)[1])
 
 
+_ROOTS = [r for r in os.environ.get('MOE_JAX_METHODS', '').split(',') if r]
+registry.allow(*_ROOTS)
+
+
 def files(family: str) -> tuple[str, ...]:
   """Modules of a family's tests, ours and those of MOE_JAX_METHODS."""
   found = []
-  for root in ('tests', *os.environ.get('MOE_JAX_METHODS', '').split(',')):
-    spec = importlib.util.find_spec(f'{root}.{family}') if root else None
+  for root in ('tests', *_ROOTS):
+    spec = importlib.util.find_spec(f'{root}.{family}')
     path = spec.submodule_search_locations if spec else ()
     names = sorted(m.name for m in pkgutil.iter_modules(path))
     found += [f'{root}.{family}.{n}' for n in names if n.startswith('test_')]

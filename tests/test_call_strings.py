@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from moe_jax import registry
+from moe_jax.errors import UserError
 from moe_jax.layers import moe
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.seating import capacity, orders
@@ -26,13 +27,71 @@ build = registry.build
 is_shape = lambda v: isinstance(v, tuple)
 
 
+@pytest.fixture
+def only_ours(monkeypatch):
+  monkeypatch.setattr(registry, '_allowed', {'moe_jax'})
+
+
 @pytest.mark.parametrize(
   'spec',
   ['json.dumps()', 'json.JSONDecoder()', 'moe_jax.routers.base.Router()'],
 )
-def test_a_dotted_name_is_of_the_family(spec):
+def test_a_dotted_name_is_of_the_family(spec, only_ours):
+  registry.allow('json')
   with pytest.raises(ValueError, match='is no dataclass with all that moe_jax'):
     build('routers', spec)
+
+
+@pytest.mark.parametrize('name', ['os.system', 'json.tool.main', 'jsonx.X'])
+def test_no_module_is_imported_unasked(name, only_ours, monkeypatch):
+  """What was allowed is a module and what is in it, not what begins alike."""
+  registry.allow('json.decoder', 'o')
+  imported = []
+  monkeypatch.setattr(registry.importlib, 'import_module', imported.append)
+  with pytest.raises(ValueError, match='pass --allow_modules=') as e:
+    build('routers', f'{name}(k=2)')
+  assert not imported and '\n' not in str(e.value)
+  with pytest.raises(ValueError, match="'a b'; the name of a module"):
+    registry.allow('a b')
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('switch(jitter=0.01, jitter=0.02)', "'jitter' is given twice"),
+    ('switch(**{})', r'no \*\* in it'),
+    ('switch(a={[]:1})', "the value of 'a' is no literal"),
+    ('switch(jitter=((1e999,),))', 'jitter is inf'),
+    ('switch(jitter={1: [1e999]})', 'jitter is inf'),
+    ('switch(jitter=None)', 'jitter=None; the type float is wanted'),
+    ("top_p(p=0.5, normalize='no')", 'argument'),
+    ('switch()()', 'cannot read'),
+    ('switch().x', 'cannot read'),
+    ('\x00', 'cannot read'),
+    ('switch(a=' + '[' * 3000 + ')', 'cannot read'),
+    ('switch(a=' + '-' * 9000 + '1)', 'cannot read|no literal'),
+    ('x.' * 3000 + 'x', 'cannot read'),
+    ('-' * 50_000 + '1', 'has 50001 characters; at most 10000 are read'),
+    (None, 'cannot import|unknown method'),
+    ({'a': [1]}, 'cannot read'),
+  ],
+)
+def test_whatever_a_call_string_holds_is_one_line(spec, message):
+  with pytest.raises(UserError, match=message) as e:
+    build('routers', spec)
+  assert '\n' not in str(e.value) and len(str(e.value)) < 1500
+
+
+def test_values_have_the_types_of_their_fields():
+  """Whole numbers go for others, 0 and 1 for a bool; `mixed | None` is both."""
+  assert build('routers', 'switch(jitter=0)').jitter == 0
+  assert build('routers', 'switch(selective_precision=1)').selective_precision
+  for spec in ('switch(jitter=True)', 'switch(selective_precision=0.5)'):
+    with pytest.raises(UserError, match=r'the type (float|bool) is wanted'):
+      build('routers', spec)
+  assert build('routers', 'switch(init_std=None)').init_std is None
+  with pytest.raises(UserError, match=r'the type float . None is wanted'):
+    build('routers', 'switch(init_std=[])')
 
 
 def layer(**fields):

@@ -50,7 +50,7 @@ def test_registry_reads_calls():
     ('top_k(k=', 'cannot read'),
     ('1 + 1', 'cannot read'),
     ('switch(jitter=1e999)', 'jitter is inf; a finite number is wanted'),
-    ('no.such.Router()', "cannot import 'no.such.Router'"),
+    ('moe_jax.no.such()', "cannot import 'moe_jax.no.such'"),
   ],
 )
 def test_registry_errors(spec, message):

@@ -34,7 +34,7 @@ class Broken(base.Dispatch):
   """`scatter` with a bug that needs an expert axis to show."""
 
   bug: str
-  matmul: str = 'loop'
+  matmul: str | None = 'loop'
 
   def __call__(self, experts, params, x_GTD, seated, axes, key):
     n = axes.size(axes.expert)

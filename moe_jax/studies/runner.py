@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from moe_jax import registry
 from moe_jax.benchmarks import machine
 from moe_jax.errors import UserError
+from moe_jax.runs import configs
 from moe_jax.studies import (
   estimates,
   origins,
@@ -109,10 +111,20 @@ def command(
   parts = [
     'python -m experiments.train',
     f'--config={path}:{study.size}',
+    *_modules(study, run),
     *(f'--config.{k}={v}' for k, v in flat.items()),
     f'--workdir={found.workdir}/{run.directory}',
   ]
   return ' '.join([parts[0], *map(shlex.quote, parts[1:])])
+
+
+def _modules(study: study_lib.Study, run: Run) -> list[str]:
+  """The flag of the modules that the run's call strings import, if any."""
+  values = configs.flatten(study.config_of(run.arm, run.seed)).values()
+  named = [
+    m for m in registry.allowed() if f'{m}.' in ' '.join(map(str, values))
+  ]
+  return [f'--allow_modules={",".join(named)}'] if named else []
 
 
 def sweep(

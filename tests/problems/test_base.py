@@ -58,7 +58,7 @@ def test_a_dotted_name_and_what_it_takes_from_the_config():
       {'data.problem': 'causal()'},
       "unknown method of problems 'causal'; valid",
     ),
-    ({'data.problem': 'no.such.Thing'}, "cannot import 'no.such.Thing'"),
+    ({'data.problem': 'moe_jax.no.Such'}, "cannot import 'moe_jax.no.Such'"),
     ({'data.problem': f'{SERIES}(nose=1)'}, "'nose'; valid: noise, seq_len"),
     (
       {'data.problem': f'{SERIES}()', 'data.task': 'docstring()'},
