@@ -6,12 +6,13 @@ all families is here. Nothing is lost in silence: a tensor that is missing, left
 over or misshapen is an error, in both directions.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Importing it teaches numpy the name 'bfloat16', which safetensors looks up.
@@ -21,7 +22,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from moe_jax import registry
+from moe_jax import json_files, registry
 from moe_jax.errors import UserError
 
 Path = str | os.PathLike
@@ -71,7 +72,7 @@ def read_config(directory: Path) -> dict[str, Any]:
   path = pathlib.Path(directory) / 'config.json'
   if not path.is_file():
     raise UserError(f'{directory} has no config.json')
-  return json.loads(path.read_text())
+  return json_files.read(path)
 
 
 def load(
@@ -197,7 +198,7 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
     return [directory / WEIGHTS]
   index = directory / f'{WEIGHTS}.index.json'
   if index.is_file():
-    names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    names = _shards(index)
     lost = [n for n in names if not (directory / n).is_file()]
     refuse(f'{directory} lacks shards', lost)
     return [directory / n for n in names]
@@ -211,11 +212,40 @@ def _files(directory: pathlib.Path) -> list[pathlib.Path]:
   raise UserError(f'{directory} has no {WEIGHTS}, whole or sharded')
 
 
+def _shards(index: pathlib.Path) -> list[str]:
+  """The files that an index names, all of them beside it."""
+  named = json_files.read(index).get('weight_map')
+  if not isinstance(named, dict) or not named:
+    raise UserError(f'{index} has no weight_map, {{tensor: file}}')
+  wrong = [
+    f'{n!r} is no file beside it'
+    for n in named.values()
+    if not isinstance(n, str) or not n or n != os.path.basename(n) or '\0' in n
+  ]
+  refuse(str(index), wrong)
+  return sorted(set(named.values()))
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Any]:
+  """A file's tensors; its header is checked against its size on opening."""
+  try:
+    with safetensors.safe_open(file, 'numpy') as f:
+      yield f
+  except safetensors.SafetensorError as e:
+    raise UserError(f'cannot read {file}: {e}') from None
+
+
+def count(directory: Path) -> int:
+  """Tensors in the files of a checkpoint, whatever they are."""
+  return len(_heads(pathlib.Path(directory))[0])
+
+
 def _heads(directory: pathlib.Path) -> tuple[dict[str, tuple], list[str]]:
   """(file, shape, type) by tensor name, and complaints about duplicates."""
   heads, twice = {}, []
   for file in _files(directory):
-    with safetensors.safe_open(file, 'numpy') as f:
+    with _opened(file) as f:
       for name in list(f.keys()):
         if name in heads:
           twice.append(f'{name} is stored twice')
@@ -227,7 +257,7 @@ def _heads(directory: pathlib.Path) -> tuple[dict[str, tuple], list[str]]:
 def _tensors(heads, names: list[str]):
   """(name, array) of these tensors, file by file."""
   for file in sorted({heads[n][0] for n in names}):
-    with safetensors.safe_open(file, 'numpy') as f:
+    with _opened(file) as f:
       for name in names:
         if heads[name][0] == file:
           yield name, f.get_tensor(name)

@@ -4,6 +4,7 @@ See `switch_transformers.py`. What the two cannot say to each other is an error
 that lists all of it.
 """
 
+import math
 from typing import Any
 
 from moe_jax import registry
@@ -18,6 +19,7 @@ from moe_jax.seating import orders
 
 Config = dict[str, Any]
 STACKS = ('encoder', 'decoder')
+LARGEST = 1 << 40
 SIZES = (
   'vocab_size',
   'd_model',
@@ -39,6 +41,15 @@ DEFAULTS = {
   'router_z_loss_coef': 0.001,
   'tie_word_embeddings': True,
 }
+# Of these and of `SIZES`: whole numbers, from 1 or from 0; numbers; a flag.
+FROM_0 = ('num_sparse_decoder_layers', 'num_sparse_encoder_layers')
+STEPS = tuple(f'{stack}_sparse_step' for stack in STACKS)
+NUMBERS = (
+  'dropout_rate',
+  'router_aux_loss_coef',
+  'router_jitter_noise',
+  'router_z_loss_coef',
+)
 # What changes the model and has one value in ours.
 ONLY = {
   'model_type': 'switch_transformers',
@@ -70,6 +81,11 @@ def read_config(directory: hugging_face.Path) -> Config:
     if config.setdefault(k, v) != v
   ]
   wrong += [f'{k} is missing' for k in SIZES if k not in config]
+  wrong += [
+    f'{k}={v!r} ({wanted} is wanted)'
+    for k, v in config.items()
+    if (wanted := _wanted(k, v))
+  ]
   hugging_face.refuse(f'{directory}: cannot represent', wrong)
   layers = config['num_layers']
   if config['num_decoder_layers'] not in (None, layers):
@@ -78,6 +94,27 @@ def read_config(directory: hugging_face.Path) -> Config:
       f'{config["num_decoder_layers"]}; ours has as many of both'
     )
   return config
+
+
+def _wanted(name: str, value: Any) -> str:
+  """What a field must be instead; '' where nothing is wrong."""
+  if name == 'num_decoder_layers' and value is None:  # as many as encoder's
+    return ''
+  if name in (*SIZES, 'expert_capacity') and not _is_whole(value, 1):
+    return 'a whole number from 1'
+  if name in (*FROM_0, *STEPS) and not _is_whole(value, 0):
+    return 'a whole number from 0'
+  if name in NUMBERS and not (
+    type(value) in (int, float) and 0 <= value < math.inf
+  ):
+    return 'a number, 0 or above,'
+  if name == 'tie_word_embeddings' and not isinstance(value, bool):
+    return 'true or false'
+  return ''
+
+
+def _is_whole(value: Any, least: int) -> bool:
+  return type(value) is int and least <= value <= LARGEST
 
 
 def sparse_layers(config: Config, stack: str) -> tuple[bool, ...]:

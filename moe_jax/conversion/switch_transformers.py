@@ -117,7 +117,20 @@ def load(directory: hugging_face.Path) -> dict[str, Any]:
     ValueError: as `read_config` and `hugging_face.load`.
   """
   config = switch_config.read_config(directory)
+  # Before a table of them is made; layers first, whose kinds are listed.
+  found = hugging_face.count(directory)
+  for name in ('num_layers', 'num_experts'):
+    if config[name] > found and (name == 'num_layers' or _is_sparse(config)):
+      raise UserError(
+        f'{directory}: {name} is {config[name]}, but there are {found} tensors'
+      )
   return hugging_face.load(directory, table(config), copies(config))
+
+
+def _is_sparse(config: switch_config.Config) -> bool:
+  return any(
+    any(switch_config.sparse_layers(config, s)) for s in switch_config.STACKS
+  )
 
 
 def save(

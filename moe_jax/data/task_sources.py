@@ -1,6 +1,5 @@
 """Classification data as text: JSON-lines files, and TFDS data sets by name."""
 
-import json
 import os
 import types
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from moe_jax import json_files
 from moe_jax.data import documents, sources
 from moe_jax.errors import UserError
 
@@ -105,12 +105,7 @@ def _records(path: str) -> dict[int, Mapping[str, Any]]:
     for n, line in enumerate(f, 1):
       if not line.strip():
         continue
-      try:
-        found[n] = json.loads(line)
-      except ValueError as e:
-        raise UserError(f'{path}, line {n}: broken JSON: {e}') from None
-      if not isinstance(found[n], dict):
-        raise UserError(f'{path}, line {n}: expected a JSON object')
+      found[n] = json_files.parse_object(line, f'{path}, line {n}')
   if not found:
     raise UserError(f'{path} has no examples')
   return found

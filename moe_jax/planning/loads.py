@@ -1,12 +1,12 @@
 """Loads of experts, simulated or recorded, and what becomes of them."""
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.planning import dispatches, layers
 
@@ -58,16 +58,12 @@ def read(path: str) -> np.ndarray:
 def _values(text: str, file: pathlib.Path) -> list:
   """The JSON values of a file: one, or one a line."""
   try:
-    return [json.loads(text)]
-  except json.JSONDecodeError:
-    pass
-  values = []
-  for i, line in enumerate(text.splitlines()):
-    try:
-      values.append(json.loads(line))
-    except json.JSONDecodeError as e:
-      raise UserError(f'{file}, line {i + 1}: broken JSON: {e.msg}') from None
-  return values
+    return [json_files.parse(text, str(file))]
+  except UserError:
+    return [
+      json_files.parse(line, f'{file}, line {i}')
+      for i, line in enumerate(text.splitlines(), 1)
+    ]
 
 
 def skewed(E: int, skew: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Reads the records of a training run: config, metrics and summary."""
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 
 _DOMAIN = re.compile(r'eval/(.+)/bits_per_byte')
@@ -102,17 +102,19 @@ def read(workdir: str) -> Run:
       )
   path = root / 'metrics.jsonl'
   rows = []
-  for i, line in enumerate(_text(path).splitlines(), 1):
-    row = _object(line, f'{path}, line {i}')
+  # Bytes that are no UTF-8 become marks, which fail as JSON with a line number.
+  text = path.read_text(encoding='utf-8', errors='replace')
+  for i, line in enumerate(text.splitlines(), 1):
+    row = json_files.parse_object(line, f'{path}, line {i}')
     if not isinstance(row.get('step'), int):
       raise UserError(f"{path}, line {i}: 'step' is no integer")
     rows.append(row)
   if not rows:
     raise UserError(f'{path}: empty, no step was logged')
   path = root / 'config.json'
-  config = _object(_text(path), str(path))
+  config = json_files.read(path)
   path = root / 'summary.json'
-  summary = _object(_text(path), str(path)) if path.is_file() else {}
+  summary = json_files.read(path) if path.is_file() else {}
   name = str(summary.get('name') or root.resolve().name)
   return Run(str(workdir), name, config, rows, summary)
 
@@ -163,19 +165,3 @@ def flatten(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       flat[f'{prefix}{k}'] = v
   return flat
-
-
-def _text(path: pathlib.Path) -> str:
-  # Bytes that are no UTF-8 become marks, which fail as JSON with a line number.
-  return path.read_text(encoding='utf-8', errors='replace')
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-  try:
-    value = json.loads(text)
-  except json.JSONDecodeError as e:
-    at = f', line {e.lineno}' if ', line ' not in where else ''
-    raise UserError(f'{where}{at}: broken JSON: {e.msg}') from None
-  if not isinstance(value, dict):
-    raise UserError(f'{where}: expected a JSON object, found {text[:40]!r}')
-  return value

@@ -1,11 +1,11 @@
 """All kept claims in one page, README.md of the folder that holds them."""
 
 import collections
-import json
 import os
 import pathlib
 from typing import Any
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.studies import report, study as study_lib, verdicts
 
@@ -24,7 +24,7 @@ def read(root: str | os.PathLike) -> list[dict[str, Any]]:
   paths = sorted(pathlib.Path(root).glob(f'*/{report.CLAIMS}'))
   if not paths:
     raise UserError(f'{root} holds no */{report.CLAIMS}')
-  found = [json.loads(p.read_text()) | {'dir': str(p.parent)} for p in paths]
+  found = [json_files.read(p) | {'dir': str(p.parent)} for p in paths]
   found.sort(key=lambda s: study_lib.SIZES.index(s['size']))
   # What is no paper's is how a study was prepared.
   found = [s for s in found if any(c['paper'] != 'none' for c in s['claims'])]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.plots import ablations, style
 from moe_jax.runs import writers
@@ -97,7 +98,7 @@ def decided(
   path = pathlib.Path(workdir) / power.FILE
   if not path.exists():
     return {}
-  kept = json.loads(path.read_text())
+  kept = json_files.read(path)
   arms = [r['date'] for r in rows if r['stage'] == 'arm']
   if arms and kept['date'] > min(arms):
     raise UserError(

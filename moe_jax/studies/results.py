@@ -19,6 +19,7 @@ from typing import Any
 from absl import logging
 
 import moe_jax
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.runs import config_history, configs
 from moe_jax.studies import study as study_lib
@@ -150,8 +151,9 @@ def read(path: pathlib.Path) -> list[Row]:
   rows = []
   for number, line in enumerate(path.read_text(errors='replace').split('\n')):
     try:
-      row = json.loads(line) if line.strip() else None
-    except ValueError:
+      where = f'{path}, line {number + 1}'
+      row = json_files.parse(line, where) if line.strip() else None
+    except UserError:
       logging.warning('%s: line %s is torn', path, number + 1)
       continue
     if isinstance(row, dict) and {'arm', 'seed', 'status'} <= row.keys():
