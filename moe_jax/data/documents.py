@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from moe_jax.data import derived
+from moe_jax.errors import UserError
 
 TOKENS_KEPT = 1 << 28  # tokens; above it (0.5 GiB of bytes) they are not stored
 _READ = 1024  # records read at once
@@ -135,6 +136,15 @@ def _stamps(data_dir: str) -> list:
     )
 
 
+def _domain(record, n: int, domains: Sequence[str]) -> int:
+  domain = int(record['domain']) if len(domains) > 1 else 0
+  if not 0 <= domain < len(domains):
+    raise UserError(
+      f'document {n} is of domain {domain}; there are {len(domains)}'
+    )
+  return domain
+
+
 def _index(source, index_dir, tokenizer, text_field, domains):
   digest = hashlib.sha256(json.dumps(domains).encode())
   domain_N, bytes_N, tokens_N = (
@@ -149,7 +159,7 @@ def _index(source, index_dir, tokenizer, text_field, domains):
         source.__getitems__(range(start, stop)), start
       ):
         text = to_bytes(record[text_field])
-        domain_N[n] = record['domain'] if len(domains) > 1 else 0
+        domain_N[n] = _domain(record, n, domains)
         digest.update(b'%d %d\n' % (domain_N[n], len(text)))
         digest.update(text)
         ids = np.append(tokenizer.encode(text), tokenizer.eos_id)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from moe_jax.data import builders, packages, text_files
+from moe_jax.data import builders, packages, prepared, text_files
 from moe_jax.errors import UserError
 
 # name, optional config, optional version; it becomes a path, so no dots alone.
@@ -26,8 +26,7 @@ def locate(
       the newest one that is prepared.
     directory: of the .txt files, which take the place of the standard library
       where that is named too; for TFDS names the `data_dir` ('' is TFDS's
-      own default). Treat a foreign one as code: its features.json names Python
-      modules, which TFDS imports.
+      own default). See `prepared` for what is believed of a foreign one.
     cache_dir: where the local corpora are built.
     allow_download: lets TFDS download and prepare what is missing.
 
@@ -122,11 +121,12 @@ def read(
     text_field: a feature that there must be; '' is any.
 
   Raises:
-    ValueError: no such split or text field, or no random access.
+    ValueError: no such split or text field, no random access, or files that
+      are not what they should be; see `prepared`.
   """
   base, version = name.split(':')
   path = os.path.join(data_dir, base, version)
-  info = tfds.builder_from_directory(path).info
+  info = prepared.info(path)
   if info.file_format.value not in _RANDOM_ACCESS:
     raise UserError(
       f'{path!r} holds {info.file_format.value} files, which have no random '
@@ -141,4 +141,10 @@ def read(
       f'{name!r} has no feature {text_field!r} (data.text_field); it has '
       f'{", ".join(info.features)}'
     )
-  return tfds.data_source(name, data_dir=data_dir, split=split, download=False)
+  kind = type(info.features[text_field]) if text_field else tfds.features.Text
+  if not issubclass(kind, tfds.features.Text):
+    raise UserError(
+      f'{name!r}: the feature {text_field!r} (data.text_field) is a '
+      f'{kind.__name__}; a Text is wanted'
+    )
+  return prepared.Source(name, data_dir, split)

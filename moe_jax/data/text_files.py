@@ -44,13 +44,23 @@ def paths(directory: str) -> list[pathlib.Path]:
   """The .txt files of a folder.
 
   Raises:
-    ValueError: no such folder, or no .txt file in it.
+    ValueError: no such folder, no .txt file in it, or one that is no file or
+      whose name is not UTF-8.
   """
   if not directory or not os.path.isdir(directory):
     raise UserError(f'data.dir={directory!r} is not a directory')
   found = sorted(pathlib.Path(directory).glob('*.txt'))
   if not found:
     raise UserError(f'no .txt file in data.dir={directory!r}')
+  for path in found:
+    # A folder has no bytes, and a FIFO would be waited for.
+    if not path.is_file():
+      raise UserError(f'{str(path)!r} in data.dir is no regular file')
+    if not is_utf8(os.fsencode(path.name)):
+      raise UserError(
+        f'data.dir={directory!r}: the file name {os.fsencode(path.name)!r} is '
+        'not UTF-8; it is to be the name of a domain'
+      )
   return found
 
 
