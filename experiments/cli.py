@@ -6,6 +6,7 @@ defect of the program, or of a library under it.
 """
 
 import ast
+import errno
 import logging as std_logging
 import os
 import re
@@ -19,6 +20,18 @@ from absl import app, flags, logging
 
 from moe_jax.errors import StoppedError, UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the system says of a path or its disk, through no fault of the program.
+_SYSTEM = {
+  *_FULL,
+  errno.EFBIG,
+  errno.EIO,
+  errno.EISDIR,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.EROFS,
+  errno.ESTALE,
+}
 # What a collective says when one of its processes is not there any more.
 _LOST = (
   r'Connection (reset|closed|refused)[\w ]*|Socket closed|heartbeat timeout'
@@ -63,15 +76,16 @@ def run(
       _fail(str(e))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
       _fail(_last_line(e))
-    except OSError as e:
-      # ml_collections keeps a config file's failure until the config is used.
-      if 'Failed loading config file' not in str(e):
-        raise
-      _fail(_last_line(e))
     except Exception as e:
+      # ml_collections keeps a config file's failure until the config is used.
+      ours = isinstance(e, OSError) and 'Failed loading config file' in str(e)
+      line = _last_line(e) if ours else _of_system(e)
+      # One of several processes must not wait for the others.
       if 'jax' in sys.modules and _peers():
-        _leave(e)
-      raise
+        _leave(e, line)
+      if not line:
+        raise
+      _fail(line)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -201,17 +215,38 @@ def _peers() -> bool:
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def _leave(error: Exception) -> None:
+def _leave(error: Exception, line: str) -> None:
   """Ends a process of several, which would wait for the others, and abort."""
   found = re.search(_LOST, str(error))
   if found:
     line = f'error: another process of this job is gone ({found[0]})'
     print(line, file=sys.stderr)
+  elif line:
+    print(f'error: {line}', file=sys.stderr)
   else:
     traceback.print_exception(error)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(1)
+
+
+def _of_system(error: Exception) -> str:
+  """What to say of a disk that is full, or such; '' of a defect.
+
+  Libraries wrap what the system says, or keep its text alone.
+  """
+  inner: BaseException | None = error
+  while inner is not None:
+    number = inner.errno if isinstance(inner, OSError) else None
+    texts = [os.strerror(n) for n in _FULL]
+    if number in _SYSTEM or any(t in str(inner) for t in texts):
+      return _last_line(error) if error is inner else _first_line(error)
+    inner = inner.__cause__ or inner.__context__
+  return ''
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).strip().splitlines()[0]
 
 
 def _stop(number: int, frame) -> None:

@@ -53,9 +53,12 @@ def main(_: list[str]) -> None:
     summary |= evaluate.against(state, other, theirs)
   workdir = os.path.join(_WORKDIR.value, 'evaluation')
   if jax.process_index() == 0:
-    os.makedirs(workdir, exist_ok=True)
     out = os.path.join(workdir, 'summary.json')
-    writers.write_json(out, summary)
+    try:
+      os.makedirs(workdir, exist_ok=True)
+      writers.write_json(out, summary)
+    except OSError as e:  # someone else's run, as often as not
+      out = f'not written: {e.strerror}'
     print(tables.end_of_run(summary, {'summary': out}), end='')
 
 

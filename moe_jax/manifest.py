@@ -7,7 +7,11 @@ instructions for SHA.
 
 import hashlib
 import json
+import os
 import pathlib
+import stat
+
+from moe_jax import json_files
 
 NAME = 'MANIFEST.json'
 # What says that a file is not what it was. Whatever else a system answers (no
@@ -34,19 +38,27 @@ def fault(directory: pathlib.Path) -> str:
     OSError: it cannot be read, whole or not; it may be another time.
   """
   try:
-    files = json.loads((directory / NAME).read_bytes())['files']
+    files = json_files.read(directory / NAME)['files']
     files = [(name, size, digest) for name, (size, digest) in files.items()]
   except (*_GONE, ValueError, KeyError, TypeError, AttributeError) as e:
     return f'no readable {NAME} ({type(e).__name__})'
+  root = os.path.realpath(directory)
   for name, size, digest in files:
     path = directory / name
     try:
-      if path.stat().st_size != size:
-        return f'{name} has {path.stat().st_size} bytes, not {size}'
+      # Whoever wrote the manifest may have named what has no end.
+      inside = os.path.realpath(path).startswith(f'{root}{os.sep}')
+      found = path.stat()
+      if not inside or not stat.S_ISREG(found.st_mode):
+        return f'{name!r} is no regular file in it'
+      if found.st_size != size:
+        return f'{name} has {found.st_size} bytes, not {size}'
       if _digest(path) != digest:
         return f'{name} does not match its SHA-256'
     except _GONE as e:
       return f'{name}: {e.strerror}'
+    except ValueError:  # a null byte, or half a character
+      return f'{name!r} is no name of a file'
   return ''
 
 

@@ -78,7 +78,8 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
       a number in it that is not finite.
   """
   text, form = str(spec).strip(), _FORM
-  shown = repr(text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...')
+  shown = repr(spec)
+  shown = shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}...'
   if len(text) > _LONGEST:
     raise UserError(
       f'{shown} has {len(text)} characters; at most {_LONGEST} are read'
@@ -88,10 +89,11 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
   try:
     node = ast.parse(text, mode='eval').body
     called = isinstance(node, ast.Call)
-    name = ast.unparse(node.func if called else node)
+    named = node.func if called else node
+    name = ast.unparse(named)
   except (SyntaxError, ValueError, *deep):
-    name, called = '', False
-  if not _is_dotted(name):
+    named = None
+  if not (isinstance(named, ast.Name | ast.Attribute) and _is_dotted(name)):
     raise UserError(f'cannot read {shown}: expected {form}')
   if called and node.args:
     raise UserError(f'{shown}: arguments go by keyword; expected {form}')

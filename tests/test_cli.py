@@ -60,7 +60,18 @@ def main(argv):
     case 'builtin':
       int('x')
     case 'disk':
-      raise OSError(28, 'No space left on device')
+      raise OSError(28, 'No space left on device', 'w/metrics.jsonl')
+    case 'saved':
+      try:
+        raise OSError(122, 'Disk quota exceeded')
+      except OSError as e:
+        raise RuntimeError(f'step 3 was not saved: {e}') from e
+    case 'wrapped':
+      raise ValueError('Error writing "x": OS error 28 No space left on device')
+    case 'long':
+      open(260 * 'n')
+    case 'other':
+      raise OSError(9, 'Bad file descriptor')
     case 'missing':
       open('nowhere/x')
     case 'stopped':
@@ -169,6 +180,13 @@ def program(tmp_path_factory):
     (['--do=ours'], 'a bad value: 3'),
     (['--do=traced'], 'a bad value: 3'),
     (['--do=missing'], "No such file or directory: 'nowhere/x'"),
+    (['--do=disk'], "No space left on device: 'w/metrics.jsonl'"),
+    (['--do=saved'], 'step 3 was not saved: [Errno 122] Disk quota exceeded'),
+    (
+      ['--do=wrapped'],
+      'Error writing "x": OS error 28 No space left on device',
+    ),
+    (['--do=long'], f"File name too long: '{260 * 'n'}'"),
   ],
 )
 def test_the_users_mistakes_are_one_line(program, flags, line):
@@ -188,7 +206,7 @@ def test_a_required_flag_is_named(program):
     ('--do=library', 'ValueError: cannot reshape'),
     ('--do=jax', 'ValueError: Need at least one array'),
     ('--do=builtin', 'ValueError: invalid literal'),
-    ('--do=disk', 'OSError: [Errno 28] No space left'),
+    ('--do=other', 'OSError: [Errno 9] Bad file'),
     ('--config=cfg.py:bug', "KeyError: 'bug'"),
     ('--config=cfg.py:type', 'TypeError: object of type'),
   ],

@@ -1,5 +1,6 @@
 """What cannot be read is not damaged, what is not on the disk is not there."""
 
+import builtins
 import errno
 import io
 import json
@@ -28,7 +29,8 @@ def locked(monkeypatch):
         raise OSError(number, os.strerror(number), str(path))
     return opened(path, *args, **kwargs)
 
-  monkeypatch.setattr(io, 'open', open_)
+  for where in (io, builtins):  # pathlib has its own
+    monkeypatch.setattr(where, 'open', open_)
   monkeypatch.setattr(checkpoint, '_PAUSES', (0, 0))
   return out
 

@@ -28,9 +28,8 @@ def read(path: str) -> np.ndarray:
   """
   file = pathlib.Path(path)
   file = file / METRICS if file.is_dir() else file
-  text = file.read_text(encoding='utf-8', errors='replace')
   rows = []
-  for i, line in enumerate(_values(text, file)):
+  for i, line in enumerate(_values(file)):
     load = line.get('moe/load') if isinstance(line, dict) else line
     if load is None:
       continue
@@ -55,14 +54,15 @@ def read(path: str) -> np.ndarray:
   return np.mean(rows[-max(1, len(rows) // 10) :], axis=0)
 
 
-def _values(text: str, file: pathlib.Path) -> list:
+def _values(file: pathlib.Path) -> list:
   """The JSON values of a file: one, or one a line."""
+  lines = json_files.lines(file)
   try:
-    return [json_files.parse(text, str(file))]
+    return [json_files.parse('\n'.join(lines), str(file))]
   except UserError:
     return [
       json_files.parse(line, f'{file}, line {i}')
-      for i, line in enumerate(text.splitlines(), 1)
+      for i, line in enumerate(lines, 1)
     ]
 
 

@@ -102,9 +102,7 @@ def read(workdir: str) -> Run:
       )
   path = root / 'metrics.jsonl'
   rows = []
-  # Bytes that are no UTF-8 become marks, which fail as JSON with a line number.
-  text = path.read_text(encoding='utf-8', errors='replace')
-  for i, line in enumerate(text.splitlines(), 1):
+  for i, line in enumerate(json_files.lines(path), 1):
     row = json_files.parse_object(line, f'{path}, line {i}')
     if not isinstance(row.get('step'), int):
       raise UserError(f"{path}, line {i}: 'step' is no integer")

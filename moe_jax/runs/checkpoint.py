@@ -37,9 +37,14 @@ from jax.experimental import multihost_utils
 
 from moe_jax import manifest
 from moe_jax.errors import UserError
-from moe_jax.runs import durable, finite, leaves as leaves_lib
+from moe_jax.runs import (
+  durable,
+  finite,
+  leaves as leaves_lib,
+  meta as meta_lib,
+)
 
-_META, _STATE, _KEEP = 'meta.json', 'state', 'keep'
+_STATE = 'state'
 _TMP, QUARANTINE = '_tmp', '_quarantine'
 # Seconds before a step that cannot be read is tried again.
 _PAUSES = (0.5, 2.0, 5.0)
@@ -102,12 +107,13 @@ class Checkpointer:
       RuntimeError: the save before this one failed.
     """
     self.wait()
-    there = (self.directory / str(step)).exists()
-    if there and step not in self.passed_over:
+    path = self.directory / str(step)
+    free = step in self.passed_over or meta_lib.misnamed(path)
+    if path.exists() and not free:
       raise UserError(f'step {step} is already saved in {self.directory}')
     leaves = named(state)
     meta = {'step': step, 'data': data, 'leaves': leaves_lib.specs(leaves)}
-    meta |= {_KEEP: True} if keep else {}
+    meta |= {meta_lib.KEEP: True} if keep else {}
     meta = json.dumps(meta, sort_keys=True, allow_nan=False)
     # A name of its own: threads of a save that failed may still be writing.
     self._saves += 1
@@ -208,7 +214,7 @@ class Checkpointer:
       self._orbax.wait_until_finished()
       if jax.process_index() != 0:
         return
-      (tmp / _META).write_text(meta)
+      (tmp / meta_lib.FILE).write_text(meta)
       manifest.write(tmp)
       durable.sync_tree(tmp)
       self._owned()
@@ -217,10 +223,13 @@ class Checkpointer:
         logging.warning('checkpoint %s of %s %s', s, self.directory, where)
       # One that could not be moved is none to go back to.
       self.passed_over = self.passed_over.intersection(self._steps())
+      if copied := meta_lib.misnamed(self.directory / str(step)):
+        self._quarantine(step, copied)
       durable.rename(tmp, self.directory / str(step))
       mine = [s for s in self._steps() if s not in self.passed_over]
+      mine = meta_lib.genuine(self.directory, mine)
       for old in mine[: -self.keep]:
-        if _is_kept(self.directory / str(old)):
+        if meta_lib.is_kept(self.directory / str(old)):
           continue
         # A kill during deletion must not leave half a step in sight.
         trash = tmp.with_name(f'{old}_old')
@@ -239,7 +248,7 @@ class Checkpointer:
   ) -> tuple[Any, dict[str, Any]]:
     """`restore`, of a step that is whole."""
     path = self.directory / str(step)
-    meta = json.loads((path / _META).read_text())
+    meta = meta_lib.read(path)
     wanted = named(abstract_state)
     leaves_lib.check(meta['leaves'], wanted, path, partial)
     stored = {k: v for k, v in wanted.items() if v.size}
@@ -354,16 +363,15 @@ def shapes(
   Raises:
     ValueError: no step, or one that cannot be read.
   """
-  found = steps(directory)
+  found = meta_lib.genuine(pathlib.Path(directory), steps(directory))
   if not found:
     raise UserError(f'{directory} holds no checkpoint')
   path = pathlib.Path(directory) / str(found[-1] if step is None else step)
-  path /= _META
   try:
-    leaves = json.loads(path.read_bytes())['leaves']
-    return {k: tuple(shape) for k, (shape, _) in leaves.items()}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    leaves = meta_lib.read(path)['leaves']
+  except (OSError, ValueError) as e:
     raise UserError(f'cannot read {path}: {e}') from None
+  return {k: tuple(shape) for k, (shape, _) in leaves.items()}
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -382,15 +390,7 @@ def _fault(path: pathlib.Path) -> str:
   """`manifest.fault`, tried again where the step cannot be read."""
   for pause in _PAUSES:
     try:
-      return manifest.fault(path)
+      return manifest.fault(path) or meta_lib.misnamed(path)
     except OSError:
       time.sleep(pause)
-  return manifest.fault(path)
-
-
-def _is_kept(path: pathlib.Path) -> bool:
-  """Whether a step is never deleted; one that cannot be read may be such."""
-  try:
-    return json.loads((path / _META).read_bytes()).get(_KEEP, False)
-  except (OSError, ValueError, AttributeError):
-    return True
+  return manifest.fault(path) or meta_lib.misnamed(path)

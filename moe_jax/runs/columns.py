@@ -9,11 +9,11 @@ as the first evaluation does.
 
 import csv
 import io
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from moe_jax import json_files
 from moe_jax.runs import durable
 
 COLUMNS = 'metrics.csv'
@@ -40,7 +40,9 @@ class Table:
     self._file.close()
 
   def _rebuild(self) -> None:
-    rows = [flat(json.loads(x)) for x in self._source.read_text().splitlines()]
+    where = str(self._source)
+    lines = json_files.lines(self._source)
+    rows = [flat(json_files.parse_object(x, where)) for x in lines]
     self._names = list(dict.fromkeys(k for row in rows for k in row))
     cells = [[row.get(k, '') for k in self._names] for row in rows]
     if self._file:
@@ -70,7 +72,9 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(value, bool | int | float):
       out[name] = int(value) if isinstance(value, bool) else value
 
-  layers = [f'layer_{n}' for n in line.get('moe/layers', ())]
+  layers = line.get('moe/layers')
+  layers = layers if isinstance(layers, list) else ()
+  layers = [f'layer_{n}' for n in layers]
   for k, v in line.items():
     if k != 'moe/layers':
       visit(k, v, layers if k.startswith(('moe/', 'health/')) else ())

@@ -17,6 +17,7 @@ import pathlib
 import socket
 from typing import TextIO
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 
 FILE = 'lock'
@@ -149,7 +150,7 @@ def _owner(f: TextIO) -> dict | None:
   """{'host', 'pid'} as the file says, or None."""
   f.seek(0)
   try:
-    owner = json.loads(f.read())
+    owner = json_files.parse(f.read(), FILE)
     return {'host': str(owner['host']), 'pid': int(owner['pid'])}
   except (ValueError, KeyError, TypeError):
     return None

@@ -1,15 +1,16 @@
 """Going on with a run: whether, from which row, and with what other config."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.runs import (
   checkpoint,
   config_history,
+  meta,
   workdir as workdir_lib,
   writers,
 )
@@ -33,11 +34,12 @@ _SCORES = ('eval/', 'moe/eval_', 'probe/')
 def finished(workdir: str, config: dict[str, Any]) -> dict[str, Any] | None:
   """The summary of a run that is over and had this very config, or None."""
   try:
-    done = json.loads((pathlib.Path(workdir) / 'summary.json').read_text())
+    done = json_files.read(pathlib.Path(workdir) / 'summary.json')
     same = not workdir_lib.changes(workdir, config)
   except (OSError, ValueError):
     return None  # `workdir.prepare` says what is wrong
-  return done if same and done['steps'] == config['train']['steps'] else None
+  steps = config['train']['steps']
+  return done if same and done.get('steps') == steps else None
 
 
 def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
   """
   path = pathlib.Path(workdir)
   found = checkpoint.steps(path / 'checkpoints')
+  found = meta.genuine(path / 'checkpoints', found)
   lost = '' if found else _lost(path)
   if lost:
     raise UserError(
@@ -80,8 +83,11 @@ def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
       ' late; more train.steps go on with it, and eval can change'
     )
   done = path / 'summary.json'
-  kept = json.loads(done.read_text()) if done.exists() else {'steps': None}
-  if kept['steps'] != steps:
+  try:
+    kept = json_files.read(done) if done.exists() else {}
+  except UserError as e:
+    raise UserError(f'{e}; without this file the run is judged anew') from None
+  if kept.get('steps') != steps:
     return {}
   return {k: v for k, v in kept.items() if not k.startswith(_SCORES)}
 

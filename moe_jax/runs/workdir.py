@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import logging
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.runs import config_history, configs, lock, writers
 
@@ -124,13 +125,11 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   """
   path = pathlib.Path(workdir) / _CONFIG
   try:
-    config = json.loads(path.read_text())
+    config = json_files.read(path)
   except FileNotFoundError:
     raise UserError(f'{workdir} holds no run: no {_CONFIG}') from None
   except (OSError, ValueError) as e:
     raise UserError(f'cannot read {path}: {e}') from None
-  if not isinstance(config, dict):
-    raise UserError(f'cannot read {path}: no JSON object')
   return config_history.upgrade(config)
 
 

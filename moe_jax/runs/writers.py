@@ -15,6 +15,7 @@ import numpy as np
 import tensorboardX
 from absl import logging
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.runs import columns, durable
 
@@ -114,12 +115,8 @@ class Writer:
 
 def last(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
   """The last line that has a metric; {} without one."""
-  path, found = pathlib.Path(workdir) / METRICS, {}
-  if path.exists():
-    for line in path.read_text().splitlines():
-      row = json.loads(line)
-      found = row if name in row else found
-  return found
+  found = [row for row in _rows(workdir) if name in row]
+  return found[-1] if found else {}
 
 
 def last_step(workdir: str | os.PathLike) -> int:
@@ -130,11 +127,16 @@ def last_step(workdir: str | os.PathLike) -> int:
 
 def values(workdir: str | os.PathLike, name: str) -> list[float]:
   """The values of a metric in all lines, in order."""
-  path, found = pathlib.Path(workdir) / METRICS, []
-  if path.exists():
-    lines = map(json.loads, path.read_text().splitlines())
-    found = [x[name] for x in lines if x.get(name) is not None]
-  return found
+  return [x[name] for x in _rows(workdir) if x.get(name) is not None]
+
+
+def _rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  path = pathlib.Path(workdir) / METRICS
+  lines = json_files.lines(path) if path.exists() else []
+  return [
+    json_files.parse_object(line, f'{path}, line {i}')
+    for i, line in enumerate(lines, 1)
+  ]
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -189,9 +191,10 @@ def _read(path: pathlib.Path) -> list[tuple[int | None, str]]:
   """(step, line) of each line; None where it cannot be read."""
   found = []
   if path.exists():
-    for line in path.read_text(errors='replace').splitlines():
+    for line in json_files.lines(path):
       try:
-        found.append((int(json.loads(line)['step']), line))
+        step = json_files.parse_object(line, str(path))['step']
+        found.append((int(step), line))
       except (ValueError, TypeError, KeyError, ArithmeticError):
         found.append((None, line))
   return found

@@ -149,7 +149,7 @@ def read(path: pathlib.Path) -> list[Row]:
   if not path.exists():
     return []
   rows = []
-  for number, line in enumerate(path.read_text(errors='replace').split('\n')):
+  for number, line in enumerate(json_files.lines(path)):
     try:
       where = f'{path}, line {number + 1}'
       row = json_files.parse(line, where) if line.strip() else None
