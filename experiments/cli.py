@@ -56,9 +56,7 @@ def run(
     if not flags.FLAGS['verbosity'].present:
       # absl's INFO would put the lines of three libraries between ours.
       logging.set_verbosity(logging.WARNING)
-      # In place of absl's date, thread and line.
-      line = std_logging.Formatter('%(levelname)s: %(message)s')
-      logging.get_absl_handler().setFormatter(line)
+      logging.get_absl_handler().setFormatter(_Line())
     if len(argv) > 1 and not arguments:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -85,9 +83,21 @@ def run(
         _leave(e, line)
       if not line:
         raise
+      # Of a save that failed in thirty threads it tells thirty times.
+      std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
       _fail(line)
 
   app.run(guarded, flags_parser=_parse)
+
+
+class _Line(std_logging.Formatter):
+  """In place of absl's date, thread and line, and without tracebacks.
+
+  Orbax logs one for each of its threads that a full disk stops.
+  """
+
+  def format(self, record: std_logging.LogRecord) -> str:
+    return f'{record.levelname}: {record.getMessage()}'
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -87,7 +87,10 @@ def main(argv):
       moe = _CONFIG.value.moe
       print(moe.group_size, moe.decoder.to_dict())
     case 'three':
-      logging.warning('mind %s', 'the step')
+      try:
+        int('x')
+      except ValueError:
+        logging.warning('mind %s', 'the step', exc_info=True)
       return 3
 
 if __name__ == '__main__':
