@@ -7,7 +7,6 @@ followed by another one.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import random
@@ -21,8 +20,9 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
-from moe_jax.runs import checkpoint, writers
+from moe_jax.runs import checkpoint, meta, writers
 
 # Neither time nor speed is the same twice.
 CLOCK = frozenset(
@@ -171,9 +171,7 @@ def differences(
       found.append(f'{len(lines[0])} lines, {len(lines[1])}')
     for a, b in zip(*lines):
       found += _compare(a, b, f'step {a.get("step")}: ', tolerance)
-    summaries = [
-      json.loads((p / 'summary.json').read_text()) for p in (twin, run)
-    ]
+    summaries = [json_files.read(p / 'summary.json') for p in (twin, run)]
     found += _compare(*summaries, 'summary: ', tolerance)
     arrays = [_arrays(p) for p in (twin, run)]
     return found + _compare(*arrays, 'arrays: ', tolerance)
@@ -193,8 +191,9 @@ def write_text(folder: pathlib.Path) -> None:
 
 
 def _lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  text = (workdir / writers.METRICS).read_text()
-  return [json.loads(line) for line in text.splitlines()]
+  path = workdir / writers.METRICS
+  lines = json_files.lines(path)
+  return [json_files.parse_object(line, str(path)) for line in lines]
 
 
 def _arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -203,11 +202,11 @@ def _arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   newest = max(checkpoint.steps(directory), default=None)
   if newest is None:
     raise UserError(f'{directory} holds no checkpoint')
-  meta = json.loads((directory / str(newest) / 'meta.json').read_text())
+  leaves = meta.read(directory / str(newest))['leaves']
   where = SingleDeviceSharding(jax.devices()[0])
   wanted = {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-    for name, (shape, dtype) in meta['leaves'].items()
+    for name, (shape, dtype) in leaves.items()
   }
   with checkpoint.Checkpointer(directory, keep=1) as saved:
     return jax.device_get(saved.restore(wanted, newest)[0])
