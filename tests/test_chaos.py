@@ -31,14 +31,16 @@ BROKEN
 """
 
 
-def a_run(path, loss=0.5, w=1.0, seconds=1.0, bits=0.1):
+def a_run(path, loss=0.5, w=1.0, seconds=1.0, bits=0.1, mesh='a'):
   """A finished run's workdir."""
   state = {'params': {'w': jax.numpy.full((4,), w)}}
   with checkpoint.Checkpointer(path / 'checkpoints', 2) as c:
     c.save(2, state, {})
   line = {'step': 2, 'loss': loss, 'moe/load': [[0.5, 0.5]], 'seconds': seconds}
   (path / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
-  (path / 'summary.json').write_text(json.dumps({'eval': bits, 'mfu': seconds}))
+  (path / 'summary.json').write_text(
+    json.dumps({'eval': bits, 'mfu': seconds, 'mesh': mesh})
+  )
   return path
 
 
@@ -49,6 +51,7 @@ def test_every_kind_of_difference_is_found(tmp_path):
   for name, fields, found in (
     ('line', {'loss': np.nextafter(0.5, 1)}, ['step 2: loss differs']),
     ('summary', {'bits': 0.2}, ['summary: eval differs']),
+    ('mesh', {'mesh': 'b'}, ['summary: mesh differs']),
     ('array', {'w': 1 + 1e-6}, ['arrays: params/w differs']),
   ):
     other = a_run(tmp_path / name, **fields)

@@ -29,6 +29,8 @@ CLOCK = frozenset(
   """seconds tokens_per_second eval/seconds step_seconds mfu
   matmul_flops_per_second""".split()
 )
+# On what a run was at its end, which another mesh is there for.
+_PLACE = frozenset({'devices', 'mesh'})
 # Shares of the kills that are SIGTERM, and that leave damage behind.
 _TERM, _DAMAGE = 0.3, 0.25
 # One that died before Python heard the signal; one that was told in time.
@@ -172,6 +174,9 @@ def differences(
     for a, b in zip(*lines):
       found += _compare(a, b, f'step {a.get("step")}: ', tolerance)
     summaries = [json_files.read(p / 'summary.json') for p in (twin, run)]
+    if tolerance:
+      for s in summaries:
+        s |= dict.fromkeys(_PLACE & s.keys())
     found += _compare(*summaries, 'summary: ', tolerance)
     arrays = [_arrays(p) for p in (twin, run)]
     return found + _compare(*arrays, 'arrays: ', tolerance)
