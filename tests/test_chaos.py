@@ -93,6 +93,9 @@ def test_damage_is_done_to_the_newest_alone(tmp_path):
   manifest = checkpoint.manifest.fault
   assert manifest(tmp_path / 'checkpoints/2')
   assert not manifest(tmp_path / 'checkpoints/1')
+  shutil.rmtree(tmp_path / 'checkpoints/2')
+  made._damage(tmp_path)  # the only one
+  assert not manifest(tmp_path / 'checkpoints/1')
 
 
 @pytest.mark.slow

@@ -127,9 +127,13 @@ class Chaos:
     return number
 
   def _damage(self, workdir: pathlib.Path) -> None:
-    """Flips a bit of the newest checkpoint, or cuts it; not of the only one."""
+    """Flips a bit of the newest checkpoint, or cuts it.
+
+    Not of the only one; nor of a run that was killed when it was over, whose
+    next start has nothing to do and reads no checkpoint.
+    """
     steps = checkpoint.steps(workdir / 'checkpoints')
-    if len(steps) < 2:
+    if len(steps) < 2 or (workdir / 'summary.json').exists():
       return
     newest = workdir / 'checkpoints' / str(steps[-1])
     files = sorted(p for p in newest.rglob('*') if p.is_file())
