@@ -25,11 +25,17 @@ def get_config() -> ml_collections.ConfigDict:
   model.d_head = 64
   model.d_ff = 512
   model.ffn = "mlp(activation='relu')"
-  # Of the layers in turn, as ('window(size=128)', "full(positions='none')").
+  # Of the layers in turn, as ('window(size=128)', "full(positions='none')");
+  # also 'full(kv_heads=2)', 'chunk(size=64)', 'mla(kv_rank=64, ...)'.
   model.attention = ('full()',)
   model.positions = 'rope'  # 'rope(base=500000.0)', 'relative', 'none'
   model.qk_norm = True
   model.norm_scale = True  # False fixes the gains of all norms at 1
+  model.norm_eps = 1e-6
+  model.norm_at = 'input'  # of sub-layers; or 'output'
+  model.residual_scale = 1.0  # on what a sub-layer adds
+  model.embedding_scale = 1.0
+  model.logit_scale = 0.0  # 0 is 1, or d_model^-1/2 of a tied head
   model.vocab_size = 0  # rows of the embedding table; 0 is the tokenizer's
   model.tied_head = True
   model.dropout = 0.0

@@ -18,12 +18,12 @@ def softmax(x):
   return e / e.sum()
 
 
-def rms_norm(x, params):
+def rms_norm(x, params, eps=1e-6):
   """Over the last axis."""
   out = np.empty_like(x)
   for at in np.ndindex(x.shape[:-1]):
     mean = sum(v * v for v in x[at]) / x.shape[-1]
-    out[at] = x[at] / math.sqrt(mean + 1e-6) * params['scale']
+    out[at] = x[at] / math.sqrt(mean + eps) * params['scale']
   return out
 
 

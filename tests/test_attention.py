@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry
-from moe_jax.layers import attention
+from moe_jax.layers import attention, heads
 from moe_jax.models import records, stack
 
 
@@ -68,8 +68,8 @@ def test_causal_says_what_the_mask_says():
   position = jnp.tile(jnp.arange(12), (2, 1))
   outputs = []
   for causal in (False, True):
-    kind = attention.Full(num_heads=2, d_head=4)
-    layer = attention.Attention(kind, causal=causal)
+    kind = heads.Full(num_heads=2, d_head=4)
+    layer = heads.Attention(kind, causal=causal)
     params = layer.init(jax.random.key(1), x, x, mask, position)
     outputs.append(layer.apply(params, x, x, mask, position))
   np.testing.assert_allclose(*outputs, atol=1e-6)
@@ -79,15 +79,15 @@ def test_causal_says_what_the_mask_says():
 def test_only_whole_sequences_are_causal(monkeypatch, cached):
   """With a cache the keys are more than the queries, and cross sees all."""
   seen = {}
-  real = attention.Attention.__post_init__
+  real = heads.Attention.__post_init__
 
   def record(self):
     seen[self.name] = self.causal
     real(self)
 
-  monkeypatch.setattr(attention.Attention, '__post_init__', record)
+  monkeypatch.setattr(heads.Attention, '__post_init__', record)
   layer = records.Layer(
-    attention=attention.Full(num_heads=2, d_head=4),
+    attention=heads.Full(num_heads=2, d_head=4),
     ffn=registry.build('experts', 'glu()', d_ff=8),
   )
   config = records.StackConfig((layer,), d_model=8, cross=True)

@@ -10,7 +10,7 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.dispatch import base as dispatching
-from moe_jax.layers import attention, mlp
+from moe_jax.layers import heads, mlp
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib
 from tests import test_moe
 
@@ -141,8 +141,8 @@ def test_attention_dropout_keeps_its_mean_and_its_mask():
   past = jnp.tril(jnp.ones((6, 6), bool))[None].repeat(2, 0)
   bias = jax.random.normal(jax.random.key(2), (2, 2, 6, 6))
   make = functools.partial(
-    attention.Attention,
-    attention.Full(num_heads=2, d_head=4, positions='none'),
+    heads.Attention,
+    heads.Full(num_heads=2, d_head=4, positions='none'),
   )
   v = nn.unbox(jax.jit(make().init)(jax.random.key(1), x, x, past))
 

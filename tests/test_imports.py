@@ -72,7 +72,10 @@ WITHOUT = {
   'data': {'jax', 'flax', 'optax'},
 }
 # The layers' shells and Linen modules; other files of the room are pure.
-SHELLS = {'linen', 'nnx', 'boxes', 'attention', 'embeddings', 'norms'}
+SHELLS = {
+  *('linen', 'nnx', 'boxes', 'embeddings', 'norms'),
+  *('attention', 'heads', 'latent'),
+}
 
 
 def room_of(path):

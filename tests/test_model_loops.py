@@ -132,6 +132,43 @@ def test_an_extra_ffn_is_stacked_as_asked(where):
     assert np.abs(run(other) - run(where)).max() > 0.1, other
 
 
+def test_norms_behind_and_factors_between():
+  """Norms of what sub-layers give, another epsilon, four factors."""
+  _, model = make(
+    **{
+      'model.num_layers': 2,
+      'moe.layers': '1',
+      'model.qk_norm': False,
+      'model.norm_at': 'output',
+      'model.norm_eps': 0.3,
+      'model.residual_scale': 0.7,
+      'model.embedding_scale': 3.0,
+      'model.logit_scale': 0.4,
+    }
+  )
+  b = row(5, 2)
+  params = drawn(model, device(b))
+  got = jax.jit(lambda p, b: model.apply({'params': p}, b, train=False)[0])(
+    params, device(b)
+  )[0]
+  p = as_float64(params)
+  norm = lambda x, q: loops.rms_norm(x, q, 0.3)
+  x = 3.0 * p['embedding']['table'][b['inputs']]
+  for name in ('prefix_0', 'prefix_1'):
+    q = p['decoder'][name]
+    y = loops.attention(
+      q['attention'], x, x, lambda t, s: s <= t, b['positions']
+    )
+    x = x + 0.7 * norm(y, q['attention_norm'])
+    if 'ffn' in q:
+      y = norm(loops.ffn(q['ffn']['ffn'], x), q['ffn_norm'])
+    else:
+      y = norm(loops.top_1(q['moe'], x), q['moe_norm'])
+    x = x + 0.7 * y
+  head = 0.4 * p['embedding']['table'].T
+  close(got, norm(x, p['decoder']['final_norm']) @ head)
+
+
 def test_relative_positions_past_the_furthest_bucket():
   """A T5 of 140 tokens a side: both directions in the encoder, one in the
   decoder; cross-attention has no positions."""

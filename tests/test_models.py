@@ -199,12 +199,9 @@ def test_cache_decodes_what_the_whole_sequence_gives(overrides):
 
 def test_rotation_depends_on_distance_alone():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-  product = lambda a, b: float(
-    (
-      positions.rotate(q, jnp.full((1, 1), a), 100.0)
-      * positions.rotate(k, jnp.full((1, 1), b), 100.0)
-    ).sum()
-  )
+  turn = positions.rope(base=100.0).turn
+  at = lambda v, place: turn(v, jnp.full((1, 1), place))
+  product = lambda a, b: float((at(q, a) * at(k, b)).sum())
   np.testing.assert_allclose(product(9, 4), product(105, 100), rtol=1e-4)
   assert abs(product(9, 4) - product(9, 5)) > 1e-3
   np.testing.assert_allclose(product(3, 3), (q * k).sum(), rtol=1e-5)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry
-from moe_jax.layers import attention, moe, positions
+from moe_jax.layers import attentions, moe, positions
 from moe_jax.models import factory, pattern, records, stack
 from moe_jax.runs import configs
 from moe_jax.training import loop, plans, step
@@ -43,7 +43,7 @@ def block(kind='full()', experts=0, **fields):
     eval_capacity_factor=None,
   )
   return records.Layer(
-    attention.build(kind, num_heads=2, d_head=4),
+    attentions.build(kind, num_heads=2, d_head=4),
     build('experts', 'mlp()', d_ff=6),
     moe_ if experts else None,
     **fields,
@@ -110,7 +110,7 @@ def test_rotation_by_hand():
   place = np.array([[0, 1, 2, 7, 30]])
   turn = np.exp(1j * place[..., None, None] * 50.0 ** (-np.arange(3) / 3))
   want = (x[..., :3] + 1j * x[..., 3:]) * turn
-  got = np.asarray(positions.rotate(x, place, 50.0))
+  got = np.asarray(positions.rope(base=50.0).turn(x, place))
   np.testing.assert_allclose(got[..., :3], want.real, atol=1e-5)
   np.testing.assert_allclose(got[..., 3:], want.imag, atol=1e-5)
   assert positions.build('rope') == positions.rope(base=10_000.0)
@@ -293,12 +293,12 @@ def test_those_that_share_experts_are_not_parted():
 @pytest.mark.parametrize(
   ('kinds', 'message'),
   [
-    (('sliding(size=3)',), "unknown attention 'sliding'; valid: full, window"),
+    (('sliding(size=3)',), "'sliding'; valid: chunk, full, mla, window"),
     (('window(size=0)',), r'window\(size=0\): must be a whole number'),
     (('window()',), "attention 'window'.*'size'"),
     (
       ('window(width=3)',),
-      "argument of attention 'window' 'width'; valid: d_h",
+      "argument of attention 'window' 'width'; valid: bias",
     ),
     (("full(positions='rop')",), "'rop'; valid: none, relative, rope"),
     (("full(positions='rope(base=0)')",), 'base=0 must be positive'),

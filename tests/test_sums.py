@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_jax import registry, types
-from moe_jax.layers import attention, embeddings, linen, mlp, moe
+from moe_jax.layers import embeddings, heads, linen, mlp, moe
 from moe_jax.parallel import axes as axes_lib, mesh as mesh_lib
 from moe_jax.seating import seat as seating
 from tests import methods
@@ -154,8 +154,8 @@ def test_gradient_of_the_shared_experts_gate():
 
 def test_gradients_of_attention():
   """All ones: so is what is attended to; a key's value meets all queries."""
-  layer = attention.Attention(
-    attention.Full(num_heads=1, d_head=D, positions='none'), dtype=BF16
+  layer = heads.Attention(
+    heads.Full(num_heads=1, d_head=D, positions='none'), dtype=BF16
   )
   eye = jnp.eye(D)
   w = {k: eye[:, None] for k in ('query', 'key', 'value')}

@@ -11,7 +11,7 @@ import pytest
 from flax import struct
 
 from moe_jax import registry, types
-from moe_jax.layers import attention, linen, moe
+from moe_jax.layers import heads, linen, moe
 from moe_jax.models import factory, records, stack
 from moe_jax.routers import base as routers
 from tests import test_models, tiny
@@ -200,7 +200,7 @@ def test_no_two_layers_repeats_or_groups_share_their_draws():
   F = 24
   D = 1 + F
   kind = registry.build('experts', 'mlp(bias=True, dropout=0.5)', d_ff=F)
-  dense = records.Layer(attention.Full(num_heads=1, d_head=2), kind)
+  dense = records.Layer(heads.Full(num_heads=1, d_head=2), kind)
   sparse = dataclasses.replace(
     dense,
     moe=moe.MoE(

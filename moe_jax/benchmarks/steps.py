@@ -19,7 +19,7 @@ import numpy as np
 
 from moe_jax import registry
 from moe_jax.benchmarks import cases, machine, scopes
-from moe_jax.layers import attention, moe
+from moe_jax.layers import heads, moe
 from moe_jax.models import decoder, records
 from moe_jax.parallel import mesh as mesh_lib, rules
 from moe_jax.planning import counts
@@ -217,7 +217,7 @@ def _model(size: Size, dispatch, capacity_factor, mesh) -> decoder.Decoder:
     seating=orders.build('token_major()'),
   )
   block = records.Layer(
-    attention=attention.Full(
+    attention=heads.Full(
       num_heads=size.heads, d_head=size.D // size.heads, qk_norm=True
     ),
     ffn=build('experts', 'glu()', d_ff=size.K * size.F),

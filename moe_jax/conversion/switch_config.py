@@ -12,7 +12,7 @@ from moe_jax.balancing import base as balancing
 from moe_jax.conversion import hugging_face
 from moe_jax.errors import UserError
 from moe_jax.experts import mlp
-from moe_jax.layers import attention
+from moe_jax.layers import heads
 from moe_jax.models import factory
 from moe_jax.routers import switch
 from moe_jax.seating import orders
@@ -207,7 +207,7 @@ def config_from(config: Any, vocab_size: int) -> Config:
     )
   stacks = factory.make(config, vocab_size).stacks
   wrong = []
-  plain = attention.Full(
+  plain = heads.Full(
     **{k: m[k] for k in ('num_heads', 'd_head', 'positions', 'qk_norm')}
   )
   if stacks['encoder'].attentions != (plain,):
@@ -216,8 +216,19 @@ def config_from(config: Any, vocab_size: int) -> Config:
     wrong.append(f"model.positions={m.positions!r} (theirs: 'relative')")
   if m.qk_norm:
     wrong.append('model.qk_norm=True (theirs: False)')
-  if not m.norm_scale:
-    wrong.append('model.norm_scale=False (theirs: True)')
+  theirs = {
+    'norm_scale': True,
+    'norm_eps': 1e-6,
+    'norm_at': 'input',
+    'residual_scale': 1.0,
+    'embedding_scale': 1.0,
+    'logit_scale': 0.0,
+  }
+  wrong += [
+    f'model.{k}={m[k]!r} (theirs: {v!r})'
+    for k, v in theirs.items()
+    if m[k] != v
+  ]
   if not _is_plain(stacks['encoder'].layers[0].ffn, m.d_ff):
     wrong.append(f'model.ffn={m.ffn!r} (theirs: mlp with relu)')
   out = ONLY | {

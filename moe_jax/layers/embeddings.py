@@ -15,10 +15,13 @@ class Embedding(nn.Module):
   Attributes:
     vocab_size: V.
     d_model: D.
-    tied: logits are products with the token table (scaled by D^-1/2, as in T5,
-      since its entries have unit variance); else with a head of their own.
+    tied: logits are products with the token table; else with a head of their
+      own.
     dtype: of the embeddings; logits are float32.
     mesh: None for one device.
+    embedding_scale: on the embeddings.
+    logit_scale: on the logits; 0 is 1, or D^-1/2 of a tied table, as in T5,
+      since its entries have unit variance.
   """
 
   vocab_size: int
@@ -26,6 +29,8 @@ class Embedding(nn.Module):
   tied: bool = True
   dtype: Any = jnp.float32
   mesh: Any = None
+  embedding_scale: float = 1.0
+  logit_scale: float = 0.0
 
   def setup(self):
     V, D = self.vocab_size, self.d_model
@@ -40,16 +45,15 @@ class Embedding(nn.Module):
 
   def __call__(self, ids_BL):
     """int32 ids [B, L] -> embeddings [B, L, D]."""
-    return permute.look_up(self.table, jnp.asarray(ids_BL), self.dtype)
+    x_BLD = permute.look_up(self.table, jnp.asarray(ids_BL), self.dtype)
+    return x_BLD * self.embedding_scale
 
   def logits(self, x_BLD):
     """[B, L, D] -> float32 [B, L, V]; products in `dtype`, sums in float32."""
-    spec, weight = 'bld,dv->blv', None
-    if self.tied:
-      # Not turned: a CPU takes several times as long for the gradient then.
-      spec, weight = 'bld,vd->blv', self.table * self.d_model**-0.5
-    else:
-      weight = self.head
+    # Not turned: a CPU takes several times as long for the gradient then.
+    spec = 'bld,vd->blv' if self.tied else 'bld,dv->blv'
+    scale = self.logit_scale or (self.d_model**-0.5 if self.tied else 1.0)
+    weight = (self.table if self.tied else self.head) * scale
     return jnp.einsum(
       spec,
       x_BLD.astype(self.dtype),

@@ -15,12 +15,15 @@ class Decoder(nn.Module):
     vocab_size: V.
     stack_config: of the stack; causal.
     tied_head: logits by the embedding table.
+    embedding_scale, logit_scale: as of `embeddings.Embedding`.
     cache_length: S > 0 for generation with a cache of S positions.
   """
 
   vocab_size: int
   stack_config: records.StackConfig
   tied_head: bool = True
+  embedding_scale: float = 1.0
+  logit_scale: float = 0.0
   cache_length: int = 0
 
   @nn.compact
@@ -39,6 +42,7 @@ class Decoder(nn.Module):
     c = self.stack_config
     embed = embeddings.Embedding(
       *(self.vocab_size, c.d_model, self.tied_head, c.dtype, c.mesh),
+      *(self.embedding_scale, self.logit_scale),
       name='embedding',
     )
     x_BLD, aux = stack.Stack(c, self.cache_length, name='decoder')(

@@ -19,6 +19,7 @@ class EncoderDecoder(nn.Module):
     vocab_size: V.
     encoder_config, decoder_config: of the stacks.
     tied_head: logits by the embedding table.
+    embedding_scale, logit_scale: as of `embeddings.Embedding`.
     cache_length: S > 0 for generation with a decoder cache of S positions.
   """
 
@@ -26,12 +27,15 @@ class EncoderDecoder(nn.Module):
   encoder_config: records.StackConfig
   decoder_config: records.StackConfig
   tied_head: bool = True
+  embedding_scale: float = 1.0
+  logit_scale: float = 0.0
   cache_length: int = 0
 
   def setup(self):
     c = self.encoder_config
     self.embedding = embeddings.Embedding(
-      self.vocab_size, c.d_model, self.tied_head, c.dtype, c.mesh
+      *(self.vocab_size, c.d_model, self.tied_head, c.dtype, c.mesh),
+      *(self.embedding_scale, self.logit_scale),
     )
     self.encoder = stack.Stack(c)
     self.decoder = stack.Stack(self.decoder_config, self.cache_length)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
 from moe_jax.errors import UserError
-from moe_jax.layers import attention, moe
+from moe_jax.layers import attentions, moe
 from moe_jax.models import decoder, encoder_decoder, pattern, records
 from moe_jax.seating import capacity, orders
 
@@ -141,6 +141,8 @@ def make(
     vocab_size,
     *made.values(),
     tied_head=config.model.tied_head,
+    embedding_scale=config.model.embedding_scale,
+    logit_scale=config.model.logit_scale,
     cache_length=cache_length,
   )
 
@@ -198,7 +200,7 @@ def layers(
       f'{m.num_layers} kinds, as {("window(size=128)", "full()")}'
     )
   sizes = {k: m[k] for k in ('num_heads', 'd_head', 'positions', 'qk_norm')}
-  attentions = [attention.build(s, **sizes) for s in m.attention]
+  kinds_ = [attentions.build(s, **sizes) for s in m.attention]
   sparse_ffn = moe_layer(config, fields) if any(sparse) else None
   if sparse_ffn and cached:
     sparse_ffn = dataclasses.replace(
@@ -209,7 +211,7 @@ def layers(
   )
   return tuple(
     records.Layer(
-      attentions[i % kinds],
+      kinds_[i % kinds],
       ffn,
       sparse_ffn if is_sparse else None,
       takes_experts=is_sparse and sum(sparse[:i]) % share > 0,
@@ -230,6 +232,9 @@ def _stack(config, fields, mesh, cache_length) -> functools.partial:
     dropout=m.dropout,
     allow_noncausal=config.moe.allow_noncausal,
     init_scale=m.init_scale,
+    norm_eps=m.norm_eps,
+    norm_at=m.norm_at,
+    residual_scale=m.residual_scale,
     scan=m.scan,
     remat=m.remat,
     mesh=mesh,

@@ -10,9 +10,10 @@ from absl import logging
 
 from moe_jax.errors import UserError
 from moe_jax.experts import base as experts_base
-from moe_jax.layers import attention, causality, moe as moe_layer
+from moe_jax.layers import attention, causality, heads, moe as moe_layer
 from moe_jax.models import pattern
 
+NORM_AT = ('input', 'output')
 REMAT = ('none', 'full', 'dots', 'dispatch')
 STACKING = ('none', 'before', 'after', 'parallel')
 
@@ -59,6 +60,10 @@ class StackConfig:
       stack's input and output, as in T5; FFNs have their own.
     allow_noncausal: let an MoE layer of a causal stack depend on later tokens.
     init_scale: variance factor of the attention's kernels.
+    norm_eps: of all norms.
+    norm_at: of sub-layers, whether their input is normalised, or their output
+      before it is added (OLMo 2, arXiv:2501.00656, section 3.1).
+    residual_scale: what is added is multiplied by it (Granite).
     scan: compile one period as a loop; False unrolls it. Parameters have the
       same layout either way.
     remat: what backward may reuse: 'none' recomputes nothing, 'full' a whole
@@ -74,6 +79,9 @@ class StackConfig:
   dropout: float = 0.0
   allow_noncausal: bool = False
   init_scale: float = 1.0
+  norm_eps: float = 1e-6
+  norm_at: str = 'input'
+  residual_scale: float = 1.0
   scan: bool = True
   remat: str = 'none'
   mesh: Any = None
@@ -81,6 +89,11 @@ class StackConfig:
 
   def __post_init__(self):
     _choose('remat', self.remat, REMAT)
+    _choose('norm_at', self.norm_at, NORM_AT)
+    if self.cross and not all(
+      isinstance(a, heads.Heads) for a in self.attentions
+    ):
+      raise UserError('mla: a decoder that attends to an encoder has none')
     biased = {
       (a.num_heads, a.positions)
       for a in self.attentions

@@ -17,7 +17,7 @@ from moe_jax.parallel import collectives, rules
 
 
 class Block(nn.Module):
-  """Pre-norm attention and FFN (or MoE) sub-layers with residuals.
+  """Attention and FFN (or MoE) sub-layers with norms and residuals.
 
   Attributes:
     layer: what it is.
@@ -42,54 +42,62 @@ class Block(nn.Module):
       The state, and the MoEAux or ().
     """
     own, c, (x, number, carry) = self.layer, self.config, state
-    norm = lambda name: norms.RMSNorm(
-      c.dtype, scaled=own.norm_scale, name=name
-    )(x)
     drop = nn.Dropout(c.dropout, deterministic=not self.train)
+
+    def norm(name, v, at):
+      if c.norm_at != at:
+        return v
+      made = norms.RMSNorm(c.dtype, c.norm_eps, own.norm_scale, name=name)
+      return made(v)
+
+    before = lambda name: norm(name, x, 'input')
+    after = lambda name, y: drop(norm(name, y, 'output')) * c.residual_scale
     attend = functools.partial(
-      attention.Attention,
+      own.attention.module,
       own.attention,
       norm_scale=own.norm_scale,
+      norm_eps=c.norm_eps,
       init_scale=c.init_scale,
       dropout=0.0 if not self.train else c.dropout,
       mesh=c.mesh,
       dtype=c.dtype,
     )
-    h = norm('attention_norm')
+    h = before('attention_norm')
     mask, bias = shared['seen'][c.attentions.index(own.attention)]
-    self_attention = attend(
-      causal=c.causal and not self.cache_length,
-      cache_length=self.cache_length,
-      name='attention',
+    causal = c.causal and not self.cache_length
+    y = attend(causal=causal, name='attention')(
+      h, h, mask, shared['positions'], bias, shared['cached']
     )
-    x += drop(self_attention(h, h, mask, shared['positions'], bias))
+    x += after('attention_norm', y)
     if c.cross:
-      h = norm('cross_norm')
       cross = attend(name='cross')
-      x += drop(cross(h, shared['encoded'], shared['cross_mask']))
-    ffn = lambda name: functools.partial(
-      linen.FFN(mlp.FFN(own.ffn, c.mesh, c.dtype), name=name), train=self.train
-    )
+      y = cross(before('cross_norm'), shared['encoded'], shared['cross_mask'])
+      x += after('cross_norm', y)
+
+    def ffn(name):
+      run = linen.FFN(mlp.FFN(own.ffn, c.mesh, c.dtype), name=name)
+      y = run(before(f'{name}_norm'), train=self.train)
+      return after(f'{name}_norm', y)
+
     if own.moe is None:
-      x += drop(ffn('ffn')(norm('ffn_norm')))
-      return (x, number, carry), ()
+      return (x + ffn('ffn'), number, carry), ()
     if own.extra_ffn == 'before':
-      x += drop(ffn('extra')(norm('extra_norm')))
+      x += ffn('extra')
     core = dataclasses.replace(own.moe, mesh=c.mesh, dtype=c.dtype)
     y, carry, aux = linen.MoE(core, name='moe')(
-      norm('moe_norm'),
+      before('moe_norm'),
       shared['tokens'],
       carry,
       pool,
       train=self.train,
       layer=number,
     )
-    y = drop(y)
+    y = after('moe_norm', y)
     if own.extra_ffn == 'parallel':
-      y += drop(ffn('extra')(norm('extra_norm')))
+      y += ffn('extra')
     x += y
     if own.extra_ffn == 'after':
-      x += drop(ffn('extra')(norm('extra_norm')))
+      x += ffn('extra')
     return (x, number + 1, carry), aux
 
 
@@ -185,8 +193,10 @@ class Stack(nn.Module):
     tokens = (tokens or types.Tokens()).replace(
       mask=segment_BL > 0, positions=position_BL, segments=segment_BL
     )
+    seen, cached = self._seen(position_BL, segment_BL)
     shared = {
-      'seen': self._seen(position_BL, segment_BL),
+      'seen': seen,
+      'cached': cached,
       'positions': position_BL,
       'tokens': tokens,
     }
@@ -226,16 +236,19 @@ class Stack(nn.Module):
       state, aux['period'] = period(state, shared)
     state = run('suffix', parts.suffix, state)
     scaled = c.layers[-1].norm_scale
-    norm = norms.RMSNorm(c.dtype, scaled=scaled, name='final_norm')
+    norm = norms.RMSNorm(c.dtype, c.norm_eps, scaled, name='final_norm')
     return drop(norm(state[0])), aux
 
   def _seen(self, position_BL, segment_BL):
-    """(mask [B, L, S], bias or None) for each of `config.attentions`."""
-    c, (B, L) = self.config, position_BL.shape
+    """(mask [B, L, S], bias or None) for each of `config.attentions`.
+
+    And where keys are cached, or None.
+    """
+    c, L, cached = self.config, position_BL.shape[1], None
     if self.cache_length:
-      S = self.cache_length
-      key_position = jnp.broadcast_to(jnp.arange(S), (B, S))
+      cached, key_position = self._cached(position_BL, segment_BL)
       mask_BLS = key_position[:, None] <= position_BL[:, :, None]
+      mask_BLS &= key_position[:, None] >= 0
     else:
       key_position = position_BL
       mask_BLS = segment_BL[:, :, None] == segment_BL[:, None]
@@ -251,7 +264,26 @@ class Stack(nn.Module):
         )
         bias = make(position_BL, key_position)
       seen.append((mask, bias if kind.positions.relative else None))
-    return tuple(seen)
+    return tuple(seen), cached
+
+  def _cached(self, position_BL, segment_BL):
+    """Where this call's keys go, and the positions [B, S] of all; -1 is none.
+
+    Rows fill their part of the cache at their own pace: padding is not kept.
+    """
+    B, S = position_BL.shape[0], self.cache_length
+    none = lambda: jnp.full((B, S), -1, jnp.int32)
+    position = self.variable('cache', 'position', none)
+    end = self.variable('cache', 'end', jnp.zeros, B, jnp.int32)
+    real_BL = segment_BL > 0
+    slot_BL = end.value[:, None] + jnp.cumsum(real_BL, 1) - 1
+    cached = attention.Cached(S, jnp.where(real_BL, slot_BL, S))
+    if not self.is_initializing():
+      rows = jnp.arange(B)[:, None]
+      kept = position.value.at[rows, cached.slot_BL]
+      position.value = kept.set(position_BL, mode='drop')
+      end.value += real_BL.sum(1, dtype=jnp.int32)
+    return cached, position.value
 
   def _first_carry(self, x_BLD):
     """What a router takes that takes what the last one left; ()."""

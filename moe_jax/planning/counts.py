@@ -50,7 +50,8 @@ class Leaf:
   def is_matrix(self) -> bool:
     """Whether a token is multiplied by it, not only scaled or looked up."""
     own = [a for a in self.axes if a not in ('layers', 'expert')]
-    return len(own) >= 2 and self.part != 'relative bias'
+    added = self.names[-1].endswith('_bias')  # one of heads has two axes
+    return len(own) >= 2 and not added and self.part != 'relative bias'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +63,14 @@ class Stack:
     share: part of the experts that a token is sent to, K / E; where r layers
       share the experts, r K / E.
     choices: experts that it is sent to, K; r K.
-    attention: (layers, heads x width, keys) of each kind of attention.
+    attention: (layers, heads x width, keys) of each kind of attention; where a
+      value's width differs from a key's, by the mean of both.
   """
 
   tokens: int
   share: float = 1.0
   choices: float = 1.0
-  attention: tuple[tuple[int, int, int], ...] = ()
+  attention: tuple[tuple[int, float, int], ...] = ()
 
 
 def parameters(leaves: Iterable[Leaf]) -> int:

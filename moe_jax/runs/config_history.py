@@ -69,6 +69,11 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('train.max_minutes', 0.0),
   Added('train.on_nonfinite', 'stop'),
   Added('train.max_skips', 10),
+  Added('model.norm_eps', 1e-6),
+  Added('model.norm_at', 'input'),
+  Added('model.residual_scale', 1.0),
+  Added('model.embedding_scale', 1.0),
+  Added('model.logit_scale', 0.0),
 )
 
 

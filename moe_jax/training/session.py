@@ -158,7 +158,7 @@ class Session:
     for name, stack in self.model.stacks.items():
       attention = []
       for kind in (layer.attention for layer in stack.layers):
-        width = kind.num_heads * kind.d_head
+        width = kind.width
         keys = kind.keys(tokens[name], stack.causal)
         attention.append((1, width, keys))
         if stack.cross:
