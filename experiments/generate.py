@@ -1,7 +1,8 @@
-"""Continues a prompt with a run's checkpoint: bytes in, bytes out.
+"""Continues prompts with a run's checkpoint: bytes in, bytes out.
 
   python -m experiments.generate --workdir=/tmp/run --prompt='def main('
   echo 'import' | python -m experiments.generate --workdir=/tmp/run --prompt=-
+  python -m experiments.generate --workdir=/tmp/run --prompt=for --prompt=while
 
 Decodes with a key-value cache, dropless: what a token gets does not depend on
 the others of its batch. Writes the samples to stdout (with --out also to a
@@ -17,12 +18,15 @@ from experiments import cli, modules, processes
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
 )
-_PROMPT = flags.DEFINE_string(
-  'prompt', '', "Text to continue; '-' reads stdin."
+_PROMPT = flags.DEFINE_multi_string(
+  'prompt', [''], "Text to continue; '-' reads stdin. Several are a batch."
 )
 _LENGTH = flags.DEFINE_integer('length', 256, 'Tokens to add, at most.')
-_SAMPLES = flags.DEFINE_integer('samples', 1, 'Continuations to draw.')
+_SAMPLES = flags.DEFINE_integer('samples', 1, 'Continuations of each prompt.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0 takes the likeliest.')
+_TOP_K = flags.DEFINE_integer('top_k', 0, 'Draw from so many; 0: from all.')
+_TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draw from so much probability.')
+_STOP = flags.DEFINE_string('stop', '', 'A token that ends a sample, too.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
 _OUT = flags.DEFINE_string('out', '', 'File for the samples, in raw bytes.')
@@ -40,24 +44,35 @@ def main(_: list[str]) -> None:
   processes.start(_CPU_DEVICES.value)
   from moe_jax.training import generation
 
-  prompt = _PROMPT.value.encode()
-  if _PROMPT.value == '-':
-    prompt = sys.stdin.buffer.read()
+  prompts = [
+    sys.stdin.buffer.read() if p == '-' else p.encode() for p in _PROMPT.value
+  ]
   generator = generation.Generator(
     _WORKDIR.value, mesh_spec=_MESH.value, step=_STEP.value
   )
   texts = generator(
-    prompt,
+    prompts,
     length=_LENGTH.value,
     samples=_SAMPLES.value,
     temperature=_TEMPERATURE.value,
+    top_k=_TOP_K.value,
+    top_p=_TOP_P.value,
+    stop=_STOP.value.encode(),
     seed=_SEED.value,
   )
   for i, text in enumerate(texts):
+    prompt, sample = divmod(i, _SAMPLES.value)
     if len(texts) > 1:
-      print(f'--- sample {i}')
+      of = f' of prompt {prompt}' if len(prompts) > 1 else ''
+      print(f'--- sample {sample}{of}')
     sys.stdout.flush()
     sys.stdout.buffer.write(text + b'\n')
+  sys.stdout.flush()
+  first, rate = generator.speed
+  print(
+    f'first token after {first:.3g} s, then {rate:.3g} tokens a second',
+    file=sys.stderr,
+  )
   if _OUT.value:
     with open(_OUT.value, 'wb') as f:
       f.write(b'\n'.join(texts))

@@ -8,6 +8,7 @@ import collections
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -237,20 +238,36 @@ def bigram(monkeypatch):
   )
 
 
-@case('generate', 'workdir', 'prompt', 'length', 'samples', 'temperature')
-def test_generate_continues_its_prompt(run, bigram):
-  greedy = ('--temperature=0', '--length=30', '--prompt=the')
-  whole = run.generate(*greedy)
-  assert len(set(whole)) > 3, whole
-  assert run.generate(*greedy, '--prompt=-', stdin=b'the') == whole
-  assert run.generate(*greedy, '--prompt=a') != whole
-  short = run.generate(*greedy, '--length=3')[:-1]
-  assert whole.startswith(short) and len(short) <= 3 < len(whole)
-  two = f'--- sample 0\n{whole}--- sample 1\n{whole}'
-  assert run.generate(*greedy, '--samples=2') == two
-  assert run.generate(*greedy, '--temperature=3') != whole
+@case('generate', 'workdir', 'prompt', 'length', 'samples')
+def test_generate_continues_its_prompts(run, bigram, capsys):
+  flags = ['--temperature=0', '--samples=2', '--length=30']
+  flags += ['--prompt=the', '--prompt=a', '--prompt=-']
+  out = run.generate(*flags, stdin=b'the')
+  parts = re.split(r'--- sample (\d) of prompt (\d)\n', out)
+  assert parts[0] == '' and len(set(parts[3])) > 3, out
+  assert parts[1::3] == ['0', '1'] * 3 and parts[2::3] == [*'001122']
+  the, a = parts[3], parts[9]
+  assert parts[3::3] == [the, the, a, a, the, the] and the != a
+  short = run.generate('--temperature=0', '--prompt=the', '--length=3')[:-1]
+  assert the.startswith(short) and len(short) <= 3 < len(the)
+  assert re.search(
+    r'first token after [0-9.e-]+ s, then [0-9.e+]+ tokens a second',
+    capsys.readouterr().err,
+  )
   with pytest.raises(ValueError, match='holds no run'):
     run.generate(f'--workdir={run.root}')
+
+
+@case('generate', 'temperature', 'top_k', 'top_p', 'stop')
+def test_generate_draws_from_the_likeliest_to_a_stop(run, bigram):
+  flags = ('--length=9', '--prompt=the')
+  free = run.generate(*flags, '--temperature=5')
+  likeliest = run.generate(*flags, '--temperature=5', '--top_k=1')
+  assert run.generate(*flags, '--temperature=5', '--top_p=1e-6') == likeliest
+  assert likeliest != free
+  stop = likeliest[2]
+  text = run.generate(*flags, '--temperature=0', f'--stop={stop}')
+  assert text == likeliest[: likeliest.index(stop)] + '\n'
 
 
 @case('generate', 'seed', 'step', 'out', 'mesh')

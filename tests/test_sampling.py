@@ -84,6 +84,59 @@ def test_frequencies_are_those_of_the_softmax(monkeypatch, temperature):
     check(pairs, softmax(0.5 * np.array(logits[row]) / temperature))
 
 
+def test_top_k_and_top_p_draw_from_the_likeliest(monkeypatch):
+  """Renormalised over what is kept."""
+  p = np.array([0.5, 0.3, 0.2])
+  draw = generator({A: dict(zip((A, B, C), np.log(p)))}, monkeypatch)
+  # At position 1, after the beginning: logits are halved.
+  common = {'length': 1, 'samples': N, 'temperature': 0.5}
+  for options in ({'top_k': 2}, {'top_p': 0.6}):
+    texts = draw(b'a', **common, **options)
+    found = [texts.count(c) for c in (b'a', b'b', b'c')]
+    assert found[2] == 0
+    check(found[:2], p[:2] / 0.8)
+  for options in ({'top_k': -1}, {'top_p': 0.0}, {'stop': b'ab'}):
+    with pytest.raises(ValueError, match=next(iter(options))):
+      draw(b'a', **common, **options)
+
+
+@pytest.mark.parametrize(
+  ('top_k', 'top_p', 'kept'),
+  [
+    *((0, 1.0, 'abcc'), (1, 1.0, 'a'), (3, 1.0, 'abcc'), (9, 1.0, 'abcc')),
+    # Equal ones all stay; so does the one that crosses top_p.
+    *((0, 0.45, 'a'), (0, 0.55, 'ab'), (0, 0.85, 'abcc'), (2, 0.9, 'ab')),
+  ],
+)
+def test_what_is_drawn_from(top_k, top_p, kept):
+  names = 'cabc'
+  logits = jnp.log(jnp.array([[0.1, 0.5, 0.3, 0.1]]))
+  found = np.isfinite(generation.likeliest(logits, top_k, top_p))[0]
+  assert ''.join(sorted(n for n, f in zip(names, found) if f)) == kept
+
+
+def test_prompts_do_not_know_of_each_other():
+  """Of different lengths, on eight devices, drawn: as each of them alone."""
+  config = tiny.config(
+    **{
+      'model.num_layers': 1,
+      'moe.layers': 'all',
+      'moe.router': 'top_k()',
+      'moe.num_experts': 4,
+      'moe.capacity_factor': 0.0,
+      'moe.eval_capacity_factor': 0.0,
+      'model.attention': ('window(size=5)',),
+    }
+  )
+  mesh = mesh_lib.make('exact(data=2, expert=4)')
+  params = saved.state(config, scale=2.0).params
+  made = unrestored(config, mesh, {'params': params})
+  prompts = [b'the router', b'an']
+  draw = lambda p: made(p, length=8, samples=2, temperature=0.7, stop=b'x')
+  assert draw(prompts) == [text for p in prompts for text in draw(p)]
+  assert made.speed.tokens_per_second > 0
+
+
 def test_draws_are_each_samples_own(monkeypatch):
   """Whatever the mesh and the others; other with another seed."""
   rows = {k: {A: 0.0, B: 0.1, C: 0.2} for k in (A, B, C)}
@@ -134,7 +187,7 @@ def test_an_encoder_decoder_answers_its_prompt():
   params = saved.state(config, scale=2.0).params
   made = unrestored(config, mesh, {'params': params})
   params = jax.device_get(params)
-  made._text = list  # ids, all of them
+  made._text = lambda ids, ends: list(ids)  # all of them
   length, prompt = 12, b'the router'
   (found,) = made(prompt, length=length, temperature=0)
   assert len(set(found)) > 4, found
