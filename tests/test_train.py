@@ -325,7 +325,7 @@ def test_generation(straight):
       'segments': (np.arange(31) < n).astype(np.int32)[None],
     }
     ids.append(int(jnp.argmax(apply(batch)[0, n - 1])))
-  want = made._text(np.array(ids[11:]))
+  want = made._text(np.array(ids[11:]), [made.tokenizer.eos_id])
   assert texts[0] == want
   drawn = made(b'', length=6, samples=8, temperature=9.0, seed=1)
   assert len(set(drawn)) > 1
