@@ -266,11 +266,11 @@ class Data(batches.Batches):
   def train_texts(self, domain: str) -> Iterator[bytes]:
     """The training documents of a domain, as they are stored."""
     members = self._of_train[self.domains.index(domain)]
-    return (self._train.text(n) for n in members)
+    return self._train.texts(members)
 
   def validation_texts(self) -> Iterator[bytes]:
     """The bytes of `documents`."""
-    return (self._validation.text(n) for n in self._records_V)
+    return self._validation.texts(self._records_V)
 
   def describe(self) -> str:
     """A few lines: sizes of the domains, tokens lost an epoch, versions."""
