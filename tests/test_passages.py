@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe_jax.data import passages, tasks
+from moe_jax.data import passages, task_sources, tasks
 from moe_jax.problems import base as problems
 from tests import tiny
 
@@ -110,7 +110,9 @@ def test_noise_is_of_training_alone_and_always_the_same(folder):
   assert noisy.validation == clean.validation
   assert noisy.train == found(folder, TASK.format(0.3))[1].train
   # Every other class is drawn.
-  many = passages._noisy([passages.Example((b'',), 1)] * 3000, 4, 0.5)
+  many = task_sources.with_noise(
+    [task_sources.Example((b'',), 1)] * 3000, 4, 0.5
+  )
   counts = collections.Counter(e.label for e in many)
   assert counts[1] == pytest.approx(1500, abs=100)
   assert all(counts[k] == pytest.approx(500, abs=80) for k in (0, 2, 3))

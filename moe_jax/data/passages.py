@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moe_jax.data.task_sources import Example, Task
+from moe_jax.data.task_sources import LETTERS, Example, Task, with_noise
 from moe_jax.errors import UserError
 
 # Examples, or fewer than a class more; fewer where there is not enough text.
@@ -34,7 +34,6 @@ _LEAST = 50
 _FITTED, _JUDGED = 2000, 500  # training passages that choose the classes
 _BINS = 1 << 18
 _SMOOTHING = 0.1
-_LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 
 
 def domain(
@@ -68,8 +67,8 @@ def domain(
       raise UserError(
         f'domain: {name}={value!r}: expected a whole number, {least} or more'
       )
-  if classes > len(_LETTERS):
-    raise UserError(f'domain: classes={classes}: {len(_LETTERS)} at most')
+  if classes > len(LETTERS):
+    raise UserError(f'domain: classes={classes}: {len(LETTERS)} at most')
   if not 0 <= label_noise < 1:
     raise UserError(f'domain: label_noise={label_noise!r}: expected 0 to 1')
   data = corpus()
@@ -94,12 +93,12 @@ def domain(
   learnt = [
     Example((train[d][i // classes],), i % classes) for i, d in enumerate(turns)
   ]
-  learnt = _noisy(learnt, classes, label_noise)
+  learnt = with_noise(learnt, classes, label_noise)
   rest = _shared_out([validation[d] for d in chosen])
   return Task(
     'domain',
     ('text',),
-    tuple(_LETTERS[:classes]),
+    tuple(LETTERS[:classes]),
     learnt,
     rest,
     {'naive_bayes': naive_bayes(learnt, rest, classes)},
@@ -127,19 +126,6 @@ def _windows(texts, length: int, part: int) -> list[bytes]:
   found = [w.decode(errors='ignore').encode() for w in dict.fromkeys(found)]
   order = np.random.default_rng([17, part]).permutation(len(found))
   return [found[i] for i in order]
-
-
-def _noisy(examples, classes: int, share: float) -> list[Example]:
-  """With a share of the labels another one's; an example's is always so."""
-  rng = np.random.default_rng(23)
-  drawn_N2 = rng.random((len(examples), 2))
-  out = []
-  for e, (wrong, which) in zip(examples, drawn_N2):
-    label = e.label
-    if wrong < share:
-      label = (label + 1 + int(which * (classes - 1))) % classes
-    out.append(e._replace(label=label))
-  return out
 
 
 def _choose(enough, train, validation, classes: int) -> list[str]:

@@ -5,6 +5,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from moe_jax import json_files
@@ -13,6 +14,9 @@ from moe_jax.errors import UserError
 
 TRAIN, VALIDATION = '_train.jsonl', '_validation.jsonl'
 LABEL, LABEL_TEXT = 'label', 'label_text'
+# Labels of what is made: one token each in most vocabularies, case folded or
+# not.
+LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 
 
 class Example(NamedTuple):
@@ -39,6 +43,21 @@ class Task(NamedTuple):
   train: Sequence[Example]
   validation: Sequence[Example]
   known: Mapping[str, float] = types.MappingProxyType({})
+
+
+def with_noise(
+  examples: Sequence[Example], classes: int, share: float
+) -> list[Example]:
+  """With a share of the labels another one's; an example's is always so."""
+  rng = np.random.default_rng(23)
+  drawn_N2 = rng.random((len(examples), 2))
+  out = []
+  for e, (wrong, which) in zip(examples, drawn_N2):
+    label = e.label
+    if wrong < share:
+      label = (label + 1 + int(which * (classes - 1))) % classes
+    out.append(e._replace(label=label))
+  return out
 
 
 def from_file(path: str) -> Task:

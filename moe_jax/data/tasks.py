@@ -35,6 +35,7 @@ from absl import logging
 from moe_jax import registry
 from moe_jax.data import (
   batches,
+  chains,
   docstrings,
   intervals,
   objectives,
@@ -49,7 +50,11 @@ from moe_jax.errors import UserError
 # Of a decoder's row beside an encoder: 'not_entailment' is 15 bytes with EOS.
 # Fixed, so that group sizes fit whatever the task is.
 TARGETS = 16
-BUILT_IN = {'docstring': docstrings.docstring, 'domain': passages.domain}
+BUILT_IN = {
+  'chain': chains.chain,
+  'docstring': docstrings.docstring,
+  'domain': passages.domain,
+}
 # What a task that is made of the corpus takes of `data`.
 _OF_CORPUS = (
   *('name', 'dir', 'domains', 'text_field'),
@@ -317,6 +322,14 @@ class TaskData(batches.Batches):
         f'task {self._name!r} has the labels {self.labels}; expected two or '
         'more, none of them empty'
       )
+    of_tokens = {}
+    for label, answer_N in zip(self.labels, self._answers):
+      same = of_tokens.setdefault(answer_N.tobytes(), label)
+      if same != label:
+        raise UserError(
+          f'labels {same!r} and {label!r} of task {self._name!r} are the same '
+          'tokens for this data.tokenizer'
+        )
     if self._kind == 'encoder_decoder' and longest > TARGETS:
       label = max(self.labels, key=lambda s: len(self._answer(s)))
       raise UserError(
