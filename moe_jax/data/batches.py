@@ -23,10 +23,12 @@ class Batches(abc.ABC):
     fingerprint: hash of all that is read: a run that is resumed on other data
       is told apart by it.
     validation_rows: how many there are.
+    left_out: records that could not be read; no row is of them.
   """
 
   fingerprint: str
   validation_rows: int
+  left_out: int = 0
 
   @abc.abstractmethod
   def train_row(self, seed: int, row: int) -> Row:

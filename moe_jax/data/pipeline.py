@@ -15,6 +15,7 @@ from absl import logging
 
 from moe_jax import registry
 from moe_jax.data import (
+  bad as bad_lib,
   batches,
   documents as documents_lib,
   objectives,
@@ -31,6 +32,7 @@ DEFAULTS = {
   'domains': (),
   'weights': (),
   'max_bytes': 0,
+  'max_bad': 0,
   'seq_len': 512,
   'tokenizer': 'bytes()',
   'objective': 'causal_lm()',
@@ -67,7 +69,8 @@ def load(
       `domains` () is all of them; `weights` () gives each domain rows in
       proportion to its tokens, so that all text is seen equally often.
       `max_bytes` bounds the training text, each domain's by the same factor;
-      whole documents spread over it, at least one; 0 does not.
+      whole documents spread over it, at least one; 0 does not. `max_bad` is
+      how many records of both splits may be left out as they cannot be read.
       (`cache` is for the caller, who passes `cache_dir`.)
     cache_dir: where built corpora, indices and tokens are kept.
     allow_download: lets TFDS download what is not prepared.
@@ -94,6 +97,7 @@ def load(
   ):
     if not isinstance(value, int) or value < 0:
       raise UserError(f'{name}={value!r}: expected a whole number, 0 or more')
+  bad = bad_lib.Bad(config['max_bad'])
   if validation_documents not in _STARTS:
     raise registry.unknown('half of validation', validation_documents, _STARTS)
   tokenizer = tokenizers.build(config['tokenizer'])
@@ -104,12 +108,16 @@ def load(
     directory=config['dir'],
     cache_dir=cache_dir,
     allow_download=allow_download,
+    bad=bad,
   )
   text_field = config['text_field']
   splits = [config['train_split'], config['validation_split']]
-  read = [sources.read(name, data_dir, split, text_field) for split in splits]
+  read = [
+    sources.read(name, data_dir, split, text_field, bad.most)
+    for split in splits
+  ]
   tokenizer = tokenizer.fitted(
-    documents_lib.spread(read[0], text_field), cache_dir
+    documents_lib.spread(read[0], text_field, bad.most), cache_dir
   )
   opened = [
     documents_lib.open_documents(
@@ -118,11 +126,16 @@ def load(
       cache_dir=cache_dir,
       tokenizer=tokenizer,
       text_field=text_field,
+      max_bad=bad.most,
     )
     for split, source in zip(splits, read)
   ]
+  for split, documents in zip(splits, opened):
+    bad.add_all(split, *documents.bad)
+  bad.warn()
   return Data(
     *opened,
+    bad=bad,
     name=name,
     origin=sources.origin(name, read[0]),
     domains=_tuple(config['domains']),
@@ -155,6 +168,7 @@ class Data(batches.Batches):
     train,
     validation,
     *,
+    bad,
     name,
     origin,
     domains,
@@ -167,6 +181,7 @@ class Data(batches.Batches):
     validation_max_bytes,
   ):
     self._train, self._validation = train, validation
+    self.left_out = bad.count
     self._name, self._origin, self._seq_len = name, origin, seq_len
     self.tokenizer, self._objective = tokenizer, objective
     self.domains = _check_domains(domains, train.domains)
@@ -274,7 +289,8 @@ class Data(batches.Batches):
 
   def describe(self) -> str:
     """A few lines: sizes of the domains, tokens lost an epoch, versions."""
-    lines = [f'{self._name}: data {self.fingerprint[:12]}']
+    left = bad_lib.note(self.left_out)
+    lines = [f'{self._name}: data {self.fingerprint[:12]}{left}']
     for i, d in enumerate(self.domains):
       stream, members = self._streams[i], self._of_train[i]
       held = [doc.num_bytes for doc in self.documents if doc.domain == d]

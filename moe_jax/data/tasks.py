@@ -34,6 +34,7 @@ from absl import logging
 
 from moe_jax import registry
 from moe_jax.data import (
+  bad as bad_lib,
   batches,
   chains,
   docstrings,
@@ -57,7 +58,7 @@ BUILT_IN = {
 }
 # What a task that is made of the corpus takes of `data`.
 _OF_CORPUS = (
-  *('name', 'dir', 'domains', 'text_field'),
+  *('name', 'dir', 'domains', 'text_field', 'max_bad'),
   *('train_split', 'validation_split'),
 )
 
@@ -85,28 +86,35 @@ def find(
     ValueError: an unknown task, or data that is not there or does not fit; one
       line says which.
   """
-  spec = chosen(config)
+  spec, bad = chosen(config), bad_lib.Bad(config.max_bad)
+  where = {'cache_dir': cache_dir, 'allow_download': allow_download}
   if config.task_file:
-    return task_sources.from_file(spec)
-  if '(' in spec or spec in BUILT_IN:
-    corpus = lambda: pipeline.load(
-      # Whole documents are read, whatever a row's length.
-      {k: v for k, v in config.items() if k in _OF_CORPUS} | {'seq_len': 1},
-      cache_dir=cache_dir,
-      allow_download=allow_download,
-    )
-    table = BUILT_IN | {
-      'domain': functools.partial(passages.domain, corpus=corpus)
-    }
-    return registry.call(spec, table, 'task')
-  with _as_tfds(spec):
-    return task_sources.from_tfds(
-      spec,
-      directory=config.dir,
-      splits=(config.train_split, config.validation_split),
-      cache_dir=cache_dir,
-      allow_download=allow_download,
-    )
+    task = task_sources.from_file(spec, bad)
+  elif '(' in spec or spec in BUILT_IN:
+    return _built_in(spec, config, where)
+  else:
+    splits = config.train_split, config.validation_split
+    with _as_tfds(spec):
+      task = task_sources.from_tfds(
+        spec, directory=config.dir, splits=splits, bad=bad, **where
+      )
+  bad.warn()
+  return task._replace(left_out=bad.count)
+
+
+def _built_in(spec, config, where):
+  corpus = None
+
+  def opened():
+    nonlocal corpus
+    # Whole documents are read, whatever a row's length.
+    fields = {k: v for k, v in config.items() if k in _OF_CORPUS}
+    corpus = pipeline.load(fields | {'seq_len': 1}, **where)
+    return corpus
+
+  domain = functools.partial(passages.domain, corpus=opened)
+  task = registry.call(spec, BUILT_IN | {'domain': domain}, 'task')
+  return task._replace(corpus=corpus, left_out=corpus.left_out if corpus else 0)
 
 
 def look(config: Mapping[str, Any], allow_download: bool) -> None:
@@ -216,7 +224,7 @@ class TaskData(batches.Batches):
       for i in range(len(held))
       for label in task.labels
     ]
-    self.known = dict(task.known)
+    self.known, self.left_out = dict(task.known), task.left_out
     first = [a[0] for a in self._answers]
     single = longest == 2 and len(set(first)) == len(first)
     # The token of each label, where one row asks for all; else ().
@@ -283,7 +291,8 @@ class TaskData(batches.Batches):
     counts = collections.Counter(label for _, label in self._train)
     shares = ', '.join(f'{s!r} {counts[i]}' for i, s in enumerate(self.labels))
     return (
-      f'{self._name}: data {self.fingerprint[:12]}\n'
+      f'{self._name}: data {self.fingerprint[:12]}'
+      f'{bad_lib.note(self.left_out)}\n'
       f'  train {len(self._train)} examples ({shares}); validation '
       f'{len(self._validation)} examples; {self._cut} prompts cut at the start '
       f'of their longest field, to {self._room} tokens'

@@ -84,6 +84,8 @@ def of_run(
   }
   if clock.step_seconds is not None:
     out['step_seconds'] = clock.step_seconds
+  if session.data.left_out:
+    out['bad_records'] = session.data.left_out
   return out
 
 
