@@ -4,6 +4,7 @@ import abc
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,19 @@ class Batches(abc.ABC):
   def describe(self) -> str:
     """A few lines for a person: what it is, and how much."""
     return f'data {self.fingerprint[:12]}: {self.validation_rows} rows held out'
+
+  def kept(self) -> dict[str, Any]:
+    """What a run remembers of it, small and of JSON's types."""
+    return {}
+
+  def changes(self, kept: Any) -> str:
+    """In what a run's data differ from these; '' where it cannot be told.
+
+    Args:
+      kept: what `kept` gave then, out of a file.
+    """
+    del kept
+    return ''
 
   def train(
     self,

@@ -103,14 +103,18 @@ class Documents:
 
 
 def columns(index_dir: str) -> dict[str, Any]:
-  """What an index has of each document; 'names' are () or a list."""
+  """What an index has of each document, and the names of the 'domains'.
+
+  The 'names' of documents are () where they have none.
+  """
   load = lambda name: np.load(os.path.join(index_dir, f'{name}.npy'))
   found = {name: load(name) for name in _COLUMNS}
   path = os.path.join(index_dir, 'names.json')
   names = ()
   if os.path.exists(path):
     names = json_files.parse(json_files.read_bytes(path, 1 << 62), path)
-  return found | {'names': names}
+  domains = json_files.read(os.path.join(index_dir, 'domains.json'))
+  return found | {'names': names, 'domains': domains['domains']}
 
 
 def spread(
@@ -231,6 +235,7 @@ def _index(source, index_dir, tokenizer, text_field, domains, bad):
     np.save(os.path.join(index_dir, f'{name}.npy'), x_N[:count])
   kept = {
     'digest.txt': digest.hexdigest(),
+    'domains.json': json.dumps({'domains': domains}),
     'bad.json': json.dumps({'count': bad.count, 'lines': bad.lines}),
   }
   if names:

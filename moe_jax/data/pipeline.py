@@ -7,6 +7,7 @@ for batch in data.train(seed=0, batch_size=64):
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from moe_jax.data import (
   bad as bad_lib,
   batches,
   documents as documents_lib,
+  inventory,
   objectives,
   sources,
   streams,
@@ -161,6 +163,7 @@ class Data(batches.Batches):
     weights: the share of the training rows of each, summing to 1.
     documents: the validation documents, by domain.
     fingerprint: hash of all text read, the tokenizer and the domains.
+    index_root: where indices are kept.
   """
 
   def __init__(
@@ -181,7 +184,8 @@ class Data(batches.Batches):
     validation_max_bytes,
   ):
     self._train, self._validation = train, validation
-    self.left_out = bad.count
+    self.left_out, self._max_bytes = bad.count, max_bytes
+    self.index_root = os.path.dirname(train.index_dir)
     self._name, self._origin, self._seq_len = name, origin, seq_len
     self.tokenizer, self._objective = tokenizer, objective
     self.domains = _check_domains(domains, train.domains)
@@ -286,6 +290,19 @@ class Data(batches.Batches):
   def validation_texts(self) -> Iterator[bytes]:
     """The bytes of `documents`."""
     return self._validation.texts(self._records_V)
+
+  def kept(self) -> dict[str, Any]:
+    """Sizes and digests of all domains, chosen or not: see `inventory`."""
+    splits = {'training': self._train, 'validation': self._validation}
+    return {
+      'tokenizer': self.tokenizer.key,
+      'data.domains': list(self.domains),
+      'data.max_bytes': self._max_bytes,
+      'splits': {k: inventory.of_documents(v) for k, v in splits.items()},
+    }
+
+  def changes(self, kept) -> str:
+    return inventory.changes(kept, self.kept(), self.index_root)
 
   def describe(self) -> str:
     """A few lines: sizes of the domains, tokens lost an epoch, versions."""

@@ -1,5 +1,7 @@
 """Classification data as text: JSON-lines files, and TFDS data sets by name."""
 
+import hashlib
+import json
 import os
 import types
 from collections.abc import Mapping, Sequence
@@ -47,6 +49,20 @@ class Task(NamedTuple):
   known: Mapping[str, float] = types.MappingProxyType({})
   left_out: int = 0
   corpus: Any = None
+
+
+def fingerprint(task: Task, tokenizer: str) -> str:
+  """Hash of texts, labels and a tokenizer's key."""
+  digest = hashlib.sha256()
+  parts = [task.name, task.fields, task.labels, tokenizer]
+  parts += [len(task.train), len(task.validation)]
+  digest.update(json.dumps(parts).encode())
+  for part in (task.train, task.validation):
+    for e in part:
+      sizes = [e.label, *map(len, e.texts)]
+      digest.update(json.dumps(sizes).encode())
+      digest.update(b''.join(e.texts))
+  return digest.hexdigest()
 
 
 def with_noise(

@@ -23,8 +23,6 @@ labels are of one token: one row then asks for all of them.
 import collections
 import contextlib
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +37,7 @@ from moe_jax.data import (
   chains,
   docstrings,
   intervals,
+  inventory,
   objectives,
   passages,
   pipeline,
@@ -231,7 +230,12 @@ class TaskData(batches.Batches):
     self.label_tokens = tuple(map(int, first)) if single else ()
     self._rows_each = 1 if single else len(self.labels)
     self.validation_rows = len(held) * self._rows_each
-    self.fingerprint = _fingerprint(task, tokenizer)
+    self.fingerprint = task_sources.fingerprint(task, tokenizer.key)
+    self._corpus = task.corpus
+    self._splits = {
+      'training': inventory.of_examples(task.labels, task.train),
+      'validation': inventory.of_examples(task.labels, task.validation),
+    }
     self._epoch = functools.lru_cache(maxsize=2)(self._draw)
     logging.info('%s', self.describe())
 
@@ -297,6 +301,16 @@ class TaskData(batches.Batches):
       f'{len(self._validation)} examples; {self._cut} prompts cut at the start '
       f'of their longest field, to {self._room} tokens'
     )
+
+  def kept(self) -> dict[str, Any]:
+    """By label; of a task that is made of a corpus, that of the corpus."""
+    of_corpus = self._corpus.kept() if self._corpus else {}
+    splits = of_corpus.get('splits', self._splits)
+    return of_corpus | {'tokenizer': self.tokenizer.key, 'splits': splits}
+
+  def changes(self, kept: Any) -> str:
+    root = self._corpus.index_root if self._corpus else ''
+    return inventory.changes(kept, self.kept(), root)
 
   def _draw(self, seed, epoch):
     rng = np.random.default_rng([seed, 3, epoch])
@@ -373,16 +387,3 @@ class TaskData(batches.Batches):
   def _encoded(self, fields, texts):
     parts = [b'%s: %s' % (f.encode(), t) for f, t in zip(fields, texts)]
     return self.tokenizer.encode(b' '.join([self._name.encode(), *parts]))
-
-
-def _fingerprint(task, tokenizer) -> str:
-  digest = hashlib.sha256()
-  parts = [task.name, task.fields, task.labels, tokenizer.key]
-  parts += [len(task.train), len(task.validation)]
-  digest.update(json.dumps(parts).encode())
-  for part in (task.train, task.validation):
-    for e in part:
-      sizes = [e.label, *map(len, e.texts)]
-      digest.update(json.dumps(sizes).encode())
-      digest.update(b''.join(e.texts))
-  return digest.hexdigest()
