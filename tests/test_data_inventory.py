@@ -1,4 +1,4 @@
-"""Other data than a run was trained on are refused, and what differs is told."""
+"""Other data than a run was trained on are refused, and named."""
 
 import json
 import re
