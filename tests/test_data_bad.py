@@ -69,21 +69,22 @@ def test_records_are_left_out_or_refused(whole, tmp_path, caplog, spoil):
   root, cache = tmp_path / 'root', tmp_path / 'cache'
   shutil.copytree(whole, root)
   clean = load(root, cache)
+  assert '; documents without text: 2\n' in clean.describe()
   texts = set(clean.train_texts('moe_tiny'))
   gone = spoil(root / 'moe_tiny/en/2.1.0' / SHARD)
   for most, message in (
     (0, f'{SHARD}, record 2 cannot be read: .*; data.max_bad=0'),
-    (1, f'{SHARD}, record 5 cannot be read: .*1 others; data.max_bad=1'),
+    (1, f'{SHARD}, record 5 cannot.*; 2 bad records so far; data.max_bad=1'),
   ):
     with pytest.raises(UserError, match=message) as e:
       load(root, cache, max_bad=most)
     assert '\n' not in str(e.value)
-  assert '2 bad records' not in caplog.text
+  assert 'left out' not in caplog.text
   found = load(root, cache, max_bad=2)
   said = caplog.messages[-1]
-  assert '2 bad records are left out (data.max_bad=2)' in said
+  assert 'bad records left out: 2 (data.max_bad=2)' in said
   assert f'{SHARD}, record 2 cannot' in said and 'record 5' in said
-  assert found.left_out == 2 and '; 2 bad records' in found.describe()
+  assert found.left_out == 2 and 'left out: 2' in found.describe()
   assert set(found.train_texts('moe_tiny')) == texts - gone
   assert len(gone) == 2 and found.fingerprint != clean.fingerprint
   # Found once: opened again, and built again elsewhere, the rows are the same.
@@ -187,7 +188,7 @@ def test_a_text_file_without_text(tmp_path, caplog):
     caplog.clear()
     found = pipeline.load(config | {'max_bad': 1}, cache_dir=cache)
     assert found.domains == ('a',) and found.left_out == 1
-    assert '1 bad records are left out' in caplog.text
+    assert 'bad records left out: 1 (' in caplog.text
   # The mixture that was asked for is not another's.
   with pytest.raises(UserError, match="unknown domain 'b'"):
     config |= {'domains': ('a', 'b'), 'weights': (1, 3)}
@@ -204,12 +205,10 @@ def test_lines_of_a_task(tmp_path, caplog):
   (tmp_path / 't_validation.jsonl').write_bytes(held)
   with pytest.raises(UserError, match=r't_train\.jsonl, line 1: brok.*_bad=0'):
     test_data_tasks.load(str(path))
-  with pytest.raises(UserError, match=r"line 2: label 'z' .*3 other.*_bad=3"):
+  with pytest.raises(UserError, match=r"line 2: label 'z' .*; 4 bad.*_bad=3"):
     test_data_tasks.load(str(path), max_bad=3)
   data = test_data_tasks.load(str(path), max_bad=4)
-  assert (
-    data.left_out == 4 and '; 4 bad records are left out' in data.describe()
-  )
+  assert data.left_out == 4 and '; bad records left out: 4' in data.describe()
   assert 't_train.jsonl, line 2: broken JSON' in caplog.messages[-1]
   found = task_sources.from_file(str(path), bad.Bad(4))
   assert [e.texts[0] for e in found.train] == [b'x', b'y', b'x', b'y']

@@ -45,8 +45,8 @@ class Bad:
     """
     self.count += records
     if self.count > self.most:
-      sum_ = f', after {self.count - records} others' if self.lines else ''
-      raise UserError(f'{line}{sum_}; data.max_bad={self.most}')
+      so_far = f'; {self.count} bad records so far' if self.count > 1 else ''
+      raise UserError(f'{line}{so_far}; data.max_bad={self.most}')
     self.lines = [*self.lines, line][:_KEPT]
 
   def add_all(self, what: str, count: int, lines: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ class Bad:
     shown = '; '.join(self.lines[:3])
     more = '; ...' if len(self.lines) > 3 else ''
     return (
-      f'{self.count} bad records are left out (data.max_bad={self.most}): '
+      f'bad records left out: {self.count} (data.max_bad={self.most}): '
       f'{shown}{more}'
     )
 
@@ -70,7 +70,7 @@ class Bad:
 
 def note(count: int) -> str:
   """How many records are left out, for a heading; '' of none."""
-  return f'; {count} bad records are left out' if count else ''
+  return f'; bad records left out: {count}' if count else ''
 
 
 def where(source: Sequence, n: int) -> str:

@@ -307,6 +307,9 @@ class Data(batches.Batches):
   def describe(self) -> str:
     """A few lines: sizes of the domains, tokens lost an epoch, versions."""
     left = bad_lib.note(self.left_out)
+    both = self._train.bytes_N, self._validation.bytes_N
+    if blank := sum(int((bytes_N == 0).sum()) for bytes_N in both):
+      left += f'; documents without text: {blank}'
     lines = [f'{self._name}: data {self.fingerprint[:12]}{left}']
     for i, d in enumerate(self.domains):
       stream, members = self._streams[i], self._of_train[i]
