@@ -9,7 +9,9 @@ It is that of the exact posterior over chains given the passage, of the very
 examples of validation: it stands beside a model's as 'eval/bayes'. Labels are
 wrong in training alone, and so seldom that the right one stays the likeliest:
 with noise the best answers are the same, and harder to learn. As the defaults
-are, 92.0 % of 5,000 examples can be right.
+are, 92.0 % of 5,000 examples can be right; a dense model of 37 k parameters
+that knows nothing before has 56.0 % (95 % interval 54.6 to 57.4) after 1,500
+steps of 64, five times through the 20,000.
 """
 
 import numpy as np
