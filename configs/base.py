@@ -89,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Shares of the training rows by domain; () is in proportion to tokens.
   data.weights = ()
   data.max_bytes = 0  # of the training text; 0 is all
+  data.max_bad = 0  # records that cannot be read and may be left out
   data.seq_len = 256
   data.tokenizer = 'bytes()'  # or 'bpe(size=2048)', of the training text
   data.objective = 'causal_lm()'

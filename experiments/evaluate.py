@@ -17,7 +17,6 @@ import jax
 from absl import flags
 
 from experiments import cli, modules, processes
-from moe_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
@@ -69,6 +68,7 @@ def _open(workdir: str, factor: float | None = None, step: int | None = None):
     checks,
     evaluation,
     fresh_rules,
+    kept_data,
     session as session_lib,
   )
 
@@ -79,11 +79,12 @@ def _open(workdir: str, factor: float | None = None, step: int | None = None):
     config, workdir, mesh_spec=_MESH.value, splits=('eval',)
   )
   state, data = fresh_rules.of_run(session, workdir, step)
-  if data['fingerprint'] != session.data.fingerprint:
-    raise UserError(
-      f'{workdir} was trained on other data than is found now; its '
-      'validation documents may have been trained on'
-    )
+  kept_data.check(
+    session.data,
+    workdir,
+    data['fingerprint'],
+    'its validation documents may have been trained on',
+  )
   return session, evaluation.Evaluator(session), state
 
 

@@ -45,7 +45,9 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
   """`parse`, of what must be a JSON object."""
   value = parse(text, where)
   if not isinstance(value, dict):
-    shown = text[:40] if isinstance(text, str) else text[:40].decode()
+    shown = text[:40]
+    if isinstance(shown, bytes):
+      shown = shown.decode(errors='replace')  # of a character half may be left
     raise UserError(f'{where}: expected a JSON object, found {shown!r}')
   return value
 

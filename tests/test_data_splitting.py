@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moe_jax.data import (
+  bad,
   builders,
   pipeline,
   sources,
@@ -331,7 +332,8 @@ def test_text_files_say_what_is_wrong(tmp_path, caplog):
     load(tmp_path)
   (tmp_path / 'empty.txt').write_bytes(b'caf\xe9\n\nplain\n')
   (tmp_path / 'fine.txt').write_text('é')
-  assert text_files.files(str(tmp_path))['empty'] == b'caf\xe9\n\nplain\n'
+  found = text_files.files(str(tmp_path), bad.Bad(0))
+  assert found['empty'] == b'caf\xe9\n\nplain\n'
   assert '1 of 2 files' in caplog.text and 'empty' in caplog.text
 
 

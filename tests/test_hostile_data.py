@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from moe_jax.data import documents, pipeline, task_sources
+from moe_jax.data import bad, pipeline, task_sources
 from moe_jax.errors import UserError
 from tests import test_data_sources
 
@@ -118,11 +118,6 @@ def test_only_text_is_text(whole, tmp_path):
     load(whole, tmp_path, text_field='stars')
 
 
-def test_a_domain_that_there_is_not():
-  with pytest.raises(UserError, match='document 3 is of domain 2; there are 2'):
-    documents._domain({'domain': 2}, 3, ('a', 'b'))
-
-
 NAMES = {
   'folder': (lambda d: (d / 'c.txt').mkdir(), "c.txt' in data.dir is no reg"),
   'fifo': (lambda d: os.mkfifo(d / 'c.txt'), "c.txt' in data.dir is no regul"),
@@ -170,4 +165,4 @@ def test_broken_lines_of_a_task(tmp_path):
   for name in ('x_train.jsonl', 'x_validation.jsonl'):
     (tmp_path / name).write_text(text)
   with pytest.raises(UserError, match='line 2: JSON nested more than 64 deep'):
-    task_sources.from_file(str(tmp_path / 'x_train.jsonl'))
+    task_sources.from_file(str(tmp_path / 'x_train.jsonl'), bad.Bad(0))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from moe_jax.data import passages, tasks
+from moe_jax.data import passages, task_sources, tasks
 from moe_jax.problems import base as problems
 from tests import tiny
 
@@ -43,9 +43,11 @@ def test_passages_are_of_their_domain_and_split(folder):
     'right': (folder / 'right.txt').read_bytes(),
   }
   assert task.labels == ('a', 'b')  # left has the most text
+  counts = collections.Counter(e.label for e in task.train)
+  assert counts == {0: 20, 1: 20}
+  counts = collections.Counter(e.label for e in task.validation)
+  assert min(counts.values()) >= 50
   for part in (task.train, task.validation):
-    counts = collections.Counter(e.label for e in part)
-    assert len(set(counts.values())) == 1
     for e in part:
       assert e.texts[0] in texts[('left', 'right')[e.label]]
       assert len(e.texts[0]) <= 16
@@ -53,6 +55,50 @@ def test_passages_are_of_their_domain_and_split(folder):
   assert len(both[0]) == 40 and not both[0] & both[1]
   _, fewer = found(folder, TASK.format(0.0).replace('40', '10'))
   assert fewer.train == task.train[:10]
+
+
+def test_classes_are_those_that_are_hardest_to_tell_apart(monkeypatch):
+  """Of letters of their own or shared; validation is asked for its size."""
+  monkeypatch.setattr(passages, 'VALIDATION', 240)
+  rng = np.random.default_rng(1)
+  drawn = lambda letters, n: [
+    bytes(rng.choice(list(letters), 12).tolist()) for _ in range(n)
+  ]
+  train = {
+    'alone': drawn(b'opqrst', 90),
+    'first': drawn(b'abcdef', 80),
+    'mixed': drawn(b'abcduv', 70),
+    'other': drawn(b'uvwxyz', 95),
+    'second': drawn(b'bcdefa', 99),
+    'short': drawn(b'abcdef', 60),
+  }
+  held = {d: [b''] * 60 for d in train} | {'short': [b''] * 59}
+  choose = lambda classes: passages._choose(list(train), train, held, classes)
+  # Three quarters of a third of 240 is 60: 'short' has too few.
+  assert choose(3) == ['second', 'first', 'mixed']  # the most text first
+  assert choose(6)[-1] == 'short'  # where all are wanted
+  by_size = held | {'short': [b''] * 20, 'alone': [b''] * 10}
+  chosen = passages._choose(list(train), train, by_size, 5)
+  assert 'alone' not in chosen and 'short' in chosen
+
+
+@pytest.mark.parametrize(
+  ('there', 'taken'),
+  [
+    ((90, 70, 80), (34, 34, 34)),  # no less than asked for
+    ((20, 90, 80), (20, 40, 40)),
+    ((20, 45, 30), (20, 45, 30)),  # all there is
+  ],
+)
+def test_validation_is_as_even_as_can_be(monkeypatch, there, taken):
+  monkeypatch.setattr(passages, 'VALIDATION', 100)
+  held = [[b'%d' % i for i in range(n)] for n in there]
+  found = passages._shared_out(held)
+  counts = collections.Counter(e.label for e in found)
+  assert tuple(counts[c] for c in range(3)) == taken
+  assert len({(e.label, e.texts[0]) for e in found}) == len(found)
+  # Every third one is of all classes, too.
+  assert len({e.label for e in found[::3]}) == 3
 
 
 def test_noise_is_of_training_alone_and_always_the_same(folder):
@@ -64,7 +110,9 @@ def test_noise_is_of_training_alone_and_always_the_same(folder):
   assert noisy.validation == clean.validation
   assert noisy.train == found(folder, TASK.format(0.3))[1].train
   # Every other class is drawn.
-  many = passages._noisy([passages.Example((b'',), 1)] * 3000, 4, 0.5)
+  many = task_sources.with_noise(
+    [task_sources.Example((b'',), 1)] * 3000, 4, 0.5
+  )
   counts = collections.Counter(e.label for e in many)
   assert counts[1] == pytest.approx(1500, abs=100)
   assert all(counts[k] == pytest.approx(500, abs=80) for k in (0, 2, 3))

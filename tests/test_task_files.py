@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from moe_jax.data import docstrings, task_sources
+from moe_jax.data import bad, docstrings, task_sources
 from moe_jax.training import session as session_lib
 from tests import test_data_tasks, tiny
 
@@ -32,7 +32,7 @@ def test_labels_of_a_file(tmp_path):
     test_data_tasks.write(
       tmp_path / name, [{'a': 'x', 'label': 1}, {'a': 'y', 'label': 0}]
     )
-  found = task_sources.from_file(path)
+  found = task_sources.from_file(path, bad.Bad(0))
   assert found.labels == ('0', '1') and found.fields == ('a',)
   assert [e.label for e in found.train] == [1, 0]
   for name in ('n_train.jsonl', 'n_validation.jsonl'):
@@ -43,7 +43,7 @@ def test_labels_of_a_file(tmp_path):
         {'a': 'y', 'label': 0, 'label_text': 'good'},
       ],
     )
-  found = task_sources.from_file(path)
+  found = task_sources.from_file(path, bad.Bad(0))
   assert found.labels == ('bad', 'good') and found.fields == ('a',)
   assert [e.label for e in found.train] == [0, 1]
 
@@ -117,11 +117,12 @@ def test_fields_that_do_not_go_together(files, tmp_path):
     )
   root = str(tmp_path)
   for spec, message in (
-    ('nosuch()', "unknown task 'nosuch'; valid: docstring"),
+    ('nosuch()', "unknown task 'nosuch'; valid: chain, docst"),
     ('docstring(n=3)', "unknown argument of task 'docstring' 'n'; valid: exam"),
     (
       'nosuch',
-      r"task='nosuch': built in is docstring\(\), domain\(\); as a TFDS name: "
+      r"task='nosuch': built in is chain\(\), docstring\(\), domain\(\); as a "
+      'TFDS name: '
       "'nosuch' is not prepared under .*tfds build",
     ),
     ('text_files', "'text_files' has no labels"),
@@ -190,7 +191,7 @@ def test_a_tfds_task(tmp_path):
     label = ('entailment', 'other')[i % 2]
     want.add(f'cb {prompt} label: {label}')
   assert texts == want
-  with pytest.raises(ValueError, match='example 0 has label -1'):
+  with pytest.raises(ValueError, match='record 0 has label -1'):
     test_data_tasks.load(**fields, validation_split='test')
   with pytest.raises(ValueError, match="no split 'dev'; it has"):
     test_data_tasks.load(**fields, validation_split='dev')

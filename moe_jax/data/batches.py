@@ -4,6 +4,7 @@ import abc
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,12 @@ class Batches(abc.ABC):
     fingerprint: hash of all that is read: a run that is resumed on other data
       is told apart by it.
     validation_rows: how many there are.
+    left_out: records that could not be read; no row is of them.
   """
 
   fingerprint: str
   validation_rows: int
+  left_out: int = 0
 
   @abc.abstractmethod
   def train_row(self, seed: int, row: int) -> Row:
@@ -39,6 +42,19 @@ class Batches(abc.ABC):
   def describe(self) -> str:
     """A few lines for a person: what it is, and how much."""
     return f'data {self.fingerprint[:12]}: {self.validation_rows} rows held out'
+
+  def kept(self) -> dict[str, Any]:
+    """What a run remembers of it, small and of JSON's types."""
+    return {}
+
+  def changes(self, kept: Any) -> str:
+    """In what a run's data differ from these; '' where it cannot be told.
+
+    Args:
+      kept: what `kept` gave then, out of a file.
+    """
+    del kept
+    return ''
 
   def train(
     self,

@@ -13,7 +13,14 @@ import os
 import tensorflow_datasets as tfds
 from absl import logging
 
-from moe_jax.data import derived, packages, splitting, stdlib, text_files
+from moe_jax.data import (
+  bad as bad_lib,
+  derived,
+  packages,
+  splitting,
+  stdlib,
+  text_files,
+)
 
 # They last for tenths of a second.
 tfds.disable_progress_bar()
@@ -122,13 +129,19 @@ def python_packages(cache_dir: str) -> tuple[str, str]:
   )
 
 
-def from_text_files(directory: str, cache_dir: str) -> tuple[str, str]:
+def from_text_files(
+  directory: str, cache_dir: str, bad: bad_lib.Bad
+) -> tuple[str, str]:
   """As `python_stdlib`, for a folder; a change of a file builds anew.
+
+  Args:
+    directory, cache_dir: of the files, and for what is built.
+    bad: is told of files without text, which are no domains then.
 
   Raises:
     ValueError: see `text_files.files` and `splitting.split`.
   """
-  found = text_files.files(directory)
+  found = text_files.files(directory, bad)
 
   def split():
     return splitting.split(

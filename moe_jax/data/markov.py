@@ -51,6 +51,13 @@ class Chains:
       ladder = step[chain][out[-1]]
     return np.array(out, np.int32)
 
+  def log_likelihood(self, symbols_L: np.ndarray) -> np.ndarray:
+    """Of a sequence under each chain, nats. float64 [C]; -inf is no chance."""
+    with np.errstate(divide='ignore'):
+      first_C = np.log(self.start_CS[:, symbols_L[0]])
+      later_CL = np.log(self.step_CSS[:, symbols_L[:-1], symbols_L[1:]])
+    return first_C + later_CL.sum(-1)
+
   def entropy(self, length: int) -> float:
     """Nats a symbol of `length`, given the chain; the mean over chains."""
     first_C = _nats(self.start_CS)

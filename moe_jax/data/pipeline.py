@@ -7,6 +7,7 @@ for batch in data.train(seed=0, batch_size=64):
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,8 +16,10 @@ from absl import logging
 
 from moe_jax import registry
 from moe_jax.data import (
+  bad as bad_lib,
   batches,
   documents as documents_lib,
+  inventory,
   objectives,
   sources,
   streams,
@@ -31,6 +34,7 @@ DEFAULTS = {
   'domains': (),
   'weights': (),
   'max_bytes': 0,
+  'max_bad': 0,
   'seq_len': 512,
   'tokenizer': 'bytes()',
   'objective': 'causal_lm()',
@@ -67,7 +71,8 @@ def load(
       `domains` () is all of them; `weights` () gives each domain rows in
       proportion to its tokens, so that all text is seen equally often.
       `max_bytes` bounds the training text, each domain's by the same factor;
-      whole documents spread over it, at least one; 0 does not.
+      whole documents spread over it, at least one; 0 does not. `max_bad` is
+      how many records of both splits may be left out as they cannot be read.
       (`cache` is for the caller, who passes `cache_dir`.)
     cache_dir: where built corpora, indices and tokens are kept.
     allow_download: lets TFDS download what is not prepared.
@@ -94,6 +99,7 @@ def load(
   ):
     if not isinstance(value, int) or value < 0:
       raise UserError(f'{name}={value!r}: expected a whole number, 0 or more')
+  bad = bad_lib.Bad(config['max_bad'])
   if validation_documents not in _STARTS:
     raise registry.unknown('half of validation', validation_documents, _STARTS)
   tokenizer = tokenizers.build(config['tokenizer'])
@@ -104,12 +110,16 @@ def load(
     directory=config['dir'],
     cache_dir=cache_dir,
     allow_download=allow_download,
+    bad=bad,
   )
   text_field = config['text_field']
   splits = [config['train_split'], config['validation_split']]
-  read = [sources.read(name, data_dir, split, text_field) for split in splits]
+  read = [
+    sources.read(name, data_dir, split, text_field, bad.most)
+    for split in splits
+  ]
   tokenizer = tokenizer.fitted(
-    documents_lib.spread(read[0], text_field), cache_dir
+    documents_lib.spread(read[0], text_field, bad.most), cache_dir
   )
   opened = [
     documents_lib.open_documents(
@@ -118,11 +128,16 @@ def load(
       cache_dir=cache_dir,
       tokenizer=tokenizer,
       text_field=text_field,
+      max_bad=bad.most,
     )
     for split, source in zip(splits, read)
   ]
+  for split, documents in zip(splits, opened):
+    bad.add_all(split, *documents.bad)
+  bad.warn()
   return Data(
     *opened,
+    bad=bad,
     name=name,
     origin=sources.origin(name, read[0]),
     domains=_tuple(config['domains']),
@@ -148,6 +163,7 @@ class Data(batches.Batches):
     weights: the share of the training rows of each, summing to 1.
     documents: the validation documents, by domain.
     fingerprint: hash of all text read, the tokenizer and the domains.
+    index_root: where indices are kept.
   """
 
   def __init__(
@@ -155,6 +171,7 @@ class Data(batches.Batches):
     train,
     validation,
     *,
+    bad,
     name,
     origin,
     domains,
@@ -167,6 +184,8 @@ class Data(batches.Batches):
     validation_max_bytes,
   ):
     self._train, self._validation = train, validation
+    self.left_out, self._max_bytes = bad.count, max_bytes
+    self.index_root = os.path.dirname(train.index_dir)
     self._name, self._origin, self._seq_len = name, origin, seq_len
     self.tokenizer, self._objective = tokenizer, objective
     self.domains = _check_domains(domains, train.domains)
@@ -266,15 +285,32 @@ class Data(batches.Batches):
   def train_texts(self, domain: str) -> Iterator[bytes]:
     """The training documents of a domain, as they are stored."""
     members = self._of_train[self.domains.index(domain)]
-    return (self._train.text(n) for n in members)
+    return self._train.texts(members)
 
   def validation_texts(self) -> Iterator[bytes]:
     """The bytes of `documents`."""
-    return (self._validation.text(n) for n in self._records_V)
+    return self._validation.texts(self._records_V)
+
+  def kept(self) -> dict[str, Any]:
+    """Sizes and digests of all domains, chosen or not: see `inventory`."""
+    splits = {'training': self._train, 'validation': self._validation}
+    return {
+      'tokenizer': self.tokenizer.key,
+      'data.domains': list(self.domains),
+      'data.max_bytes': self._max_bytes,
+      'splits': {k: inventory.of_documents(v) for k, v in splits.items()},
+    }
+
+  def changes(self, kept) -> str:
+    return inventory.changes(kept, self.kept(), self.index_root)
 
   def describe(self) -> str:
     """A few lines: sizes of the domains, tokens lost an epoch, versions."""
-    lines = [f'{self._name}: data {self.fingerprint[:12]}']
+    left = bad_lib.note(self.left_out)
+    both = self._train.bytes_N, self._validation.bytes_N
+    if blank := sum(int((bytes_N == 0).sum()) for bytes_N in both):
+      left += f'; documents without text: {blank}'
+    lines = [f'{self._name}: data {self.fingerprint[:12]}{left}']
     for i, d in enumerate(self.domains):
       stream, members = self._streams[i], self._of_train[i]
       held = [doc.num_bytes for doc in self.documents if doc.domain == d]

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from moe_jax import json_files
+from moe_jax.data import bad as bad_lib
 from moe_jax.errors import UserError
 
 INFO, FEATURES = 'dataset_info.json', 'features.json'
@@ -85,25 +86,49 @@ class Source(Sequence):
 
   Attributes:
     dataset_info: TFDS's.
+    lost: (first, stop, line) of records whose file is empty, gone or short.
   """
 
-  def __init__(self, name: str, data_dir: str, split: str):
-    """Opens it, and counts the records of its files."""
+  def __init__(self, name: str, data_dir: str, split: str, max_bad: int = 0):
+    """Opens it, and counts the records of its files.
+
+    Raises:
+      ValueError: TFDS cannot open it, or more than `max_bad` are lost.
+      OSError: a file is there and may not be read, which is not its fault.
+    """
     try:
       self._source = tfds.data_source(
         name, data_dir=data_dir, split=split, download=False
       )
       self.dataset_info = self._source.dataset_info
-      files = self.dataset_info.splits[split].file_instructions
+      self._files = self.dataset_info.splits[split].file_instructions
     except Exception as e:
       raise UserError(f'{name} {split}: TFDS cannot read it: {_line(e)}') from e
-    self._what = f'{name} {split}'
+    self.lost = []
     if self.dataset_info.file_format.value == 'array_record':
-      for f in files:
-        _count(str(f.filename), f.examples_in_shard)
+      self._count(bad_lib.Bad(max_bad))
+
+  def _count(self, bad: bad_lib.Bad) -> None:
+    """Before memory is taken for as many records as someone says there are."""
+    end = 0
+    for f in self._files:
+      start, end = end, end + f.take
+      found, line = _there(str(f.filename), f.examples_in_shard)
+      first = min(max(start + found - f.skip, start), end)
+      if line and first < end:
+        bad.add(line, end - first)
+        self.lost.append((first, end, line))
 
   def __len__(self) -> int:
     return len(self._source)
+
+  def where(self, n: int) -> str:
+    """'FILE, record 3', from 0, of a record of the split."""
+    for f in self._files:
+      if n < f.take:
+        return f'{f.filename}, record {f.skip + n}'
+      n -= f.take
+    raise IndexError(n)
 
   def __getitem__(self, n: int) -> dict[str, Any]:
     return self.__getitems__([n])[0]
@@ -113,21 +138,36 @@ class Source(Sequence):
       return []
     try:
       return self._source.__getitems__(numbers)
-    except (RuntimeError, ValueError, TypeError, IndexError) as e:
-      where = f'{self._what}: records {numbers[0]} to {numbers[-1]}'
+    except (OSError, MemoryError):
+      raise
+    except Exception as e:  # of half a dozen kinds, by what is broken
+      where = self.where(numbers[0])
+      if len(numbers) > 1:
+        where = f'one of {len(numbers)} from {where}'
       raise UserError(f'{where} cannot be read: {_line(e)}') from e
 
 
-def _count(path: str, wanted: int) -> None:
-  """Raises ValueError where a file has another number of records."""
+def _there(path: str, wanted: int) -> tuple[int, str]:
+  """How many records a file has, and what is wrong; '' where nothing is.
+
+  Raises:
+    ValueError: more than are wanted: it is not the file that is described.
+    OSError: it may not be read.
+  """
   try:
+    # The library says the same of what is damaged and what is forbidden.
+    open(path, 'rb').close()
     reader = array_record_module.ArrayRecordReader(path)
     found = reader.num_records()
     reader.close()
-  except (RuntimeError, ValueError, OSError) as e:
-    raise UserError(f'{path} cannot be read: {_line(e)}') from e
-  if found != wanted:
-    raise UserError(f'{path} has {found} records, not {wanted}')
+  except FileNotFoundError as e:
+    return 0, f'{path} cannot be read: {e.strerror}'
+  except (RuntimeError, ValueError) as e:
+    return 0, f'{path} cannot be read: {_line(e)}'
+  line = '' if found == wanted else f'{path} has {found} records, not {wanted}'
+  if found > wanted:
+    raise UserError(line)
+  return found, line
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from moe_jax.data import builders, packages, prepared, text_files
+from moe_jax.data import (
+  bad as bad_lib,
+  builders,
+  packages,
+  prepared,
+  text_files,
+)
 from moe_jax.errors import UserError
 
 # name, optional config, optional version; it becomes a path, so no dots alone.
@@ -17,7 +23,12 @@ _RANDOM_ACCESS = ('array_record', 'parquet')
 
 
 def locate(
-  name: str, *, directory: str, cache_dir: str, allow_download: bool
+  name: str,
+  *,
+  directory: str,
+  cache_dir: str,
+  allow_download: bool,
+  bad: bad_lib.Bad,
 ) -> tuple[str, str]:
   """Makes sure that a dataset is on disk.
 
@@ -29,6 +40,7 @@ def locate(
       own default). See `prepared` for what is believed of a foreign one.
     cache_dir: where the local corpora are built.
     allow_download: lets TFDS download and prepare what is missing.
+    bad: is told of .txt files without text.
 
   Returns:
     The TFDS name, with its version, and the `data_dir` to read it from.
@@ -42,7 +54,7 @@ def locate(
   if name == 'python_packages':
     return builders.python_packages(cache_dir)
   if name in LOCAL:
-    return builders.from_text_files(directory, cache_dir)
+    return builders.from_text_files(directory, cache_dir, bad)
   base, root, version = _prepared(name, directory, allow_download)
   if not version:
     builder = tfds.builder(name, data_dir=root, file_format='array_record')
@@ -108,7 +120,11 @@ def origin(name: str, source: Sequence) -> str:
 
 
 def read(
-  name: str, data_dir: str, split: str, text_field: str = ''
+  name: str,
+  data_dir: str,
+  split: str,
+  text_field: str = '',
+  max_bad: int = 0,
 ) -> Sequence:
   """Opens a split of what `locate` returned. A record is a dict of features.
 
@@ -119,6 +135,7 @@ def read(
     name, data_dir: from `locate`.
     split: of the data set; a slice of one.
     text_field: a feature that there must be; '' is any.
+    max_bad: records that may be lost; see `prepared.Source`.
 
   Raises:
     ValueError: no such split or text field, no random access, or files that
@@ -147,4 +164,4 @@ def read(
       f'{name!r}: the feature {text_field!r} (data.text_field) is a '
       f'{kind.__name__}; a Text is wanted'
     )
-  return prepared.Source(name, data_dir, split)
+  return prepared.Source(name, data_dir, split, max_bad)

@@ -23,8 +23,6 @@ labels are of one token: one row then asks for all of them.
 import collections
 import contextlib
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -34,9 +32,12 @@ from absl import logging
 
 from moe_jax import registry
 from moe_jax.data import (
+  bad as bad_lib,
   batches,
+  chains,
   docstrings,
   intervals,
+  inventory,
   objectives,
   passages,
   pipeline,
@@ -49,10 +50,14 @@ from moe_jax.errors import UserError
 # Of a decoder's row beside an encoder: 'not_entailment' is 15 bytes with EOS.
 # Fixed, so that group sizes fit whatever the task is.
 TARGETS = 16
-BUILT_IN = {'docstring': docstrings.docstring, 'domain': passages.domain}
+BUILT_IN = {
+  'chain': chains.chain,
+  'docstring': docstrings.docstring,
+  'domain': passages.domain,
+}
 # What a task that is made of the corpus takes of `data`.
 _OF_CORPUS = (
-  *('name', 'dir', 'domains', 'text_field'),
+  *('name', 'dir', 'domains', 'text_field', 'max_bad'),
   *('train_split', 'validation_split'),
 )
 
@@ -80,28 +85,35 @@ def find(
     ValueError: an unknown task, or data that is not there or does not fit; one
       line says which.
   """
-  spec = chosen(config)
+  spec, bad = chosen(config), bad_lib.Bad(config.max_bad)
+  where = {'cache_dir': cache_dir, 'allow_download': allow_download}
   if config.task_file:
-    return task_sources.from_file(spec)
-  if '(' in spec or spec in BUILT_IN:
-    corpus = lambda: pipeline.load(
-      # Whole documents are read, whatever a row's length.
-      {k: v for k, v in config.items() if k in _OF_CORPUS} | {'seq_len': 1},
-      cache_dir=cache_dir,
-      allow_download=allow_download,
-    )
-    table = BUILT_IN | {
-      'domain': functools.partial(passages.domain, corpus=corpus)
-    }
-    return registry.call(spec, table, 'task')
-  with _as_tfds(spec):
-    return task_sources.from_tfds(
-      spec,
-      directory=config.dir,
-      splits=(config.train_split, config.validation_split),
-      cache_dir=cache_dir,
-      allow_download=allow_download,
-    )
+    task = task_sources.from_file(spec, bad)
+  elif '(' in spec or spec in BUILT_IN:
+    return _built_in(spec, config, where)
+  else:
+    splits = config.train_split, config.validation_split
+    with _as_tfds(spec):
+      task = task_sources.from_tfds(
+        spec, directory=config.dir, splits=splits, bad=bad, **where
+      )
+  bad.warn()
+  return task._replace(left_out=bad.count)
+
+
+def _built_in(spec, config, where):
+  corpus = None
+
+  def opened():
+    nonlocal corpus
+    # Whole documents are read, whatever a row's length.
+    fields = {k: v for k, v in config.items() if k in _OF_CORPUS}
+    corpus = pipeline.load(fields | {'seq_len': 1}, **where)
+    return corpus
+
+  domain = functools.partial(passages.domain, corpus=opened)
+  task = registry.call(spec, BUILT_IN | {'domain': domain}, 'task')
+  return task._replace(corpus=corpus, left_out=corpus.left_out if corpus else 0)
 
 
 def look(config: Mapping[str, Any], allow_download: bool) -> None:
@@ -211,14 +223,19 @@ class TaskData(batches.Batches):
       for i in range(len(held))
       for label in task.labels
     ]
-    self.known = dict(task.known)
+    self.known, self.left_out = dict(task.known), task.left_out
     first = [a[0] for a in self._answers]
     single = longest == 2 and len(set(first)) == len(first)
     # The token of each label, where one row asks for all; else ().
     self.label_tokens = tuple(map(int, first)) if single else ()
     self._rows_each = 1 if single else len(self.labels)
     self.validation_rows = len(held) * self._rows_each
-    self.fingerprint = _fingerprint(task, tokenizer)
+    self.fingerprint = task_sources.fingerprint(task, tokenizer.key)
+    self._corpus = task.corpus
+    self._splits = {
+      'training': inventory.of_examples(task.labels, task.train),
+      'validation': inventory.of_examples(task.labels, task.validation),
+    }
     self._epoch = functools.lru_cache(maxsize=2)(self._draw)
     logging.info('%s', self.describe())
 
@@ -278,11 +295,22 @@ class TaskData(batches.Batches):
     counts = collections.Counter(label for _, label in self._train)
     shares = ', '.join(f'{s!r} {counts[i]}' for i, s in enumerate(self.labels))
     return (
-      f'{self._name}: data {self.fingerprint[:12]}\n'
+      f'{self._name}: data {self.fingerprint[:12]}'
+      f'{bad_lib.note(self.left_out)}\n'
       f'  train {len(self._train)} examples ({shares}); validation '
       f'{len(self._validation)} examples; {self._cut} prompts cut at the start '
       f'of their longest field, to {self._room} tokens'
     )
+
+  def kept(self) -> dict[str, Any]:
+    """By label; of a task that is made of a corpus, that of the corpus."""
+    of_corpus = self._corpus.kept() if self._corpus else {}
+    splits = of_corpus.get('splits', self._splits)
+    return of_corpus | {'tokenizer': self.tokenizer.key, 'splits': splits}
+
+  def changes(self, kept: Any) -> str:
+    root = self._corpus.index_root if self._corpus else ''
+    return inventory.changes(kept, self.kept(), root)
 
   def _draw(self, seed, epoch):
     rng = np.random.default_rng([seed, 3, epoch])
@@ -317,6 +345,14 @@ class TaskData(batches.Batches):
         f'task {self._name!r} has the labels {self.labels}; expected two or '
         'more, none of them empty'
       )
+    of_tokens = {}
+    for label, answer_N in zip(self.labels, self._answers):
+      same = of_tokens.setdefault(answer_N.tobytes(), label)
+      if same != label:
+        raise UserError(
+          f'labels {same!r} and {label!r} of task {self._name!r} are the same '
+          'tokens for this data.tokenizer'
+        )
     if self._kind == 'encoder_decoder' and longest > TARGETS:
       label = max(self.labels, key=lambda s: len(self._answer(s)))
       raise UserError(
@@ -351,16 +387,3 @@ class TaskData(batches.Batches):
   def _encoded(self, fields, texts):
     parts = [b'%s: %s' % (f.encode(), t) for f, t in zip(fields, texts)]
     return self.tokenizer.encode(b' '.join([self._name.encode(), *parts]))
-
-
-def _fingerprint(task, tokenizer) -> str:
-  digest = hashlib.sha256()
-  parts = [task.name, task.fields, task.labels, tokenizer.key]
-  parts += [len(task.train), len(task.validation)]
-  digest.update(json.dumps(parts).encode())
-  for part in (task.train, task.validation):
-    for e in part:
-      sizes = [e.label, *map(len, e.texts)]
-      digest.update(json.dumps(sizes).encode())
-      digest.update(b''.join(e.texts))
-  return digest.hexdigest()

@@ -12,7 +12,7 @@ import re
 
 from absl import logging
 
-from moe_jax.data import splitting
+from moe_jax.data import bad as bad_lib, splitting
 from moe_jax.errors import UserError
 
 CHUNK = 2048  # bytes
@@ -20,17 +20,20 @@ VALIDATION = 0.07
 _BLANK = re.compile(rb'\r?\n(?:[ \t\r\f]*\n)+')
 
 
-def files(directory: str) -> dict[str, bytes]:
+def files(directory: str, bad: bad_lib.Bad) -> dict[str, bytes]:
   """The bytes of each file of a folder by domain, its name less `.txt`.
 
   Raises:
-    ValueError: as `paths`, or a file without text.
+    ValueError: as `paths`, no file with text, or more than may be without.
   """
   there = paths(directory)
   found = {p.stem: p.read_bytes() for p in there}
   for path in there:
     if not found[path.stem].strip():
-      raise UserError(f'{path} has no text in it')
+      del found[path.stem]
+      bad.add(f'{path} has no text in it')
+  if not found:
+    raise UserError(f'no .txt file in data.dir={directory!r} has text in it')
   odd = [domain for domain, text in found.items() if not is_utf8(text)]
   if odd:
     logging.warning(

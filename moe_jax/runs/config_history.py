@@ -74,6 +74,7 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('model.residual_scale', 1.0),
   Added('model.embedding_scale', 1.0),
   Added('model.logit_scale', 0.0),
+  Added('data.max_bad', 0),
 )
 
 

@@ -8,6 +8,7 @@ WORKDIR/metrics_<n>.jsonl what it had told before it passed over a checkpoint
                        that could not be read
 WORKDIR/previous_<n>/  an older run, moved aside by a restart
 WORKDIR/tokenizer.json    what a tokenizer learned from the run's text
+WORKDIR/data.json      sizes and digests of the data, to name what has changed
 WORKDIR/data/          built data; survives a restart
 """
 

@@ -84,6 +84,9 @@ def of_run(
   }
   if clock.step_seconds is not None:
     out['step_seconds'] = clock.step_seconds
+  left_out = session.data.left_out if session.data else 0
+  if left_out:
+    out['bad_records'] = left_out
   return out
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 
-from moe_jax.errors import UserError
 from moe_jax.kernels import plain
 from moe_jax.models import factory
 from moe_jax.runs import checkpoint, resume, workdir as workdir_lib
 from moe_jax.training import (
   evaluation,
   fresh_rules,
+  kept_data,
   session as session_lib,
   start as start_lib,
   state as state_lib,
@@ -74,12 +74,9 @@ class Run:
       state, kept = fresh_rules.restore(
         self.checkpoints, s.abstract_state, new, say
       )
-      if kept['fingerprint'] != s.data.fingerprint:
-        raise UserError(
-          f'{self.workdir} was trained on other data '
-          f'({kept["fingerprint"][:12]}, now {s.data.fingerprint[:12]}); '
-          '--restart begins anew'
-        )
+      kept_data.check(
+        s.data, self.workdir, kept['fingerprint'], '--restart begins anew'
+      )
       found = Begun(state, int(state.step), resume.row(kept), kept)
       if self.lead and self.checkpoints.passed_over:
         workdir_lib.keep_metrics(self.workdir)
@@ -87,6 +84,7 @@ class Run:
     if self.lead:  # of a run that died before its first checkpoint, too
       workdir_lib.adopt(self.workdir, self.config)
       s.problem.keep(s.data, self.workdir)
+      kept_data.keep(s.data, self.workdir)
     return found
 
   def _initializer(self) -> Callable:
