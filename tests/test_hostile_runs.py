@@ -14,6 +14,7 @@ from moe_jax.errors import UserError
 from moe_jax.plots import records
 from moe_jax.runs import checkpoint, resume, workdir as workdir_lib, writers
 from moe_jax.studies import results
+from tests import mains
 from tests.test_checkpoint import abstract, fill, small, value_of
 
 ROOT = pathlib.Path(moe_jax.__file__).parents[1]
@@ -167,3 +168,32 @@ def test_broken_lines_of_metrics_and_results(tmp_path):
   with writers.Writer(tmp_path, start_step=1) as writer:
     writer.write(2, {'moe/layers': 3})  # a list, of a run of ours
   assert writers.values(tmp_path, 'step') == [1, 2]
+
+
+STUDY = 'import pathlib\npathlib.Path({!r}).touch()\n'
+
+
+@pytest.mark.parametrize(
+  'path', ['evil.py', 'configs/../evil.py', '{}/evil.py']
+)
+def test_what_results_name_is_not_run(tmp_path, monkeypatch, path):
+  monkeypatch.chdir(tmp_path)
+  work, ran = tmp_path / 'w', tmp_path / 'ran'
+  (tmp_path / 'evil.py').write_text(STUDY.format(str(ran)))
+  for folder in (work, tmp_path / 'configs'):
+    folder.mkdir()
+  path = path.format(tmp_path)
+  row = {'arm': 'a', 'seed': 0, 'status': 'failed', 'path': path}
+  row |= {'study': 'evil', 'size': 'quick', 'flags': {}}
+  results.append(work / results.FILE, row)
+  with pytest.raises(UserError, match=f'{path}.* --study={path}$'):
+    mains.call('verdict', f'--workdir={work}')
+  # As a sweep of one's own would leave it.
+  results.append(work / results.FILE, row)
+  (work / 'study.txt').write_text(f'{tmp_path}/evil.py\n')
+  with pytest.raises(UserError, match=f'--study={tmp_path}/evil.py|{path}$'):
+    mains.call('verdict', f'--workdir={work}')
+  assert not ran.exists()
+  with pytest.raises(UserError, match='is no study: it has no get_config'):
+    mains.call('verdict', f'--workdir={work}', f'--study={tmp_path}/evil.py')
+  assert ran.exists()

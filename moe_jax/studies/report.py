@@ -342,3 +342,17 @@ def source(
     raise UserError(f'{workdir} holds results of {len(found)} sweeps')
   path, _, size, flags = json.loads(found.pop())
   return f'{results.source(pathlib.Path(workdir), path)}:{size}', flags
+
+
+def check_own(spec: str) -> None:
+  """Raises ValueError where a study that results name is not of `configs/`.
+
+  Reading it runs it, and whoever wrote the results chose it.
+  """
+  path = spec.rpartition(':')[0]
+  own = pathlib.Path('configs').resolve()
+  if own not in pathlib.Path(path).resolve().parents:
+    raise UserError(
+      f'the results name the study file {path!r}, which is none of {own} and'
+      f' would be run; if you trust it: --study={path}'
+    )
