@@ -17,6 +17,20 @@ from moe_jax.studies import results
 from tests import mains
 from tests.test_checkpoint import abstract, fill, small, value_of
 
+# Of results.jsonl.
+ROW = dict.fromkeys(
+  'path study config_digest command commit date'.split(), 'x'
+) | {
+  'size': 'quick',
+  'arm': 'a',
+  'seed': 0,
+  'stage': 'arm',
+  'status': 'failed',
+  'flags': {},
+  'overrides': {},
+  'seconds': 1.0,
+  'machine': {'devices': 1, 'device': '', 'threads': 1, 'versions': {}},
+}
 ROOT = pathlib.Path(moe_jax.__file__).parents[1]
 DEEP = '[' * 100_000
 
@@ -158,7 +172,7 @@ def test_a_broken_summary(tmp_path, text):
 
 def test_broken_lines_of_metrics_and_results(tmp_path):
   path = tmp_path / writers.METRICS
-  row = '{"step": 1, "loss": 2, "arm": "a", "seed": 0, "status": "done"}'
+  row = json.dumps(ROW | {'step': 1, 'loss': 2})
   path.write_text('\n'.join([row, DEEP, '']))
   with pytest.raises(UserError, match='line 2: JSON nested more than 64 deep'):
     writers.last(tmp_path, 'loss')
@@ -183,8 +197,7 @@ def test_what_results_name_is_not_run(tmp_path, monkeypatch, path):
   for folder in (work, tmp_path / 'configs'):
     folder.mkdir()
   path = path.format(tmp_path)
-  row = {'arm': 'a', 'seed': 0, 'status': 'failed', 'path': path}
-  row |= {'study': 'evil', 'size': 'quick', 'flags': {}}
+  row = ROW | {'path': path, 'study': 'evil'}
   results.append(work / results.FILE, row)
   with pytest.raises(UserError, match=f'{path}.* --study={path}$'):
     mains.call('verdict', f'--workdir={work}')
@@ -197,3 +210,28 @@ def test_what_results_name_is_not_run(tmp_path, monkeypatch, path):
   with pytest.raises(UserError, match='is no study: it has no get_config'):
     mains.call('verdict', f'--workdir={work}', f'--study={tmp_path}/evil.py')
   assert ran.exists()
+
+
+@pytest.mark.parametrize(
+  ('change', 'fault'),
+  [
+    ({'arm': 3}, "'arm' is 3"),
+    ({'seed': True}, "'seed' is True"),
+    ({'status': 'over'}, "'status' is 'over'"),
+    ({'status': 'done'}, "'metrics' is missing"),
+    ({'metrics': {'loss': 'low'}}, "'metrics' is {'loss': 'low'}"),
+    ({'metrics': {'loss': float('nan')}}, "'metrics' is {'loss': nan}"),
+    ({'metrics': {'loss': 10**400}}, "'metrics' is {'loss': 1000"),
+    ({'seconds': None}, "'seconds' is None"),
+    ({'machine': {}}, "'machine' is {}"),
+    ({'curve': {'step': [1], 'loss': []}}, "'curve' is {'step': [1], 'loss"),
+    ({'curve': {'step': [], 'loss': []}}, "'curve' is {'step': [], 'loss"),
+    ({'flags': []}, "'flags' is []"),
+    ({'pretrained': '../x'}, "'pretrained' is '../x'"),
+  ],
+)
+def test_rows_that_are_none(tmp_path, caplog, change, fault):
+  path = tmp_path / results.FILE
+  path.write_text('\n'.join([json.dumps(ROW), '', json.dumps(ROW | change)]))
+  assert results.read(path) == [ROW]
+  assert f'{path}: line 3 is no row: {fault}' in caplog.text

@@ -10,6 +10,7 @@ from moe_jax.errors import UserError
 from moe_jax.runs import (
   checkpoint,
   config_history,
+  configs,
   meta,
   workdir as workdir_lib,
   writers,
@@ -102,8 +103,9 @@ def _lost(path: pathlib.Path) -> str:
   # A save waits for the one before it, so the first is on disk by then.
   done = writers.last_step(path)
   if done:
-    every = workdir_lib.read_config(path)['train']['checkpoint_every']
-    if every and done > 2 * every:
+    found = configs.flatten(workdir_lib.read_config(path))
+    every = found.get('train.checkpoint_every')
+    if type(every) is int and every and done > 2 * every:
       return f'metrics of {done} steps, a checkpoint every {every}'
   return ''
 
