@@ -2,7 +2,15 @@
 
 
 class UserError(ValueError):
-  """A wrong field, value, path or file; the message names it and what fits."""
+  """A wrong field, value, path or file; the message names it and what fits.
+
+  Half of a character, as JSON and file names may have, is shown by its number:
+  no terminal and no UTF-8 file takes it.
+  """
+
+  def __init__(self, *args):
+    plain = lambda a: a.encode(errors='backslashreplace').decode()
+    super().__init__(*(plain(a) if isinstance(a, str) else a for a in args))
 
 
 class StoppedError(KeyboardInterrupt):

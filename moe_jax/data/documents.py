@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from moe_jax.data import derived
+from moe_jax.data import derived, index as index_lib
 from moe_jax.errors import UserError
 
 TOKENS_KEPT = 1 << 28  # tokens; above it (0.5 GiB of bytes) they are not stored
@@ -44,17 +44,13 @@ class Documents:
     self._tokenizer = tokenizer
     self._text_field = text_field
     self.domains = domains
-    with open(os.path.join(index_dir, 'digest.txt')) as f:
-      self.digest = f.read()
-    load = lambda name: np.load(os.path.join(index_dir, f'{name}.npy'))
-    self.domain_N, self.bytes_N = load('domain'), load('bytes')
-    self.tokens_N = load('tokens')
-    self._stored = None
-    stored = os.path.join(index_dir, 'ids.bin')
-    if os.path.exists(stored):
-      dtype = _dtype(tokenizer)
-      self._stored = np.memmap(stored, dtype, 'r')
-      self._start_N = np.cumsum(self.tokens_N) - self.tokens_N
+    found = index_lib.read(
+      index_dir, len(source), len(domains), _dtype(tokenizer)
+    )
+    self.digest = found.digest
+    self.domain_N, self.bytes_N = found.domain_N, found.bytes_N
+    self.tokens_N, self._stored = found.tokens_N, found.stored
+    self._start_N = np.cumsum(self.tokens_N) - self.tokens_N
     # Windows of one document are often read one after another.
     self._encoded = functools.lru_cache(maxsize=64)(self._encode)
 

@@ -115,8 +115,16 @@ def row(data: Mapping[str, Any]) -> int:
 
   Rows are numbered through, so that another batch size neither skips nor
   repeats any. Checkpoints used to have the step alone.
+
+  Raises:
+    ValueError: a checkpoint that tells neither.
   """
-  if 'rows' in data:
-    return data['rows']
-  config = config_history.upgrade(data['config'])
-  return data['data_step'] * config['train']['batch_size']
+  found, config = data.get('rows'), data.get('config')
+  if 'rows' not in data and isinstance(config, Mapping):
+    flat = configs.flatten(config_history.upgrade(config))
+    found, size = data.get('data_step'), flat.get('train.batch_size')
+    both = type(found) is int and type(size) is int
+    found = found * size if both else None
+  if type(found) is not int or found < 0:
+    raise UserError('the checkpoint does not tell what it was trained on')
+  return found

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.plots import ablations, style
 from moe_jax.runs import writers
@@ -95,10 +94,10 @@ def decided(
   Raises:
     ValueError: it is younger than the runs.
   """
-  path = pathlib.Path(workdir) / power.FILE
-  if not path.exists():
+  kept = power.read(workdir)
+  if not kept:
     return {}
-  kept = json_files.read(path)
+  path = pathlib.Path(workdir) / power.FILE
   arms = [r['date'] for r in rows if r['stage'] == 'arm']
   if arms and kept['date'] > min(arms):
     raise UserError(
