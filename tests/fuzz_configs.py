@@ -222,7 +222,8 @@ def batch(session, segments, seed: int) -> dict[str, jax.Array]:
   out, same = {}, {}
   for name, shape in shapes.items():
     prefix = 'encoder_' if name.startswith('encoder_') else ''
-    same.setdefault(prefix, segments(*shape))
+    if prefix not in same:
+      same[prefix] = segments(*shape)
     if name.endswith('segments'):
       out[name] = same[prefix]
     elif name.endswith('positions'):
