@@ -234,6 +234,7 @@ def test_what_results_name_is_not_run(tmp_path, monkeypatch, path):
     ({'curve': {'step': [1], 'loss': []}}, "'curve' is {'step': [1], 'loss"),
     ({'curve': {'step': [], 'loss': []}}, "'curve' is {'step': [], 'loss"),
     ({'flags': []}, "'flags' is []"),
+    ({'flags': {'x': float('inf')}}, 'a number in it is not finite'),
     ({'pretrained': '../x'}, "'pretrained' is '../x'"),
   ],
 )

@@ -1,6 +1,7 @@
 """The fields of a config and their types, for what is read back from files.
 
-`configs/base.py` has the defaults, and is no part of the package; a test holds
+`configs/base.py` has the defaults, and is no part of the package: here are the
+fields of the first day, and what `config_history` says came since. A test holds
 the two together.
 """
 
@@ -9,38 +10,42 @@ from typing import Any
 
 from moe_jax import registry
 from moe_jax.errors import UserError
+from moe_jax.runs import config_history
 
-_BY_TYPE = {
-  int: """seed cpu_devices
-    model.num_layers model.d_model model.num_heads model.d_head model.d_ff
-    model.vocab_size
-    moe.num_experts moe.d_ff moe.share_experts moe.group_size
-    moe.dense_branch_d_ff
-    data.max_bytes data.seq_len
-    train.steps train.batch_size train.accumulate train.log_every
-    train.eval_every train.checkpoint_every train.check_replicas_every
-    train.keep train.max_skips
-    eval.batch_size eval.max_bytes eval.max_examples""",
-  float: """model.dropout model.init_scale
-    moe.capacity_factor moe.eval_capacity_factor
-    train.clip train.z_loss train.max_minutes train.distill""",
+# Those of the first day.
+_FIRST = {
+  int: """seed cpu_devices model.num_layers model.d_model model.num_heads
+    model.d_head model.d_ff model.vocab_size moe.num_experts moe.d_ff
+    moe.group_size moe.dense_branch_d_ff data.seq_len train.steps
+    train.batch_size train.accumulate train.log_every train.eval_every
+    train.checkpoint_every train.check_replicas_every train.keep
+    eval.batch_size eval.max_bytes""",
+  float: """model.dropout model.init_scale moe.capacity_factor
+    moe.eval_capacity_factor train.clip train.z_loss""",
   bool: """model.qk_norm model.norm_scale model.tied_head model.scan
-    moe.allow_noncausal moe.route_padding moe.identical_experts
-    train.init_dense""",
-  str: """mesh
-    model.kind model.ffn model.positions model.dtype model.remat
+    moe.allow_noncausal moe.route_padding moe.identical_experts""",
+  str: """mesh model.kind model.ffn model.positions model.dtype model.remat
     moe.layers moe.experts moe.router moe.dispatch moe.capacity_rule
-    moe.seating moe.extra_ffn moe.dense_branch
-    data.name data.dir data.cache data.tokenizer data.objective data.problem
-    data.text_field data.train_split data.validation_split data.task
-    data.task_file
-    train.balance_over_layers train.optimizer train.schedule
-    train.on_nonfinite train.init_from train.trainable train.teacher
-    eval.documents""",
-  tuple: """model.attention moe.balance moe.local_experts data.domains
-    data.weights train.keep_at eval.probes""",
+    moe.seating moe.extra_ffn moe.dense_branch data.name data.dir data.cache
+    data.tokenizer data.objective data.text_field data.train_split
+    data.validation_split train.balance_over_layers train.optimizer
+    train.schedule""",
+  tuple: """moe.balance moe.local_experts data.domains data.weights
+    eval.probes""",
 }
-FIELDS = {name: t for t, names in _BY_TYPE.items() for name in names.split()}
+
+
+def _fields() -> dict[str, type]:
+  found = {n: t for t, names in _FIRST.items() for n in names.split()}
+  for change in config_history.CHANGES:
+    if isinstance(change, config_history.Added):
+      found[change.field] = type(change.value)
+    else:
+      found = change.forward(found)
+  return found
+
+
+FIELDS = _fields()
 WANTED = {
   int: 'a whole number',
   float: 'a number',

@@ -4,6 +4,7 @@ Verdicts, estimates and pages take numbers out of lines that a kill has torn,
 that earlier code wrote, or others.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,10 @@ def fault(row: Any) -> str:
       return f"'metrics' is {_shown(row, 'metrics')}"
   if 'curve' in row and not _is_curve(row['curve']):
     return f"'curve' is {_shown(row, 'curve')}"
+  try:
+    json.dumps(row, allow_nan=False)
+  except ValueError:
+    return 'a number in it is not finite'
   return ''
 
 
