@@ -1,6 +1,7 @@
 """Every format of a file that is read: a good one, and all that reads it."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -153,6 +154,7 @@ def _results(root):
   (root / results.FILE).write_text('\n'.join(lines) + '\n')
 
 
+@functools.cache
 def _study():
   return study_lib.load('configs/ablations/stability.py:quick')
 
