@@ -285,11 +285,12 @@ def _tokenizer(root):
 
 def _read_tokenizer(root):
   path = str(root / 'tokenizer.json')
-  made = tokenizers.Bpe(size=380, path=path)
-  made.decode(made.encode(b'the router of experts\xff'))
-  made = _any(lambda: tokenizers.HuggingFace(path, pad='a', eos='b'))
-  if made:
-    made.decode(made.encode(b'the router of experts\xff'))
+  for make in (
+    lambda: tokenizers.Bpe(size=380, path=path),
+    lambda: tokenizers.HuggingFace(path, pad='a', eos='b'),
+  ):
+    if made := _any(make):
+      made.decode(made.encode(b'the router of experts\xff'))
 
 
 def _lock(root):

@@ -286,8 +286,11 @@ def test_numbers_of_hundreds_of_digits_are_none(tmp_path):
     loads.read(str(tmp_path / 'x'))
 
 
-def test_a_lock_of_other_bytes(tmp_path):
-  (tmp_path / lock.FILE).write_bytes(b'{"host": "\xcc')
+@pytest.mark.parametrize(
+  'text', [b'{"host": "\xcc', b'{"host": "a", "pid": 1e999}']
+)
+def test_a_lock_of_other_bytes(tmp_path, text):
+  (tmp_path / lock.FILE).write_bytes(text)
   with pytest.raises(UserError, match='cannot be read; --take_over'):
     lock.hold(tmp_path)
 

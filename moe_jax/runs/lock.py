@@ -152,7 +152,7 @@ def _owner(f: TextIO) -> dict | None:
   try:
     owner = json_files.parse(f.read(), FILE)
     return {'host': str(owner['host']), 'pid': int(owner['pid'])}
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, OverflowError):
     return None
 
 
