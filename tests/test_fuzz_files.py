@@ -23,7 +23,7 @@ from tests import fuzz_files, fuzz_formats
 MUTATIONS = int(os.environ.get('MOE_JAX_FUZZ', '0'))
 # Those whose reading costs most.
 FEW = {'checkpoint': 12, 'results.jsonl': 12, 'meta.json': 24}
-SECONDS, MEMORY = 20, 1 << 20  # of one reading; KiB, of all
+SECONDS, MEMORY = 10, 1 << 20  # of CPU, for one reading; KiB, of all
 
 
 def read(form, folder):
@@ -66,8 +66,8 @@ def test_mutations(name, tmp_path, monkeypatch, caplog):
     path.write_bytes(other)
     for signed in folder.glob(form.signed) if form.signed else ():
       manifest.write(signed)
-    began = time.monotonic()
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
+    began = time.process_time()
+    faulthandler.dump_traceback_later(12 * SECONDS, exit=True)
     try:
       found = read(form, folder)
     except BaseException as e:
@@ -75,7 +75,7 @@ def test_mutations(name, tmp_path, monkeypatch, caplog):
       raise
     finally:
       faulthandler.cancel_dump_traceback_later()
-    took = time.monotonic() - began
+    took = time.process_time() - began
     assert took < SECONDS, (name, n, took)
     if form.digest and found is not None and other != data:
       assert found in allowed or isinstance(found, str), (name, n)
