@@ -63,7 +63,7 @@ def main(_: list[str]) -> None:
 
 def _open(workdir: str, factor: float | None = None, step: int | None = None):
   """Session, evaluator and state of a run, on the mesh that is asked for."""
-  from moe_jax.runs import configs, workdir as workdir_lib
+  from moe_jax.runs import workdir as workdir_lib
   from moe_jax.training import (
     checks,
     evaluation,
@@ -72,7 +72,7 @@ def _open(workdir: str, factor: float | None = None, step: int | None = None):
     session as session_lib,
   )
 
-  config = configs.from_dict(workdir_lib.read_config(workdir))
+  config = workdir_lib.load_config(workdir)
   if factor is not None:
     config = checks.with_eval_factor(config, factor)
   session = session_lib.make(

@@ -6,7 +6,8 @@
   python -m experiments.verdict --workdir=experiments/results/capacity_factor
 
 Reads results.jsonl of a sweep and the claims of the study file that it names,
-prints the verdicts and writes claims.json, results.md and figures to the
+where that is one of configs/ here; another, which would be run, --study names.
+It prints the verdicts and writes claims.json, results.md and figures to the
 workdir; --out copies these small files to where they are kept. A claim is
 reproduced where the 95 % paired-t interval of its difference lies beyond the
 smallest effect that counts, contradicted where it lies so the other way.
@@ -50,6 +51,8 @@ def main(_: list[str]) -> None:
   spec, changed = report.source(rows, _WORKDIR.value)
   if _STUDY.value:
     spec = f'{_STUDY.value}:{spec.rpartition(":")[2]}'
+  else:
+    report.check_own(spec)
   study = study_lib.load(spec, flags=changed)
   if _POWER.value:
     asked = power.of(study, rows)

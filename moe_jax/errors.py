@@ -1,8 +1,26 @@
 """What goes wrong through no fault of the program: one line each, no page."""
 
+_LONGEST = 4000  # characters of a message
+
 
 class UserError(ValueError):
-  """A wrong field, value, path or file; the message names it and what fits."""
+  """A wrong field, value, path or file; the message names it and what fits.
+
+  Half of a character, as JSON and file names may have, is shown by its number:
+  no terminal and no UTF-8 file takes it. Of a message that is a page long, for
+  a value that is, the middle is left out.
+  """
+
+  def __init__(self, *args):
+    super().__init__(*(_plain(a) if isinstance(a, str) else a for a in args))
+
+
+def _plain(text: str) -> str:
+  text = text.encode(errors='backslashreplace').decode()
+  if len(text) <= _LONGEST:
+    return text
+  half = _LONGEST // 2
+  return f'{text[:half]} ... {text[-half:]}'
 
 
 class StoppedError(KeyboardInterrupt):

@@ -127,6 +127,9 @@ def test_a_file_that_is_no_such_tokenizer(library, learned, tmp_path):
   path.write_bytes(b'{}')
   with pytest.raises(ValueError, match="no BPE in '"):
     tokenizers.build(tokenizers.at(SPEC, str(path)))
+  with pytest.raises(ValueError, match="no tokenizer in '") as e:
+    tokenizers.build(f'hf(path={str(path)!r})')
+  assert '\n' not in str(e.value)
   path.write_bytes(learned.content)
   assert tokenizers.build(tokenizers.at(SPEC, str(path))).key == learned.key
   with pytest.raises(ValueError, match='and 278 pieces at most'):

@@ -13,7 +13,7 @@ from moe_jax import registry
 ROOT = pathlib.Path(moe_jax.__file__).parent
 
 # What a room may import of ours, beside itself: whole rooms, or files of them.
-BASE = {'types', 'registry', 'errors', 'manifest', 'json_files'}
+BASE = {*('types', 'registry', 'errors', 'manifest', 'json_files', 'npy_files')}
 CORE = BASE | {'parallel', 'kernels'}
 METHODS = set(registry.FAMILIES) | {'seating'}
 LAYERS = CORE | METHODS
@@ -31,6 +31,7 @@ ROOMS = {
   '__init__': {'citations'},
   'errors': set(),
   'json_files': {'errors'},
+  'npy_files': {'errors'},
   'manifest': {'errors', 'json_files'},
   'types': set(),
   'registry': {'errors'},

@@ -57,6 +57,15 @@ def drawn(m, x, seed=3):
   return jax.tree.map(draw, shapes)
 
 
+@pytest.mark.parametrize('router', ['moe_x()', 'autonomy()'])
+def test_local_experts_have_no_weights_to_read(router):
+  local = (registry.build('local_experts', 'zero()'),)
+  with pytest.raises(
+    ValueError, match=r'local_experts=.*: they have no weights'
+  ):
+    layer(router, local_experts=local)
+
+
 def test_heads_that_agree_have_a_seat_each():
   """One token to decode, two heads of one expert that gives [2, 2]: [4, 4]."""
   x = jnp.ones((1, 1, D))

@@ -17,26 +17,16 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from absl import logging
 
-from moe_jax import json_files
-from moe_jax.data import bad as bad_lib, derived
+from moe_jax.data import bad as bad_lib, derived, index as index_lib
 from moe_jax.errors import UserError
 
 TOKENS_KEPT = 1 << 28  # tokens; above it (0.5 GiB of bytes) they are not stored
 _READ = 1024  # records read at once
 _FORMAT = 2  # of the cache; part of its key
-# Of the cache's files: column -> dtype.
-_COLUMNS = {
-  'record': 'i8',
-  'domain': 'i4',
-  'bytes': 'i8',
-  'tokens': 'i8',
-  'hash': 'u8',
-}
 
 
 class Documents:
@@ -58,20 +48,12 @@ class Documents:
     self._tokenizer = tokenizer
     self._text_field = text_field
     self.index_dir, self.domains = index_dir, domains
-    with open(os.path.join(index_dir, 'digest.txt')) as f:
-      self.digest = f.read()
-    found = columns(index_dir)
-    self._record_N, self.domain_N = found['record'], found['domain']
-    self.bytes_N, self.tokens_N = found['bytes'], found['tokens']
-    self.hash_N, self._names = found['hash'], found['names']
-    left = json_files.read(os.path.join(index_dir, 'bad.json'))
-    self.bad = left['count'], left['lines']
-    self._stored = None
-    stored = os.path.join(index_dir, 'ids.bin')
-    if os.path.exists(stored):
-      dtype = _dtype(tokenizer)
-      self._stored = np.memmap(stored, dtype, 'r')
-      self._start_N = np.cumsum(self.tokens_N) - self.tokens_N
+    found = index_lib.read(index_dir, len(source), domains, _dtype(tokenizer))
+    self.digest, self.bad, self._stored = found.digest, found.bad, found.stored
+    self._record_N, self.domain_N = found.record_N, found.domain_N
+    self.bytes_N, self.tokens_N = found.bytes_N, found.tokens_N
+    self.hash_N, self._names = found.hash_N, found.names
+    self._start_N = np.cumsum(self.tokens_N) - self.tokens_N
     # Windows of one document are often read one after another.
     self._encoded = functools.lru_cache(maxsize=64)(self._encode)
 
@@ -100,21 +82,6 @@ class Documents:
   def name(self, n: int) -> str:
     """The name of document n, or its number where it has none."""
     return self._names[n] if self._names else f'document {self._record_N[n]}'
-
-
-def columns(index_dir: str) -> dict[str, Any]:
-  """What an index has of each document, and the names of the 'domains'.
-
-  The 'names' of documents are () where they have none.
-  """
-  load = lambda name: np.load(os.path.join(index_dir, f'{name}.npy'))
-  found = {name: load(name) for name in _COLUMNS}
-  path = os.path.join(index_dir, 'names.json')
-  names = ()
-  if os.path.exists(path):
-    names = json_files.parse(json_files.read_bytes(path, 1 << 62), path)
-  domains = json_files.read(os.path.join(index_dir, 'domains.json'))
-  return found | {'names': names, 'domains': domains['domains']}
 
 
 def spread(
@@ -204,7 +171,8 @@ def _domain(record, domains: Sequence[str]) -> int:
 def _index(source, index_dir, tokenizer, text_field, domains, bad):
   digest = hashlib.sha256(json.dumps(domains).encode())
   size = len(source)
-  column_N = {name: np.zeros(size, t) for name, t in _COLUMNS.items()}
+  columns = index_lib.COLUMNS.items()
+  column_N = {name: np.zeros(size, t) for name, (t, _) in columns}
   path, names = os.path.join(index_dir, 'ids.bin'), []
   count = total = 0
   with open(path, 'wb') as f:

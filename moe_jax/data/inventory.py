@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_jax import manifest
-from moe_jax.data import documents as documents_lib
+from moe_jax.data import documents as documents_lib, index as index_lib
 
 _SHOWN = 3  # names of a kind
 _LONGEST = 700  # characters
@@ -101,7 +101,7 @@ def _listed(root: str, index: str) -> dict[str, list[tuple[str, int]]] | None:
     return None
   if manifest.fault(pathlib.Path(path)):
     return None
-  found = documents_lib.columns(path)
+  found = index_lib.columns(path)
   out = collections.defaultdict(list)
   names = found['names'] or [f'document {n}' for n in found['record']]
   for n, (domain, hash_) in enumerate(zip(found['domain'], found['hash'])):

@@ -95,7 +95,10 @@ class SentencePiece(_Vocabulary):
   def __init__(self, path: str, sentinels: int = 100):
     content = _read(path)
     module = _optional('sentencepiece')
-    self._model = module.SentencePieceProcessor(model_proto=content)
+    try:
+      self._model = module.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as e:
+      raise UserError(f'no SentencePiece model in {path!r}: {e}') from None
     size, pad = self._model.get_piece_size(), self._model.pad_id()
     super().__init__(
       *('sentencepiece', path, content, size, pad),
@@ -121,8 +124,7 @@ class HuggingFace(_Vocabulary):
     sentinels: int = 100,
   ):
     content = _read(path)
-    module = _optional('tokenizers')
-    self._model = module.Tokenizer.from_str(content.decode())
+    self._model = _tokenizer('tokenizer', path, content)
     size = self._model.get_vocab_size()
     pad_id, eos_id = (self._model.token_to_id(t) for t in (pad, eos))
     super().__init__('hf', path, content, size, pad_id, eos_id, sentinels)
@@ -223,14 +225,13 @@ class Bpe:
     return model.to_str().encode()
 
   def _load(self, path: str) -> None:
-    module = _optional('tokenizers')
+    self._model = _tokenizer('BPE', path, self.content)
+    there = self._model.get_vocab()
     try:
-      self._model = module.Tokenizer.from_str(self.content.decode())
-      there = self._model.get_vocab()
       self._bytes = [b''] * len(there)
       for piece, i in there.items():
         self._bytes[i] = piece.encode('latin-1')
-    except Exception as e:  # the library raises no narrower ones
+    except (IndexError, UnicodeEncodeError) as e:
       raise UserError(f'no BPE in {path!r}: {e}') from None
     # A short text has fewer pieces than there is room for.
     if len(there) > self._pieces or not set(map(chr, range(256))) <= set(there):
@@ -282,6 +283,16 @@ def _read(path: str) -> bytes:
     raise UserError(f'no tokenizer file at {path!r}')
   with open(path, 'rb') as f:
     return f.read()
+
+
+def _tokenizer(what: str, path: str, content: bytes):
+  """The library's object of a tokenizer.json."""
+  module = _optional('tokenizers')
+  try:
+    return module.Tokenizer.from_str(content.decode())
+  except Exception as e:  # the library raises no narrower ones
+    said = ' '.join(str(e).split())
+    raise UserError(f'no {what} in {path!r}: {said}') from None
 
 
 def _optional(package: str):

@@ -106,6 +106,11 @@ class MoE:
   def __post_init__(self):
     methods.build(self)
     balancing.check_router(self.balance, self.router)
+    if self.router.reads_experts and self.local_experts:
+      raise UserError(
+        f'local_experts={self.local_experts}: they have no weights for the '
+        f'router {routers.name(self.router)} to read; valid with it: ()'
+      )
     if self.dense_branch not in BRANCHES:
       raise UserError(
         f'dense_branch={self.dense_branch!r}; valid: {", ".join(BRANCHES)}'

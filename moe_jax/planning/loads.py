@@ -35,7 +35,7 @@ def read(path: str) -> np.ndarray:
       continue
     try:
       load_NE = np.array(load, np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
       load_NE = np.empty(0)
     good = load_NE.ndim == 2 and load_NE.size and np.isfinite(load_NE).all()
     if not good or (load_NE < 0).any() or not load_NE.sum(1).all():

@@ -104,8 +104,13 @@ def read(workdir: str) -> Run:
   rows = []
   for i, line in enumerate(json_files.lines(path), 1):
     row = json_files.parse_object(line, f'{path}, line {i}')
-    if not isinstance(row.get('step'), int):
+    if not _is_whole(row.get('step')):
       raise UserError(f"{path}, line {i}: 'step' is no integer")
+    if row.get('moe/load') and not _are_loads(row):
+      raise UserError(
+        f"{path}, line {i}: 'moe/load' is no list of loads for each of"
+        " 'moe/layers'"
+      )
     rows.append(row)
   if not rows:
     raise UserError(f'{path}: empty, no step was logged')
@@ -113,8 +118,40 @@ def read(workdir: str) -> Run:
   config = json_files.read(path)
   path = root / 'summary.json'
   summary = json_files.read(path) if path.is_file() else {}
+  if summary.get('problem') and not _is_problem(summary['problem']):
+    raise UserError(f"{path}: 'problem' does not say what scores are shown")
   name = str(summary.get('name') or root.resolve().name)
   return Run(str(workdir), name, config, rows, summary)
+
+
+def _is_whole(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 1 << 53
+
+
+def _are_loads(row: Mapping[str, Any]) -> bool:
+  """Whether 'moe/load' [layers, E] and 'moe/layers' are of a run of ours."""
+  load, layers = row['moe/load'], row.get('moe/layers') or ()
+  return (
+    isinstance(load, list)
+    and all(isinstance(load_E, list) and load_E for load_E in load)
+    and all(type(v) in (int, float) for load_E in load for v in load_E)
+    and all(abs(v) < 1e300 for load_E in load for v in load_E)
+    and isinstance(layers, list | tuple)
+    and all(map(_is_whole, layers))
+    and len(layers) in (0, len(load))
+  )
+
+
+def _is_problem(found: Any) -> bool:
+  """Whether it is what `problems.base.Problem.described` gives."""
+  if not isinstance(found, dict) or not isinstance(found.get('shown'), list):
+    return False
+  (names,) = _PROBLEM['shown']
+  return isinstance(found.get('loss_unit'), str) and all(
+    isinstance(score, dict)
+    and all(isinstance(score.get(name), str) for name in names)
+    for score in found['shown']
+  )
 
 
 def read_all(workdirs: Sequence[str]) -> list[Run]:
@@ -130,7 +167,10 @@ def read_all(workdirs: Sequence[str]) -> list[Run]:
 def number(summary: Mapping[str, Any], key: str) -> float:
   """The number under `key`; nan where there is none."""
   value = summary.get(key)
-  return float(value) if isinstance(value, int | float) else math.nan
+  try:
+    return float(value) if isinstance(value, int | float) else math.nan
+  except OverflowError:  # of hundreds of digits
+    return math.nan
 
 
 def domains(summary: Mapping[str, Any]) -> list[str]:

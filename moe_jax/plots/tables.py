@@ -252,7 +252,7 @@ def _value(run, key) -> float:
 
 
 def _layers(summary) -> list[int]:
-  found = (re.fullmatch(r'moe/layer_(\d+)/load_max', k) for k in summary)
+  found = (re.fullmatch(r'moe/layer_(\d{1,9})/load_max', k) for k in summary)
   return sorted(int(m[1]) for m in found if m)
 
 

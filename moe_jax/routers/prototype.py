@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax import registry
+from moe_jax import npy_files, registry
 from moe_jax.errors import UserError
 from moe_jax.routers import base
 
@@ -30,7 +30,7 @@ from moe_jax.routers import base
 @functools.cache
 def load(path: str) -> np.ndarray:
   """f32 [M, E, D] of a file."""
-  return np.load(path).astype(np.float32)
+  return npy_files.read(path, 3).astype(np.float32)
 
 
 @registry.register

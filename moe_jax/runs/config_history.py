@@ -14,6 +14,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from moe_jax.errors import UserError
+
 Flat = dict[str, Any]
 
 
@@ -83,6 +85,9 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     config: nested dict; one of today's comes back as it is.
+
+  Raises:
+    ValueError: what has fields is a value, too.
   """
   flat = _flatten(config, '')
   for change in CHANGES:
@@ -93,6 +98,8 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     d = out
     for g in groups:
       d = d.setdefault(g, {})
+      if not isinstance(d, dict):
+        raise UserError(f'config.{name}: {g} is {d!r}, no group of fields')
     d[last] = value
   return out
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_jax.errors import UserError
+from moe_jax.runs import schema
 
 _POSITIVE = frozenset(
   """model.num_layers model.d_model model.num_heads model.d_head model.d_ff
@@ -24,15 +25,8 @@ _NOT_NEGATIVE = frozenset(
 )
 # 0 is dropless.
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
-_WHOLE = (_POSITIVE | _NOT_NEGATIVE) - {
-  'train.clip',
-  'train.z_loss',
-  'train.max_minutes',
-}
-_TUPLES = frozenset(
-  """model.attention moe.balance moe.local_experts data.domains data.weights
-  eval.probes train.keep_at""".split()
-)
+# Each layer is gone through when a model is built.
+_MOST_LAYERS = 10_000
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -107,11 +101,9 @@ def _is_share(value: Any) -> bool:
 def _wanted(name: str, value: Any) -> str:
   """What a named field lacks; '' where nothing is wrong."""
   name = name.replace('moe.decoder.', 'moe.')
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if name in _TUPLES and not isinstance(value, tuple):
-    return 'a tuple'
-  if name in _WHOLE and not (number and isinstance(value, int)):
-    return 'a whole number'
+  kind, number = schema.type_of(name), schema.fits(value, float)
+  if kind not in (None, float) and not schema.fits(value, kind):
+    return schema.WANTED[kind]
   if name in _POSITIVE and value < 1:
     return 'a number above 0'
   if name in _NOT_NEGATIVE and not (number and value >= 0):
@@ -124,4 +116,8 @@ def _wanted(name: str, value: Any) -> str:
     return 'a tuple of shares of the steps, above 0 and at most 1,'
   if name == 'train.distill' and not (number and 0 <= value <= 1):
     return 'a weight from 0 to 1'
+  if name == 'model.num_layers' and value > _MOST_LAYERS:
+    return f'a number up to {_MOST_LAYERS}'
+  if kind is float and not number:
+    return schema.WANTED[kind]
   return ''

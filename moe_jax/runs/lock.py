@@ -43,7 +43,7 @@ def hold(directory: str | os.PathLike, take_over: bool = False) -> None:
   if _mine(directory):
     return
   while True:
-    f = open(directory / FILE, 'a+')
+    f = open(directory / FILE, 'a+', errors='replace')
     try:
       try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +140,7 @@ def _same(f: TextIO, directory: pathlib.Path) -> bool:
 
 def _read(path: pathlib.Path) -> dict | None:
   try:
-    with open(path) as f:
+    with open(path, errors='replace') as f:
       return _owner(f)
   except FileNotFoundError:
     return None
@@ -152,7 +152,7 @@ def _owner(f: TextIO) -> dict | None:
   try:
     owner = json_files.parse(f.read(), FILE)
     return {'host': str(owner['host']), 'pid': int(owner['pid'])}
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, OverflowError):
     return None
 
 

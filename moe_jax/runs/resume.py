@@ -10,6 +10,7 @@ from moe_jax.errors import UserError
 from moe_jax.runs import (
   checkpoint,
   config_history,
+  configs,
   meta,
   workdir as workdir_lib,
   writers,
@@ -102,8 +103,9 @@ def _lost(path: pathlib.Path) -> str:
   # A save waits for the one before it, so the first is on disk by then.
   done = writers.last_step(path)
   if done:
-    every = workdir_lib.read_config(path)['train']['checkpoint_every']
-    if every and done > 2 * every:
+    found = configs.flatten(workdir_lib.read_config(path))
+    every = found.get('train.checkpoint_every')
+    if type(every) is int and every and done > 2 * every:
       return f'metrics of {done} steps, a checkpoint every {every}'
   return ''
 
@@ -113,8 +115,16 @@ def row(data: Mapping[str, Any]) -> int:
 
   Rows are numbered through, so that another batch size neither skips nor
   repeats any. Checkpoints used to have the step alone.
+
+  Raises:
+    ValueError: a checkpoint that tells neither.
   """
-  if 'rows' in data:
-    return data['rows']
-  config = config_history.upgrade(data['config'])
-  return data['data_step'] * config['train']['batch_size']
+  found, config = data.get('rows'), data.get('config')
+  if 'rows' not in data and isinstance(config, Mapping):
+    flat = configs.flatten(config_history.upgrade(config))
+    found, size = data.get('data_step'), flat.get('train.batch_size')
+    both = type(found) is int and type(size) is int
+    found = found * size if both else None
+  if type(found) is not int or found < 0:
+    raise UserError('the checkpoint does not tell what it was trained on')
+  return found

@@ -23,7 +23,7 @@ from absl import logging
 
 from moe_jax import json_files
 from moe_jax.errors import UserError
-from moe_jax.runs import config_history, configs, lock, writers
+from moe_jax.runs import config_history, configs, lock, schema, writers
 
 _CONFIG, _DATA = 'config.json', 'data'
 _SUMMARY = 'summary.json'
@@ -132,6 +132,16 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
   except (OSError, ValueError) as e:
     raise UserError(f'cannot read {path}: {e}') from None
   return config_history.upgrade(config)
+
+
+def load_config(workdir: str | os.PathLike) -> Any:
+  """The locked ConfigDict of a run, whose fields are all there and known.
+
+  Raises:
+    ValueError: as `read_config`, or names the field that is not as it should.
+  """
+  where = str(pathlib.Path(workdir) / _CONFIG)
+  return configs.from_dict(schema.known(read_config(workdir), where))
 
 
 def withdraw(workdir: str | os.PathLike) -> None:

@@ -9,6 +9,8 @@ from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.studies import report, study as study_lib, verdicts
 
+_TEXTS = """sentence paper table kind direction against_0 verdict""".split()
+_NUMBERS = ('difference', 'low', 'high')
 HEADER = ('claim', 'source', 'difference here, 95 %', '0', 'counts', 'verdict')
 
 
@@ -24,12 +26,45 @@ def read(root: str | os.PathLike) -> list[dict[str, Any]]:
   paths = sorted(pathlib.Path(root).glob(f'*/{report.CLAIMS}'))
   if not paths:
     raise UserError(f'{root} holds no */{report.CLAIMS}')
-  found = [json_files.read(p) | {'dir': str(p.parent)} for p in paths]
+  found = [_kept(p) | {'dir': str(p.parent)} for p in paths]
   found.sort(key=lambda s: study_lib.SIZES.index(s['size']))
   # What is no paper's is how a study was prepared.
   found = [s for s in found if any(c['paper'] != 'none' for c in s['claims'])]
   first = {s['study']: s for s in reversed(found)}
   return [first[name] for name in sorted(first)]
+
+
+def _kept(path: pathlib.Path) -> dict[str, Any]:
+  """What a claims.json holds; ValueError where it is none."""
+  kept = json_files.read(path)
+  claims = kept.get('claims')
+  fits = (
+    kept.get('size') in study_lib.SIZES
+    and isinstance(kept.get('study'), str)
+    and isinstance(claims, list)
+    and all(map(_is_claim, claims))
+  )
+  if not fits:
+    raise UserError(
+      f'{path} holds no verdicts; experiments.verdict writes them'
+    )
+  return kept
+
+
+def _is_claim(claim: Any) -> bool:
+  if not isinstance(claim, dict):
+    return False
+  number = lambda v: type(v) in (int, float) and abs(v) < 1e300
+  return (
+    all(isinstance(claim.get(k), str) for k in _TEXTS)
+    and all(k in claim for k in _NUMBERS)
+    and all(claim[k] is None or number(claim[k]) for k in _NUMBERS)
+    and (claim['difference'] is None or None not in map(claim.get, _NUMBERS))
+    and number(claim.get('smallest_effect'))
+    and claim['direction'] in study_lib.DIRECTIONS
+    and claim['kind'] in study_lib.KINDS
+    and claim['verdict'] in report.OUTCOMES
+  )
 
 
 PAGE = """# What the papers' claims came to here

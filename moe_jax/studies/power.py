@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.runs import writers
 from moe_jax.studies import results, study as study_lib, verdicts
@@ -181,6 +182,28 @@ def record(
       {k: known(v) for k, v in dataclasses.asdict(p).items()} for p in found
     ],
   }
+
+
+def read(workdir: str | os.PathLike) -> dict[str, Any]:
+  """power.json of a workdir; {} where there is none.
+
+  Raises:
+    ValueError: another thing of that name.
+  """
+  path = pathlib.Path(workdir) / FILE
+  if not path.exists():
+    return {}
+  kept = json_files.read(path)
+  claims = kept.get('claims')
+  texts = lambda d, *names: all(isinstance(d.get(n), str) for n in names)
+  if not (
+    texts(kept, 'date')
+    and isinstance(claims, list)
+    and all(isinstance(c, dict) for c in claims)
+    and all(texts(c, 'claim', 'why_not') for c in claims)
+  ):
+    raise UserError(f'{path} does not say what can be tested; see --power')
+  return kept
 
 
 def untestable(kept: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.plots import ablations, style
 from moe_jax.runs import writers
@@ -95,10 +94,10 @@ def decided(
   Raises:
     ValueError: it is younger than the runs.
   """
-  path = pathlib.Path(workdir) / power.FILE
-  if not path.exists():
+  kept = power.read(workdir)
+  if not kept:
     return {}
-  kept = json_files.read(path)
+  path = pathlib.Path(workdir) / power.FILE
   arms = [r['date'] for r in rows if r['stage'] == 'arm']
   if arms and kept['date'] > min(arms):
     raise UserError(
@@ -342,3 +341,17 @@ def source(
     raise UserError(f'{workdir} holds results of {len(found)} sweeps')
   path, _, size, flags = json.loads(found.pop())
   return f'{results.source(pathlib.Path(workdir), path)}:{size}', flags
+
+
+def check_own(spec: str) -> None:
+  """Raises ValueError where a study that results name is not of `configs/`.
+
+  Reading it runs it, and whoever wrote the results chose it.
+  """
+  path = spec.rpartition(':')[0]
+  own = pathlib.Path('configs').resolve()
+  if own not in pathlib.Path(path).resolve().parents:
+    raise UserError(
+      f'the results name the study file {path!r}, which is none of {own} and'
+      f' would be run; if you trust it: --study={path}'
+    )

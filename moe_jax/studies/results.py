@@ -22,10 +22,10 @@ import moe_jax
 from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.runs import config_history, configs
-from moe_jax.studies import study as study_lib
+from moe_jax.studies import rows as rows_lib, study as study_lib
 
 FILE, _SOURCE = 'results.jsonl', 'study.txt'
-DONE, DIVERGED, FAILED = 'done', 'diverged', 'failed'
+DONE, DIVERGED, FAILED = rows_lib.DONE, rows_lib.DIVERGED, rows_lib.FAILED
 # What a run need not be done again for.
 FINISHED = (DONE, DIVERGED)
 _PATHS = (
@@ -145,18 +145,24 @@ def for_keeping(row: Row) -> Row:
 
 
 def read(path: pathlib.Path) -> list[Row]:
-  """The lines of a file, [] where there is none; torn lines are left out."""
+  """The lines of a file, [] where there is none.
+
+  What is torn, or no row, is left out with a line in the log.
+  """
   if not path.exists():
     return []
   rows = []
-  for number, line in enumerate(json_files.lines(path)):
-    try:
-      where = f'{path}, line {number + 1}'
-      row = json_files.parse(line, where) if line.strip() else None
-    except UserError:
-      logging.warning('%s: line %s is torn', path, number + 1)
+  for number, line in enumerate(json_files.lines(path), 1):
+    if not line.strip():
       continue
-    if isinstance(row, dict) and {'arm', 'seed', 'status'} <= row.keys():
+    try:
+      row = json_files.parse(line, f'{path}, line {number}')
+    except UserError:
+      logging.warning('%s: line %s is torn', path, number)
+      continue
+    if fault := rows_lib.fault(row):
+      logging.warning('%s: line %s is no row: %s', path, number, fault)
+    else:
       rows.append(row)
   return rows
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_jax.errors import UserError
 from moe_jax.parallel import axes as axes_lib
-from moe_jax.runs import configs, workdir as workdir_lib
+from moe_jax.runs import workdir as workdir_lib
 from moe_jax.training import fresh_rules, session as session_lib
 
 
@@ -55,7 +55,7 @@ class Generator:
       ValueError: no run or no usable checkpoint there, or a run on what is no
         text.
     """
-    config = configs.from_dict(workdir_lib.read_config(workdir))
+    config = workdir_lib.load_config(workdir)
     problem = session_lib.choose_problem(config).with_kept(str(workdir))
     self.tokenizer = problem.tokenizer()
     self._session = session_lib.plan(config, mesh_spec, splits=())

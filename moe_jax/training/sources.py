@@ -8,7 +8,7 @@ import jax
 
 from moe_jax.errors import UserError
 from moe_jax.problems import base as problems
-from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
+from moe_jax.runs import checkpoint, workdir as workdir_lib
 from moe_jax.training import checks, session as session_lib, state as state_lib
 
 
@@ -88,7 +88,7 @@ def find(
     return None
   name = f'train.{field}'
   try:
-    theirs = configs.from_dict(workdir_lib.read_config(workdir))
+    theirs = workdir_lib.load_config(workdir)
     found = checkpoint.shapes(pathlib.Path(workdir) / 'checkpoints')
   except ValueError as e:
     raise UserError(f'{name}={workdir}: {e}') from None
