@@ -41,6 +41,7 @@ FIELDS = {
   'train.steps': 2,
   'train.checkpoint_every': 1,
   'train.eval_every': 1,
+  'train.keep_best': 'eval/loss',
   'train.schedule': 'constant(value=3.0)',
 }
 CASES = collections.defaultdict(set)
@@ -178,6 +179,11 @@ def test_evaluate_reads_the_step_that_is_asked_for(run):
   assert [s['eval/loss'] for s in (first, newest)] == pytest.approx(losses)
   with pytest.raises(ValueError, match=r'no step 9 in .*; there are: 1, 2'):
     run.evaluate('--step=9')
+  best, _ = run.evaluate('--step=best')
+  assert best['step'] == read(run.workdir / 'summary.json')['best_step']
+  assert best['eval/loss'] == min(s['eval/loss'] for s in (first, newest))
+  with pytest.raises(ValueError, match="--step=-1; a number or 'best' is want"):
+    run.evaluate('--step=-1')
   at = run.workdir / 'evaluation'
   shutil.rmtree(at)
   at.write_text('')  # under a file not even root can write

@@ -74,6 +74,9 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('model.residual_scale', 1.0),
   Added('model.embedding_scale', 1.0),
   Added('model.logit_scale', 0.0),
+  Added('train.keep_best', ''),
+  Added('train.on_spike', 'ignore()'),
+  Added('train.max_step_minutes', 0.0),
 )
 
 

@@ -20,7 +20,8 @@ _POSITIVE = frozenset(
 _NOT_NEGATIVE = frozenset(
   """seed cpu_devices model.vocab_size train.eval_every train.checkpoint_every
   train.check_replicas_every train.clip train.z_loss eval.max_bytes
-  eval.max_examples data.max_bytes train.max_minutes""".split()
+  eval.max_examples data.max_bytes train.max_minutes
+  train.max_step_minutes""".split()
 )
 # 0 is dropless.
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
@@ -28,6 +29,7 @@ _WHOLE = (_POSITIVE | _NOT_NEGATIVE) - {
   'train.clip',
   'train.z_loss',
   'train.max_minutes',
+  'train.max_step_minutes',
 }
 _TUPLES = frozenset(
   """model.attention moe.balance moe.local_experts data.domains data.weights

@@ -26,15 +26,19 @@ class Begun:
   """Where a run takes up: after `step` steps of `rows` rows in all.
 
   Attributes:
-    state: of the train state.
+    state: of the train state; None where it was taken.
     step, rows: done before.
     kept: what the checkpoint has beside its arrays; {} of a fresh run.
   """
 
-  state: state_lib.TrainState
+  state: state_lib.TrainState | None
   step: int
   rows: int
   kept: dict[str, Any]
+
+  def row(self, step: int, session: session_lib.Session) -> int:
+    """The first row not trained on, after a step of this start or its last."""
+    return self.rows + (step - self.step) * session.config.train.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
