@@ -39,6 +39,9 @@ _ALLOW = flags.DEFINE_list(
 _ALLOW_DOWNLOAD = flags.DEFINE_bool(
   'allow_download', False, 'Let TFDS download and prepare a missing data set.'
 )
+_DEBUG = flags.DEFINE_bool(
+  'debug_nonfinite', False, 'Name the layer that makes the first nan, if any.'
+)
 flags.mark_flag_as_required('config')
 flags.adopt_module_key_flags(processes)
 flags.adopt_module_key_flags(modules)
@@ -61,6 +64,7 @@ def main(_: list[str]) -> None:
     take_over=_TAKE_OVER.value,
     allow=tuple(_ALLOW.value),
     allow_download=_ALLOW_DOWNLOAD.value,
+    debug_nonfinite=_DEBUG.value,
   )
   if jax.process_index() == 0:
     page = report.write(workdir)

@@ -6,7 +6,7 @@ import pytest
 from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, pruning
 from moe_jax.training import bests
-from tests import test_resume, tiny
+from tests import mains, test_resume, tiny
 
 made, runs = test_resume.made, test_resume.runs  # the fixtures
 BEST = {
@@ -48,6 +48,14 @@ def test_it_stays_while_it_is_the_best(runs):
   with pytest.raises(ZeroDivisionError):
     runs(**BEST)
   assert on_disk(runs) == [3, 4] and best(runs) == 3  # step 6 was no better
+  with mains.loaded('steps') as steps:
+    for given, step in (('best', 3), ('4', 4), (None, None)):
+      mains.FLAGS(['evaluate', *([f'--step={given}'] if given else [])])
+      assert steps.chosen(str(runs.workdir)) == step
+      mains.FLAGS['step'].value = None
+    mains.FLAGS(['evaluate', '--step=-1'])
+    with pytest.raises(ValueError, match="=-1; a number or 'best' is wanted"):
+      steps.chosen(str(runs.workdir))
   scored(runs, LOSSES)
   assert runs(**BEST)['best_step'] == 3  # known to who goes on at step 4
   assert on_disk(runs) == [3, 9] and best(runs) == 3

@@ -44,6 +44,7 @@ def train(
   take_over: bool = False,
   allow: tuple[str, ...] = (),
   allow_download: bool = False,
+  debug_nonfinite: bool = False,
   session: session_lib.Session | None = None,
 ) -> dict[str, Any]:
   """Trains, evaluates and writes `workdir`; resumes what is there.
@@ -55,6 +56,8 @@ def train(
     take_over: take the lock that a dead run on another host left.
     allow: config fields that may differ from the earlier run's.
     allow_download: lets TFDS download.
+    debug_nonfinite: where a step is not finite, say which value was the first,
+      and in which layer.
     session: of a config that differs in its seed alone: its data and compiled
       programs are used again.
 
@@ -118,7 +121,8 @@ def train(
   ):
     leaving.callback(workdir_lib.release, workdir)
     run = run_lib.Run(session, workdir, config_dict, checkpoints, teacher)
-    summary = _train(run, functools.partial(run.start, begin), stop)
+    start = functools.partial(run.start, begin)
+    summary = _train(run, start, stop, debug_nonfinite)
     # Of a run that was over, only what an evaluation gives is new.
     summary |= earlier
     if lead:
@@ -138,10 +142,13 @@ def _find(config, session, workdir, allow_download, restart, done) -> None:
 
 
 def _train(
-  run: run_lib.Run, begin: Callable[[], run_lib.Begun], stop: stopping.Stop
+  run: run_lib.Run,
+  begin: Callable[[], run_lib.Begun],
+  stop: stopping.Stop,
+  debug: bool,
 ) -> dict[str, Any]:
   """To the last step, with what bad steps are run again; the summary."""
-  trials = trials_lib.Trials(run, begin)
+  trials = trials_lib.Trials(run, begin, debug)
   if run.lead and trials.start.step < run.session.config.train.steps:
     starts.count(run.workdir)
   minutes = run.session.config.train.max_step_minutes
@@ -186,6 +193,7 @@ def _steps(
     log.opened(writer, bar)
     for step in range(start.step + 1, c.steps + 1):
       batch = s.put(next(batches))
+      trials.look(step, state, batch)
       state, metrics = step_fn(state, batch)
       log.step(step, metrics)
       trials.passed(step - 1)

@@ -38,6 +38,10 @@ class BadStepError(Exception):
     self.step, self.what, self.last = step, what, last
     self.seen, self.rollbacks = (what, seen), rollbacks
 
+  @property
+  def spike(self) -> bool:
+    return self.rollbacks is not None
+
 
 def check_metrics(step: int, metrics: Mapping[str, Any]) -> None:
   """Raises where a step's loss or gradient is not finite."""

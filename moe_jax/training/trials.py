@@ -15,10 +15,12 @@ does; there the step alone runs again, on data that were kept.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from moe_jax.errors import MachineError, NotFiniteError, SpikedError
 from moe_jax.training import (
   bad_batches,
+  nonfinite,
   run as run_lib,
   spikes,
   state as state_lib,
@@ -32,14 +34,20 @@ _MOST = 3
 class Trials:
   """Of one start of a run."""
 
-  def __init__(self, run: run_lib.Run, begin: Callable[[], run_lib.Begun]):
+  def __init__(
+    self,
+    run: run_lib.Run,
+    begin: Callable[[], run_lib.Begun],
+    debug: bool = False,
+  ):
     """Before the first step.
 
     Args:
       run: whose steps are tried.
       begin: -> its newest checkpoint, or its beginning.
+      debug: say where a value that is not finite comes from.
     """
-    self._run, self._begin = run, begin
+    self._run, self._begin, self._debug = run, begin, debug
     self._policy = spikes.policy(run.session.config)
     self._awaited: stops.BadStepError | None = None
     self._faults = 0
@@ -56,9 +64,11 @@ class Trials:
     self._start = dataclasses.replace(self._start, state=None)
     return state
 
-  def awaits(self, step: int) -> bool:
-    """Whether this step was bad, and is about to run again."""
-    return self._awaited is not None and self._awaited.step == step
+  def look(self, step: int, state: Any, batch: Any) -> None:
+    """Says what is not finite in a step that is about to run again."""
+    found = self._awaited
+    if self._debug and found and found.step == step and not found.spike:
+      self._say(nonfinite.report(self._run, step, state, batch))
 
   def passed(self, step: int) -> None:
     """Tells that this step and those before it were good.
@@ -102,7 +112,7 @@ class Trials:
         f'bad again, with other bits (before, {before.what}): the machine, or'
         ' operations that are not deterministic'
       )
-    if found.rollbacks is not None:
+    if found.spike:
       self._roll_back(found, verdict)
     else:
       raise NotFiniteError(self._end(found, verdict))
