@@ -10,7 +10,10 @@ table of the scores: bits per byte of text, accuracy of a task (`data.task`),
 those of another problem (`data.problem`). A second start resumes; another
 config in the same workdir is refused unless --restart or --allow says
 otherwise. SIGTERM, SIGUSR1 and Ctrl-C let the step finish and save it; the exit
-code is 143, or 130. A second one ends the run at once.
+code is 143, or 130. A second one ends the run at once. A step whose numbers are
+not finite is run again, to tell the machine from the data; its batch is kept in
+bad_batches/. Exit code 74 is a machine that gave other numbers too often, 75 a
+hang (`train.max_step_minutes`).
 """
 
 import os

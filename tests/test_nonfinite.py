@@ -105,7 +105,7 @@ def test_it_looks_where_the_flag_says_so(tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def model():
   """(session, state, batch) of four layers, the MoE layers 1 and 3."""
-  config = tiny.config(**{'mesh': 'exact()', 'model.num_layers': 4})
+  config = tiny.config(**{'model.num_layers': 4})
   s = session_lib.plan(config)
   state = state_lib.init(s.model, s.tx, s.dummy, 0, s.shardings)
   rng = np.random.default_rng(0)

@@ -30,16 +30,27 @@ def save(run: run_lib.Run, step: int, first_row: int, why: str) -> None:
   """
   if not run.lead:
     return
-  data, config = run.session.data, run.session.config
-  folder = pathlib.Path(run.workdir) / _FOLDER
-  path = folder / f'step_{step}_row_{first_row}.npz'
-  rows = range(first_row, first_row + config.train.batch_size)
+  size = run.session.config.train.batch_size
+  rows = range(first_row, first_row + size)
+  name = f'step_{step}_row_{first_row}.npz'
+  path = pathlib.Path(run.workdir) / _FOLDER / name
+  try:
+    _save(run, step, rows, why, path)
+  except OSError as e:  # which is no reason to end, or to end otherwise
+    print(f'step {step}: its batch is not kept: {e.strerror}', flush=True)
+
+
+def _save(
+  run: run_lib.Run, step: int, rows: range, why: str, path: pathlib.Path
+) -> None:
+  folder, data = path.parent, run.session.data
+  seed = run.session.config.seed
   folder.mkdir(exist_ok=True)
   there = len(list(folder.glob('step_*.npz')))
   if path.exists() or there >= _MOST:
     return
-  made = batches.stack([data.train_row(config.seed, row) for row in rows])
-  sources = [(name, r) for r in rows for name in data.sources(config.seed, r)]
+  made = batches.stack([data.train_row(seed, row) for row in rows])
+  sources = [(name, r) for r in rows for name in data.sources(seed, r)]
   facts = {
     'rows': np.array(rows, np.int64),
     'documents': np.array([name for name, _ in sources], np.str_),
@@ -50,7 +61,7 @@ def save(run: run_lib.Run, step: int, first_row: int, why: str) -> None:
   # Renamed when whole: a name that is there says that the file can be read.
   tmp = folder / f'.{path.name}'
   with open(tmp, 'wb') as f:
-    np.savez_compressed(f, **made, **facts)
+    np.savez_compressed(f, **(made | facts))
   tmp.rename(path)
   last = f', the last of {_MOST} that are kept' if there + 1 == _MOST else ''
   print(

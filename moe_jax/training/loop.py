@@ -228,6 +228,7 @@ def _steps(
           run.checkpoints.wait()
           raise stop.error(step)
       watchdog.alive(step)
+  watchdog.alive(c.steps, judges=True)
   if start.step >= c.steps:  # killed after the last checkpoint, or judged anew
     scores = stops.judge(start.step, evaluate, state)
   summary = scores | evaluate.floor() | log.summary(rate) | best.summary()
