@@ -90,8 +90,9 @@ def test_an_interrupted_run_comes_to_the_same_bits(runs, made, tmp_path):
   summary = straight(**SPIKE)
   assert summary['rollbacks'] == 2
   watched = Watched(runs, made, bad=[7, 12])
-  # (step, batch); of the third, nothing since the rollback was saved.
-  stops = {(5, 4): 1, (7, 6): 0, (7, 9): 0, (8, 14): 1, (11, 17): 0}
+  # (step, batch): of the second, nothing since the rollback was saved; the
+  # third saves a step that an undisturbed run cannot go back to.
+  stops = {(5, 4): 1, (7, 9): 0, (8, 10): 1, (8, 14): 1, (11, 17): 0}
 
   def hurt(state, step):
     told = stops.pop((step, watched.seen[-1][1]), None)

@@ -55,35 +55,57 @@ def ends(monkeypatch):
   return found
 
 
-LIMIT = {'train__max_step_minutes': 0.5 / 60, 'train__steps': 5}
+LIMIT = {'train__max_step_minutes': 1.0, 'train__steps': 5}
 
 
-def test_a_step_that_sleeps_is_found(runs, ends):
+@pytest.fixture
+def clock(monkeypatch):
+  """Lets minutes go by, and the thread look at the clock."""
+  now = [0.0]
+  fake = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(watchdog, 'time', fake)
+  monkeypatch.setattr(watchdog, '_SHARE', 1e-4)
+
+  def go_by(minutes, until):
+    now[0] += 60 * minutes
+    for _ in range(2000):
+      time.sleep(0.01)
+      if until():
+        return
+
+  return go_by
+
+
+def test_a_step_that_sleeps_is_found(runs, ends, clock):
   def hurt(state, step):
-    time.sleep(1.0 if step == 4 else 0)
+    if step == 4:
+      clock(1.5, until=lambda: len(ends) == 2)
     return state
 
   runs.hurt = hurt
   runs(**LIMIT)
   line, code = ends
-  assert b'after step 2' in line or b'after step 3' in line
-  assert b'train.max_step_minutes=0.00833333' in line and code == 75
+  assert b'error: nothing has ended for 1 minutes, after step 2' in line
+  assert b'(train.max_step_minutes=1)' in line and code == 75
 
 
-def test_what_is_known_to_be_long_is_no_hang(runs, ends):
+def test_what_is_known_to_be_long_is_no_hang(runs, ends, clock):
   """The first step compiles, an evaluation is of many batches."""
+  polls = iter(range(100))
+  wait = lambda: next(polls) % 10 == 9  # ten looks of the thread
 
   def hurt(state, step):
-    time.sleep(0.7 if step == 1 else 0)
+    if step == 1:
+      clock(1.5, until=wait)
     return state
 
   def scores(*state):
-    time.sleep(0.7)
+    clock(1.5, until=wait)
     return {'eval/loss': 2.0}
 
   runs.hurt, runs.scores = hurt, scores
   runs(**LIMIT)
-  time.sleep(0.7)  # nor what is over
+  clock(99, until=wait)  # nor what is over
   assert ends == []
 
 

@@ -157,6 +157,9 @@ def _evaluate(jaxpr, consts, args, scope, places, leaving=()):
       for v, out in zip(eqn.outvars, outs)
       if leave(v, set()) - {tuple(_parts(own))}
     ]
+    if not _parts(own):
+      # Around the model the loss is made, which no module is given.
+      left += [v for v in outs if not jnp.ndim(v)]
     if left and name != 'scan':
       places.append((own, name))
       made.append(_code(left))
@@ -262,15 +265,12 @@ def report(
     place, code = found
     line = f'step {step}: {_KINDS[code]} is first made '
     line += describe(place, places)
-    if place.backward:
-      line += ': the loss is finite, its gradient is not'
-  after, _ = jax.eval_shape(f, state, batch)
-  leaves = [
-    name
-    for name, code in zip(checkpoint.named(after), codes)
-    if code and name.startswith('params/')
-  ]
+  out = jax.tree.structure(jax.eval_shape(f, state, batch))
+  after, metrics = out.unflatten(codes)
+  if not (metrics['loss'] or metrics['total_loss']):
+    line += '; the loss is finite, its gradient or the update is not'
+  leaves = [k for k, code in checkpoint.named(after.params).items() if code]
   if leaves:
     more = f' and {len(leaves) - 1} more' if len(leaves) > 1 else ''
-    line += f'; after the update not finite: {leaves[0]}{more}'
+    line += f'; after the update not finite: params/{leaves[0]}{more}'
   return line

@@ -18,6 +18,8 @@ CODE = 75
 # The first step of a start compiles, and waits for the others; an evaluation
 # has many batches.
 _LONG = 10
+# Of the limit, after which the clock is looked at again.
+_SHARE = 0.25
 
 
 class Watchdog:
@@ -56,7 +58,7 @@ class Watchdog:
       if left <= 0:
         break
       # What is allowed may be less by then.
-      if self._over.wait(min(left, 15 * self._minutes)):
+      if self._over.wait(min(left, 60 * self._minutes * _SHARE)):
         return
     line = (
       f'error: nothing has ended for {self._allowed / 60:g} minutes, after step'
