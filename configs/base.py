@@ -121,12 +121,19 @@ def get_config() -> ml_collections.ConfigDict:
   train.keep = 2
   # Shares of the steps after which a checkpoint is written and never deleted.
   train.keep_at = ()
+  # The score whose best checkpoint is kept, too: 'eval/loss', ''.
+  train.keep_best = ''
   # Where loss or gradient are not finite: 'stop', or 'skip' the step, at most
   # so many in a row.
   train.on_nonfinite = 'stop'
   train.max_skips = 10
+  # Where the loss is far above what it was: 'ignore()', or 'rollback()' to a
+  # checkpoint and past these batches.
+  train.on_spike = 'ignore()'
   # Of a start; then a checkpoint is written, and the next start goes on.
   train.max_minutes = 0.0
+  # Without a step's end, or what follows it; then the process ends. 0 is never.
+  train.max_step_minutes = 0.0
   # Workdir of a run whose last parameters are the start; of them all, or what
   # is no part of an MoE layer (a dense student's from a sparse teacher).
   train.init_from = ''

@@ -71,7 +71,7 @@ def run(
       print('interrupted', file=sys.stderr)
       sys.exit(130)
     except UserError as e:
-      _fail(str(e))
+      _fail(str(e), getattr(e, 'code', 1))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
       _fail(_last_line(e))
     except Exception as e:
@@ -264,6 +264,6 @@ def _stop(number: int, frame) -> None:
   raise StoppedError(f'{signal.Signals(number).name}: ended')
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 1) -> None:
   print(f'error: {" ".join(message.split())}', file=sys.stderr)
-  sys.exit(1)
+  sys.exit(code)

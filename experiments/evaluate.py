@@ -16,7 +16,7 @@ import os
 import jax
 from absl import flags
 
-from experiments import cli, modules, processes
+from experiments import cli, modules, processes, steps
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
@@ -31,9 +31,9 @@ _CPU_DEVICES = flags.DEFINE_integer(
 _CAPACITY = flags.DEFINE_float(
   'capacity_factor', None, "In place of the run's; 0 is dropless."
 )
-_STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
 flags.adopt_module_key_flags(processes)
 flags.adopt_module_key_flags(modules)
+flags.adopt_module_key_flags(steps)
 
 
 def main(_: list[str]) -> None:
@@ -43,7 +43,8 @@ def main(_: list[str]) -> None:
   from moe_jax.plots import tables
   from moe_jax.runs import writers
 
-  session, evaluate, state = _open(_WORKDIR.value, _CAPACITY.value, _STEP.value)
+  step = steps.chosen(_WORKDIR.value)
+  session, evaluate, state = _open(_WORKDIR.value, _CAPACITY.value, step)
   summary = evaluate(state.params, state.balance) | evaluate.floor()
   summary |= session.problem.described()
   summary['step'] = int(state.step)

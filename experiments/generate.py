@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from experiments import cli, modules, processes
+from experiments import cli, modules, processes, steps
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Workdir of the training run.', required=True
@@ -28,7 +28,6 @@ _TOP_K = flags.DEFINE_integer('top_k', 0, 'Draw from so many; 0: from all.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Draw from so much probability.')
 _STOP = flags.DEFINE_string('stop', '', 'A token that ends a sample, too.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
-_STEP = flags.DEFINE_integer('step', None, 'Checkpoint; default the newest.')
 _OUT = flags.DEFINE_string('out', '', 'File for the samples, in raw bytes.')
 _MESH = flags.DEFINE_string('mesh', 'auto()', 'Mesh to decode on.')
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -36,6 +35,7 @@ _CPU_DEVICES = flags.DEFINE_integer(
 )
 flags.adopt_module_key_flags(processes)
 flags.adopt_module_key_flags(modules)
+flags.adopt_module_key_flags(steps)
 
 
 def main(_: list[str]) -> None:
@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     sys.stdin.buffer.read() if p == '-' else p.encode() for p in _PROMPT.value
   ]
   generator = generation.Generator(
-    _WORKDIR.value, mesh_spec=_MESH.value, step=_STEP.value
+    _WORKDIR.value, mesh_spec=_MESH.value, step=steps.chosen(_WORKDIR.value)
   )
   texts = generator(
     prompts,

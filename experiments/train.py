@@ -10,7 +10,10 @@ table of the scores: bits per byte of text, accuracy of a task (`data.task`),
 those of another problem (`data.problem`). A second start resumes; another
 config in the same workdir is refused unless --restart or --allow says
 otherwise. SIGTERM, SIGUSR1 and Ctrl-C let the step finish and save it; the exit
-code is 143, or 130. A second one ends the run at once.
+code is 143, or 130. A second one ends the run at once. A step whose numbers are
+not finite is run again, to tell the machine from the data; its batch is kept in
+bad_batches/. Exit code 74 is a machine that gave other numbers too often, 75 a
+hang (`train.max_step_minutes`).
 """
 
 import os
@@ -39,6 +42,9 @@ _ALLOW = flags.DEFINE_list(
 _ALLOW_DOWNLOAD = flags.DEFINE_bool(
   'allow_download', False, 'Let TFDS download and prepare a missing data set.'
 )
+_DEBUG = flags.DEFINE_bool(
+  'debug_nonfinite', False, 'Name the layer that makes the first nan, if any.'
+)
 flags.mark_flag_as_required('config')
 flags.adopt_module_key_flags(processes)
 flags.adopt_module_key_flags(modules)
@@ -61,6 +67,7 @@ def main(_: list[str]) -> None:
     take_over=_TAKE_OVER.value,
     allow=tuple(_ALLOW.value),
     allow_download=_ALLOW_DOWNLOAD.value,
+    debug_nonfinite=_DEBUG.value,
   )
   if jax.process_index() == 0:
     page = report.write(workdir)

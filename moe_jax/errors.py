@@ -37,5 +37,19 @@ class StoppedError(KeyboardInterrupt):
     self.code = code
 
 
+class MachineError(UserError):
+  """Steps gave other numbers when they ran again: not the data's fault.
+
+  Attributes:
+    code: to exit with, sysexits.h's EX_IOERR.
+  """
+
+  code = 74
+
+
+class SpikedError(UserError, FloatingPointError):
+  """The loss rose far above what it was, once more than the run may go back."""
+
+
 class NotFiniteError(UserError, FloatingPointError):
   """Loss, state or evaluation are not finite; names step and checkpoint."""

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from moe_jax.runs import checkpoint
+from moe_jax.runs import checkpoint, pruning
 
 Pair = collections.namedtuple('Pair', 'a b')
 
@@ -153,8 +153,8 @@ def test_what_is_saved_to_be_kept_stays(tmp_path):
 
 def test_steps_at_shares():
   shares = (0.01, 0.02, 0.05, 0.7, 1.0)
-  assert checkpoint.at_shares(shares, 1000) == {10, 20, 50, 700, 1000}
-  assert checkpoint.at_shares(shares, 24) == {1, 17, 24}  # some fall together
+  assert pruning.at_shares(shares, 1000) == {10, 20, 50, 700, 1000}
+  assert pruning.at_shares(shares, 24) == {1, 17, 24}  # some fall together
 
 
 def test_save_reads_the_buffers_before_it_returns(tmp_path):

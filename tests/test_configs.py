@@ -11,7 +11,7 @@ from configs import base, deep, quickstart, reference, st_moe, switch, t5
 from moe_jax.data import objectives
 from moe_jax.models import factory
 from moe_jax.planning import counts
-from moe_jax.runs import checkpoint, configs as configs_lib
+from moe_jax.runs import configs as configs_lib, pruning
 from moe_jax.studies import study as study_lib
 from moe_jax.training import optimizers, plans, session as session_lib, step
 
@@ -274,7 +274,7 @@ def test_a_set_of_reference_models_has_the_deep_ones():
 
 def test_deep_models_keep_their_beginning():
   train = deep.get_config().train
-  kept = checkpoint.at_shares(train.keep_at, train.steps)
+  kept = pruning.at_shares(train.keep_at, train.steps)
   assert sorted(kept) == [16, 32, 80, 160, 320, 640, 1120, 1600]
 
 

@@ -254,8 +254,9 @@ def test_a_state_is_looked_at_before_it_is_saved(runs, part):
   with pytest.raises(FloatingPointError) as e:
     runs()
   found = re.fullmatch(
-    r'after the update (\S+) is not finite at step 4; last good checkpoint: '
-    r'step 2 in /.*/run/checkpoints',
+    r'after the update (\S+) is not finite at step 4; the same bits when run '
+    r'again: data or optimisation; last good checkpoint: step 2 in '
+    r'/.*/run/checkpoints',
     str(e.value),
   )
   assert found[1].startswith(f'{part}/') and found[1].endswith('table')
@@ -273,14 +274,16 @@ def test_a_loss_that_is_not_finite_is_of_the_state_before(runs):
     with pytest.raises(FloatingPointError) as e:
       runs()
     assert str(e.value) == (
-      f'loss is inf at step 3; last good checkpoint: none in {where}'
+      'loss is inf at step 3; the same bits when run again: data or'
+      f' optimisation; last good checkpoint: none in {where}'
     )
   assert checkpoint.steps(where) == [2]
   runs.number = lambda step: np.nan if step == 5 else 1.0
   with pytest.raises(FloatingPointError) as e:
     runs(('train.steps',), train__steps=6)
   assert str(e.value) == (
-    f'loss is nan at step 5; last good checkpoint: step 2 in {where}'
+    'loss is nan at step 5; the same bits when run again: data or optimisation;'
+    f' last good checkpoint: step 2 in {where}'
   )
 
 

@@ -11,7 +11,12 @@ import shutil
 
 import pytest
 
-from moe_jax.runs import checkpoint, resume, workdir as workdir_lib
+from moe_jax.runs import (
+  checkpoint,
+  quarantine,
+  resume,
+  workdir as workdir_lib,
+)
 from tests.test_checkpoint import abstract, fill, small, value_of
 
 REASONS = (errno.EACCES, errno.EIO, errno.ESTALE)
@@ -31,7 +36,7 @@ def locked(monkeypatch):
 
   for where in (io, builtins):  # pathlib has its own
     monkeypatch.setattr(where, 'open', open_)
-  monkeypatch.setattr(checkpoint, '_PAUSES', (0, 0))
+  monkeypatch.setattr(quarantine, '_PAUSES', (0, 0))
   return out
 
 

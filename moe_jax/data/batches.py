@@ -35,6 +35,11 @@ class Batches(abc.ABC):
   def train_row(self, seed: int, row: int) -> Row:
     """Arrays of a training row; rows are numbered through all epochs."""
 
+  def sources(self, seed: int, row: int) -> tuple[str, ...]:
+    """Names of what a training row was cut from; () where nothing has any."""
+    del seed, row
+    return ()
+
   @abc.abstractmethod
   def validation_row(self, row: int) -> Row:
     """Arrays of a row of validation; of padding, past the last one."""

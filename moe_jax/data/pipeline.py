@@ -246,6 +246,15 @@ class Data(batches.Batches):
     del example['document']  # of use in validation only
     return example
 
+  def sources(self, seed: int, row: int) -> tuple[str, ...]:
+    """'domain: document' of each document that a training row has a part of."""
+    domain, n = streams.place(row, self._shares)
+    window = self._streams[domain].window(seed, n)
+    found = dict.fromkeys(window.document_N.tolist())
+    return tuple(
+      f'{self.domains[domain]}: {self._train.name(n)}' for n in found
+    )
+
   def _windows(self, kept, length):
     """(documents of a domain, their first index, ends, start, stop) of rows.
 

@@ -5,7 +5,7 @@ flipped bits nor an empty directory with a step's name, so every step carries a
 SHA-256 manifest, and restoring skips a step that does not match it. A step is
 written under `_tmp/`, through to the disk, and renamed into place after its
 manifest, so a directory `<step>/` is whole or was damaged later; old steps
-leave by the same door, but those that were saved to be kept.
+leave by the same door (which, see `pruning`).
 
 A step that cannot be read (no permission, a server that is away) is not damaged
 for that: it is tried again, passed over, and left where it is. Where a run has
@@ -23,8 +23,7 @@ import json
 import os
 import pathlib
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -42,12 +41,12 @@ from moe_jax.runs import (
   finite,
   leaves as leaves_lib,
   meta as meta_lib,
+  pruning,
+  quarantine,
 )
 
 _STATE = 'state'
-_TMP, QUARANTINE = '_tmp', '_quarantine'
-# Seconds before a step that cannot be read is tried again.
-_PAUSES = (0.5, 2.0, 5.0)
+_TMP = '_tmp'
 
 
 class Checkpointer:
@@ -88,7 +87,12 @@ class Checkpointer:
     self.passed_over: frozenset[int] = frozenset()
 
   def save(
-    self, step: int, state: Any, data: dict[str, Any], keep: bool = False
+    self,
+    step: int,
+    state: Any,
+    data: dict[str, Any],
+    keep: bool = False,
+    extra: bool = False,
   ) -> None:
     """Starts saving; every process calls it, with the same arguments.
 
@@ -98,9 +102,12 @@ class Checkpointer:
     Args:
       step: number of the directory; not on disk yet.
       state: pytree of jax arrays.
-      data: small JSON dict (rows trained on, fingerprint, config).
+      data: small JSON dict (rows trained on, fingerprint, config). The step in
+        `data['best']['step']`, where there is one, stays on disk as long as
+        this one does.
       keep: for ever. It stands in the step, so that whoever goes on with the
         run, with whatever config, spares it, too.
+      extra: it goes when the next one is on disk, as it is none of a schedule.
 
     Raises:
       ValueError: the step exists, or `data` is not JSON.
@@ -114,6 +121,7 @@ class Checkpointer:
     leaves = named(state)
     meta = {'step': step, 'data': data, 'leaves': leaves_lib.specs(leaves)}
     meta |= {meta_lib.KEEP: True} if keep else {}
+    meta |= {meta_lib.EXTRA: True} if extra else {}
     meta = json.dumps(meta, sort_keys=True, allow_nan=False)
     # A name of its own: threads of a save that failed may still be writing.
     self._saves += 1
@@ -170,6 +178,20 @@ class Checkpointer:
       if jax.process_index() == 0:
         self._quarantine(chosen, fault)
 
+  def go_back(self, last: int) -> None:
+    """Deletes steps, until the newest is at most `last`; all processes call it.
+
+    Which one is then the newest follows from the steps of a schedule alone, see
+    `pruning.after`; none may be left.
+    """
+    self.wait()
+    if jax.process_index() == 0:
+      mine = self._mine()
+      for s in reversed(pruning.after(self.directory, mine, self.keep, last)):
+        self._delete(s)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('go back')
+
   def wait(self) -> None:
     """Blocks until the running save is on disk, for every process.
 
@@ -207,6 +229,21 @@ class Checkpointer:
   def _steps(self) -> list[int]:
     return steps(self.directory)
 
+  def _mine(self) -> list[int]:
+    """The steps that the run goes on from, in order."""
+    mine = [s for s in self._steps() if s not in self.passed_over]
+    return meta_lib.genuine(self.directory, mine)
+
+  def _delete(self, step: int) -> None:
+    # A kill during deletion must not leave half a step in sight.
+    trash = self.directory / _TMP / f'{step}_old'
+    trash.parent.mkdir(exist_ok=True)
+    if trash.exists():
+      shutil.rmtree(trash)
+    self._owned()
+    os.rename(self.directory / str(step), trash)
+    shutil.rmtree(trash)
+
   def _commit(self, step: int, tmp: pathlib.Path, meta: str) -> None:
     """In the background: manifest, rename, prune; all by process 0."""
     try:
@@ -219,23 +256,15 @@ class Checkpointer:
       durable.sync_tree(tmp)
       self._owned()
       for s in sorted(self.passed_over.intersection(self._steps())):
-        where = self._aside(s)
+        where = quarantine.move(self.directory, s, self._owned)
         logging.warning('checkpoint %s of %s %s', s, self.directory, where)
       # One that could not be moved is none to go back to.
       self.passed_over = self.passed_over.intersection(self._steps())
       if copied := meta_lib.misnamed(self.directory / str(step)):
         self._quarantine(step, copied)
       durable.rename(tmp, self.directory / str(step))
-      mine = [s for s in self._steps() if s not in self.passed_over]
-      mine = meta_lib.genuine(self.directory, mine)
-      for old in mine[: -self.keep]:
-        if meta_lib.is_kept(self.directory / str(old)):
-          continue
-        # A kill during deletion must not leave half a step in sight.
-        trash = tmp.with_name(f'{old}_old')
-        self._owned()
-        os.rename(self.directory / str(old), trash)
-        shutil.rmtree(trash)
+      for old in pruning.superfluous(self.directory, self._mine(), self.keep):
+        self._delete(old)
     except UserError:
       raise
     except Exception as e:
@@ -279,7 +308,7 @@ class Checkpointer:
         have = ', '.join(map(str, steps)) or 'none'
         return -1, f'no step {step} in {self.directory}; there are: {have}'
       try:
-        fault = _fault(self.directory / str(step))
+        fault = quarantine.fault(self.directory / str(step))
       except OSError as e:
         return -1, f'{self.directory / str(step)} cannot be read: {e.strerror}'
       if fault:
@@ -288,7 +317,7 @@ class Checkpointer:
     unread = {}
     for s in sorted(set(steps) - passed, reverse=True):
       try:
-        fault = _fault(self.directory / str(s))
+        fault = quarantine.fault(self.directory / str(s))
       except OSError as e:
         unread[s] = e.strerror or str(e)
         continue
@@ -308,31 +337,15 @@ class Checkpointer:
       return -1, f'{self.directory} holds no usable checkpoint: {why}'
     return -1, (
       f'{self.directory} holds no usable checkpoint: all {tried} were'
-      f' damaged and are in {QUARANTINE}/'
+      f' damaged and are in {quarantine.FOLDER}/'
     )
 
   def _quarantine(self, step: int, fault: str) -> None:
-    where = self._aside(step)
+    where = quarantine.move(self.directory, step, self._owned)
     logging.warning(
       'checkpoint %s of %s is damaged: %s; %s',
       *(step, self.directory, fault, where),
     )
-
-  def _aside(self, step: int) -> str:
-    """Moves a step aside; returns where to, or why not."""
-    aside = self.directory / QUARANTINE / str(step)
-    n = 0
-    while aside.exists():
-      n += 1
-      aside = aside.with_name(f'{step}_{n}')
-    try:
-      self._owned()
-      aside.parent.mkdir(exist_ok=True)
-      durable.rename(self.directory / str(step), aside)
-    except OSError as e:
-      # Someone else's directory, or the run that owns it pruned the step.
-      return f'not moved: {e.strerror}'
-    return f'moved to {QUARANTINE}/{aside.name}'
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
@@ -348,11 +361,6 @@ def steps(directory: str | os.PathLike) -> list[int]:
   except (FileNotFoundError, NotADirectoryError):
     return []
   return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
-
-
-def at_shares(shares: Sequence[float], total: int) -> frozenset[int]:
-  """The steps that are nearest to these shares of a run, 1 or more."""
-  return frozenset(max(1, round(share * total)) for share in shares)
 
 
 def shapes(
@@ -384,13 +392,3 @@ def named(tree: Any) -> dict[str, Any]:
   if len(named) != len(flat):
     raise UserError("two leaves of the state share a name; no '/' in keys")
   return named
-
-
-def _fault(path: pathlib.Path) -> str:
-  """`manifest.fault`, tried again where the step cannot be read."""
-  for pause in _PAUSES:
-    try:
-      return manifest.fault(path) or meta_lib.misnamed(path)
-    except OSError:
-      time.sleep(pause)
-  return manifest.fault(path) or meta_lib.misnamed(path)

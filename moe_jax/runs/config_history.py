@@ -77,6 +77,9 @@ CHANGES: tuple[Added | Renamed, ...] = (
   Added('model.embedding_scale', 1.0),
   Added('model.logit_scale', 0.0),
   Added('data.max_bad', 0),
+  Added('train.keep_best', ''),
+  Added('train.on_spike', 'ignore()'),
+  Added('train.max_step_minutes', 0.0),
 )
 
 

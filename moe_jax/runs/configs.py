@@ -21,7 +21,8 @@ _POSITIVE = frozenset(
 _NOT_NEGATIVE = frozenset(
   """seed cpu_devices model.vocab_size train.eval_every train.checkpoint_every
   train.check_replicas_every train.clip train.z_loss eval.max_bytes
-  eval.max_examples data.max_bytes train.max_minutes""".split()
+  eval.max_examples data.max_bytes train.max_minutes
+  train.max_step_minutes""".split()
 )
 # 0 is dropless.
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})

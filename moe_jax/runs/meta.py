@@ -2,12 +2,12 @@
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_jax import json_files
 from moe_jax.errors import UserError
 
-FILE, KEEP = 'meta.json', 'keep'
+FILE, KEEP, EXTRA = 'meta.json', 'keep', 'extra'
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -58,9 +58,28 @@ def genuine(directory: pathlib.Path, steps: list[int]) -> list[int]:
   return [s for s in steps if not misnamed(directory / str(s))]
 
 
-def is_kept(path: str | os.PathLike) -> bool:
-  """Whether a step is never deleted; one that cannot be read may be such."""
+class Fate(NamedTuple):
+  """What a step says of which steps are to stay.
+
+  Attributes:
+    kept: this one, for ever.
+    extra: no schedule wrote it; it stays while it is the newest.
+    best: the step that was the best so far, or None.
+  """
+
+  kept: bool
+  extra: bool
+  best: int | None
+
+
+def fate(path: str | os.PathLike) -> Fate | None:
+  """Of a step on disk; None where it cannot be read."""
   try:
-    return bool(json_files.read(pathlib.Path(path) / FILE).get(KEEP, False))
+    meta = json_files.read(pathlib.Path(path) / FILE)
   except (OSError, ValueError):
-    return True
+    return None
+  data = meta.get('data')
+  best = data.get('best') if isinstance(data, dict) else None
+  best = best.get('step') if isinstance(best, dict) else None
+  best = best if type(best) is int else None
+  return Fate(bool(meta.get(KEEP)), bool(meta.get(EXTRA)), best)

@@ -12,6 +12,7 @@ from moe_jax.runs import (
   config_history,
   configs,
   meta,
+  quarantine,
   workdir as workdir_lib,
   writers,
 )
@@ -27,6 +28,7 @@ _AGAIN = (
   'data.cache',
   'data.task_file',
   'train.max_minutes',
+  'train.max_step_minutes',
 )
 # What an evaluation gives a summary.
 _SCORES = ('eval/', 'moe/eval_', 'probe/')
@@ -95,7 +97,7 @@ def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def _lost(path: pathlib.Path) -> str:
   """What says that a run without checkpoints had some; '' of one that died."""
-  aside = path / 'checkpoints' / checkpoint.QUARANTINE
+  aside = path / 'checkpoints' / quarantine.FOLDER
   if aside.is_dir() and os.listdir(aside):
     return f'damaged checkpoints in {aside.parent.name}/{aside.name}/'
   if any(path.glob('summary*.json')):

@@ -6,6 +6,8 @@ WORKDIR/summary_<n>.json  what the run had come to by then, if it was over
 WORKDIR/lock           host and process id of who writes here, see `lock`
 WORKDIR/metrics_<n>.jsonl what it had told before it passed over a checkpoint
                        that could not be read
+WORKDIR/bad_batches/   batches of steps that were not finite, or spiked
+WORKDIR/starts.json    how many starts in a row came to no new step
 WORKDIR/previous_<n>/  an older run, moved aside by a restart
 WORKDIR/tokenizer.json    what a tokenizer learned from the run's text
 WORKDIR/data.json      sizes and digests of the data, to name what has changed

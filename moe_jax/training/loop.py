@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +14,14 @@ from moe_jax.runs import (
   checkpoint,
   configs,
   progress,
+  pruning,
   resume,
+  starts,
   workdir as workdir_lib,
   writers,
 )
 from moe_jax.training import (
+  bests,
   log as log_lib,
   probes,
   run as run_lib,
@@ -27,6 +31,8 @@ from moe_jax.training import (
   stopping,
   stops,
   teacher as teacher_lib,
+  trials as trials_lib,
+  watchdog as watchdog_lib,
 )
 
 
@@ -38,6 +44,7 @@ def train(
   take_over: bool = False,
   allow: tuple[str, ...] = (),
   allow_download: bool = False,
+  debug_nonfinite: bool = False,
   session: session_lib.Session | None = None,
 ) -> dict[str, Any]:
   """Trains, evaluates and writes `workdir`; resumes what is there.
@@ -49,6 +56,8 @@ def train(
     take_over: take the lock that a dead run on another host left.
     allow: config fields that may differ from the earlier run's.
     allow_download: lets TFDS download.
+    debug_nonfinite: where a step is not finite, say which value was the first,
+      and in which layer.
     session: of a config that differs in its seed alone: its data and compiled
       programs are used again.
 
@@ -57,8 +66,10 @@ def train(
 
   Raises:
     ValueError: config, data or workdir do not fit; nothing was written.
-    FloatingPointError: loss, state or evaluation are not finite; names step
-      and checkpoint.
+    FloatingPointError: loss, state or evaluation are not finite, and again
+      when they were run again, or the loss rose too often; names step and
+      checkpoint.
+    MachineError: steps were other when they were run again, too often.
     StoppedError: a signal, or `train.max_minutes`; what was done is saved.
     RuntimeError: from `replicas.check`.
   """
@@ -110,7 +121,8 @@ def train(
   ):
     leaving.callback(workdir_lib.release, workdir)
     run = run_lib.Run(session, workdir, config_dict, checkpoints, teacher)
-    summary = _train(run, run.start(begin), stop)
+    start = functools.partial(run.start, begin)
+    summary = _train(run, start, stop, debug_nonfinite)
     # Of a run that was over, only what an evaluation gives is new.
     summary |= earlier
     if lead:
@@ -130,15 +142,41 @@ def _find(config, session, workdir, allow_download, restart, done) -> None:
 
 
 def _train(
-  run: run_lib.Run, start: run_lib.Begun, stop: stopping.Stop
+  run: run_lib.Run,
+  begin: Callable[[], run_lib.Begun],
+  stop: stopping.Stop,
+  debug: bool,
+) -> dict[str, Any]:
+  """To the last step, with what bad steps are run again; the summary."""
+  trials = trials_lib.Trials(run, begin, debug)
+  if run.lead and trials.start.step < run.session.config.train.steps:
+    starts.count(run.workdir)
+  minutes = run.session.config.train.max_step_minutes
+  with watchdog_lib.Watchdog(minutes, trials.start.step) as watchdog:
+    while True:
+      try:
+        return _steps(run, trials, stop, watchdog)
+      except stops.BadStepError as e:
+        # The frames of its traceback hold a state.
+        found = e.with_traceback(None)
+      trials.bad(found)
+
+
+def _steps(
+  run: run_lib.Run,
+  trials: trials_lib.Trials,
+  stop: stopping.Stop,
+  watchdog: watchdog_lib.Watchdog,
 ) -> dict[str, Any]:
   """From the first or the restored step to the last; returns the summary."""
   s, c, lead = run.session, run.session.config.train, run.lead
   step_fn, evaluate = run.train_step(), run.evaluator()
-  batches, state = run.batches(start.rows), start.state
+  start = trials.start
+  batches, state = run.batches(start.rows), trials.take()
   rate = run.matmul_rate()
-  log = log_lib.Log(run, start)
-  keeps = checkpoint.at_shares(c.keep_at, c.steps)
+  log = log_lib.Log(run, start, watchdog)
+  best = bests.Best(c.keep_best, s.problem, start.kept.get('best'))
+  keeps = pruning.at_shares(c.keep_at, c.steps)
   watched = {v.key: v.text for v in s.problem.shown if v.best}
   with (
     writers.Writer(
@@ -154,37 +192,46 @@ def _train(
   ):
     log.opened(writer, bar)
     for step in range(start.step + 1, c.steps + 1):
-      state, metrics = step_fn(state, s.put(next(batches)))
+      batch = s.put(next(batches))
+      trials.look(step, state, batch)
+      state, metrics = step_fn(state, batch)
       log.step(step, metrics)
+      trials.passed(step - 1)
       if _every(c.check_replicas_every, step):
         with log.clock.paused():
           replicas.check((state, metrics), step)
       last = step == c.steps
       kept = step in keeps
+      due = last or kept or _every(c.checkpoint_every, step)
       ends = stop.after(step) and not last
-      saves = last or kept or ends or _every(c.checkpoint_every, step)
       judges = last or _every(c.eval_every, step)
-      if not (saves or judges):
+      if not (due or ends or judges):
         continue
       # A state is saved or judged only once it is known to be good, and a
       # step's line is written before its checkpoint.
-      row = log.fetch()
+      row, better = log.fetch(), False
       with log.clock.paused():
-        stops.check_state(step, state, run.checkpoints)
+        stops.check_state(step, state)
         if judges:
-          scores = stops.judge(step, evaluate, state, run.checkpoints)
+          watchdog.alive(step, judges=True)
+          scores = stops.judge(step, evaluate, state)
+          better = best.add(step, scores)
           bounds = ('_low', '_high')
           row |= {k: v for k, v in scores.items() if not k.endswith(bounds)}
+        trials.passed(step)
         log.report(step, row)
-        if saves:
+        if due or ends or better:
           writer.sync()
-          run.checkpoints.save(step, state, log.kept(step), kept)
+          known = log.kept(step) | {'best': best.state()}
+          run.checkpoints.save(step, state, known, kept, extra=not due)
         if ends:
           run.checkpoints.wait()
           raise stop.error(step)
+      watchdog.alive(step)
+  watchdog.alive(c.steps, judges=True)
   if start.step >= c.steps:  # killed after the last checkpoint, or judged anew
-    scores = stops.judge(start.step, evaluate, state, run.checkpoints)
-  summary = scores | evaluate.floor() | log.summary(rate)
+    scores = stops.judge(start.step, evaluate, state)
+  summary = scores | evaluate.floor() | log.summary(rate) | best.summary()
   return summary | probes.measure(s, state.params, state.balance)
 
 

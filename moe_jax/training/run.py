@@ -26,15 +26,19 @@ class Begun:
   """Where a run takes up: after `step` steps of `rows` rows in all.
 
   Attributes:
-    state: of the train state.
+    state: of the train state; None where it was taken.
     step, rows: done before.
     kept: what the checkpoint has beside its arrays; {} of a fresh run.
   """
 
-  state: state_lib.TrainState
+  state: state_lib.TrainState | None
   step: int
   rows: int
   kept: dict[str, Any]
+
+  def row(self, step: int, session: session_lib.Session) -> int:
+    """The first row not trained on, after a step of this start or its last."""
+    return self.rows + (step - self.step) * session.config.train.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Run:
   def start(self, begin: start_lib.Start | None) -> Begun:
     """The newest checkpoint, or a fresh state that goes through `begin`."""
     s = self.session
-    new = lambda: s.program('init', self._initializer)(self.key)
+    new = self.fresh
     if self.checkpoints.latest() is None:
       state = new()
       found = Begun(begin(state) if begin else state, 0, 0, {})
@@ -87,6 +91,10 @@ class Run:
       kept_data.keep(s.data, self.workdir)
     return found
 
+  def fresh(self) -> state_lib.TrainState:
+    """The state of a run that begins with nothing."""
+    return self.session.program('init', self._initializer)(self.key)
+
   def _initializer(self) -> Callable:
     s = self.session
     return state_lib.initializer(s.model, s.tx, s.dummy, s.shardings)
@@ -97,27 +105,37 @@ class Run:
     step, key = self.session.program('train', self._step), self.key
     return lambda state, batch: step(state, batch, key, *taught)
 
-  def _step(self) -> Callable:
+  def plain_step(self) -> Callable:
+    """The same, not compiled, giving nothing away, and passing over no step."""
+    taught = (self.teacher.variables,) if self.teacher else ()
+    step, key = self._made_step(skip=False), self.key
+    return lambda state, batch: step(state, batch, key, *taught)
+
+  def _made_step(self, skip: bool) -> Callable:
     s, c, teacher = self.session, self.session.config.train, self.teacher
+    return step_lib.make_train_step(
+      s.model,
+      s.tx,
+      problem=s.problem,
+      seed=s.config.seed,
+      accumulate=c.accumulate,
+      over_layers=c.balance_over_layers,
+      trained=s.trained,
+      teacher=teacher and teacher.model,
+      distill=c.distill,
+      skip=skip,
+    )
+
+  def _step(self) -> Callable:
+    s = self.session
     return jax.jit(
-      step_lib.make_train_step(
-        s.model,
-        s.tx,
-        problem=s.problem,
-        seed=s.config.seed,
-        accumulate=c.accumulate,
-        over_layers=c.balance_over_layers,
-        trained=s.trained,
-        teacher=teacher and teacher.model,
-        distill=c.distill,
-        skip=c.on_nonfinite == 'skip',
-      ),
+      self._made_step(skip=s.config.train.on_nonfinite == 'skip'),
       # Unpinned, the state comes back with other shardings than it went in,
       # and step two compiles again.
       in_shardings=(
         s.shardings,
         s.batch_sharding,
-        *(None,) * (2 if teacher else 1),  # key and teacher
+        *(None,) * (2 if self.teacher else 1),  # key and teacher
       ),
       out_shardings=(s.shardings, None),
       donate_argnums=0,

@@ -19,9 +19,11 @@ from moe_jax.problems import base as problems
 from moe_jax.runs import configs
 from moe_jax.training import (
   accumulation,
+  bests,
   checks,
   optimizers,
   skips,
+  spikes,
   state as state_lib,
   tuning,
 )
@@ -204,7 +206,9 @@ def plan(
   """
   configs.validate(config)
   skips.check(config)
+  spikes.policy(config)
   problem = choose_problem(config)
+  bests.check(config, problem)
   shape = mesh_lib.shape(
     mesh_spec or config.mesh, jax.device_count(), checks.num_experts(config)
   )

@@ -37,6 +37,11 @@ def choose(
   return kept.replace(step=new.step), ~good
 
 
+def skipped(metrics: Mapping[str, Any]) -> bool:
+  """Whether a step, by its metrics, was passed over."""
+  return bool(metrics.get('skipped', False))
+
+
 class Skips:
   """Counts them, over all starts of a run; at most so many in a row."""
 
@@ -47,17 +52,18 @@ class Skips:
     if kept:
       self.total, self._in_row = kept['total'], kept['in_row']
 
-  def add(self, metrics: Mapping[str, Any]) -> tuple[bool, str]:
-    """(whether a step was passed over, what to say where it is one too many)"""
-    if not metrics.get('skipped', False):
-      self._in_row = 0
-      return False, ''
+  def good(self) -> None:
+    """A step was not passed over."""
+    self._in_row = 0
+
+  def add(self, metrics: Mapping[str, Any]) -> str:
+    """A step was; what to say where it is one too many, or ''."""
     self.total += 1
     self._in_row += 1
     if self._in_row <= self._most:
-      return True, ''
+      return ''
     bad = next(k for k in _WATCHED if not math.isfinite(metrics[k]))
-    return True, (
+    return (
       f'{bad} is {float(metrics[bad])}, the {self._in_row}. in a row'
       f' (train.max_skips={self._most}),'
     )
