@@ -13,8 +13,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -64,17 +64,17 @@ def run(
         signal.signal(number, _stop)
     try:
       return main(argv)
-    except StoppedError as e:
-      print(e, file=sys.stderr)
-      sys.exit(e.code)
-    except KeyboardInterrupt:
-      print('interrupted', file=sys.stderr)
-      sys.exit(130)
+    except KeyboardInterrupt as e:
+      _end(e)
     except UserError as e:
       _fail(str(e))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
       _fail(_last_line(e))
     except Exception as e:
+      # A library that was being imported calls the signal a failure.
+      for inner in _causes(e):
+        if isinstance(inner, KeyboardInterrupt):
+          _end(inner)
       # ml_collections keeps a config file's failure until the config is used.
       ours = isinstance(e, OSError) and 'Failed loading config file' in str(e)
       line = _last_line(e) if ours else _of_system(e)
@@ -245,14 +245,20 @@ def _of_system(error: Exception) -> str:
 
   Libraries wrap what the system says, or keep its text alone.
   """
-  inner: BaseException | None = error
-  while inner is not None:
+  for inner in _causes(error):
     number = inner.errno if isinstance(inner, OSError) else None
     texts = [os.strerror(n) for n in _FULL]
     if number in _SYSTEM or any(t in str(inner) for t in texts):
       return _last_line(error) if error is inner else _first_line(error)
-    inner = inner.__cause__ or inner.__context__
   return ''
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+  """An error, what it was raised for, and so on."""
+  inner: BaseException | None = error
+  while inner is not None:
+    yield inner
+    inner = inner.__cause__ or inner.__context__
 
 
 def _first_line(error: Exception) -> str:
@@ -262,6 +268,12 @@ def _first_line(error: Exception) -> str:
 def _stop(number: int, frame) -> None:
   """Where nothing else hears the signal: no run is at its steps."""
   raise StoppedError(f'{signal.Signals(number).name}: ended')
+
+
+def _end(told: KeyboardInterrupt) -> NoReturn:
+  stopped = isinstance(told, StoppedError)
+  print(told if stopped else 'interrupted', file=sys.stderr)
+  sys.exit(told.code if stopped else 130)
 
 
 def _fail(message: str) -> None:

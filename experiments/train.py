@@ -10,7 +10,9 @@ table of the scores: bits per byte of text, accuracy of a task (`data.task`),
 those of another problem (`data.problem`). A second start resumes; another
 config in the same workdir is refused unless --restart or --allow says
 otherwise. SIGTERM, SIGUSR1 and Ctrl-C let the step finish and save it; the exit
-code is 143, or 130. A second one ends the run at once.
+code is 143, or 130. A second one ends the run at once. --check trains nothing:
+it looks at devices, versions and configs of all processes, and times a sum and
+an exchange on each axis of the mesh.
 """
 
 import os
@@ -39,6 +41,9 @@ _ALLOW = flags.DEFINE_list(
 _ALLOW_DOWNLOAD = flags.DEFINE_bool(
   'allow_download', False, 'Let TFDS download and prepare a missing data set.'
 )
+_CHECK = flags.DEFINE_bool(
+  'check', False, 'Only look: are all processes alike, and well connected?'
+)
 flags.mark_flag_as_required('config')
 flags.adopt_module_key_flags(processes)
 flags.adopt_module_key_flags(modules)
@@ -50,9 +55,15 @@ def main(_: list[str]) -> None:
   config = _CONFIG.value
   processes.start(config.cpu_devices)
   # These need the devices to be set up first.
+  from moe_jax.parallel import check
   from moe_jax.plots import report, tables
-  from moe_jax.training import loop
+  from moe_jax.runs import configs
+  from moe_jax.training import loop, session
 
+  if _CHECK.value:
+    fields = configs.flatten(configs.to_dict(config))
+    check.run(fields, lambda: session.plan(config).mesh)
+    return
   workdir = _WORKDIR.value
   summary = loop.train(
     config,

@@ -77,6 +77,12 @@ def main(argv):
     case 'stopped':
       from moe_jax.errors import StoppedError
       raise StoppedError('SIGTERM: stopped after step 3', 143)
+    case 'imported':
+      import signal
+      try:
+        signal.raise_signal(signal.SIGTERM)
+      except BaseException as e:
+        raise ImportError('initialization failed') from e
     case 'interrupt':
       raise KeyboardInterrupt
     case 'SIGTERM' | 'SIGUSR1':
@@ -224,6 +230,7 @@ def test_defects_keep_their_traceback(program, flag, kind):
   ('do', 'code', 'line'),
   [
     ('stopped', 143, 'SIGTERM: stopped after step 3'),
+    ('imported', 143, 'SIGTERM: ended'),
     ('interrupt', 130, 'interrupted'),
     ('SIGTERM', 143, 'SIGTERM: ended'),
     ('SIGUSR1', 143, 'SIGUSR1: ended'),

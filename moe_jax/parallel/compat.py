@@ -1,7 +1,9 @@
 """What differs between jax 0.7.2 and today, in one place."""
 
+from typing import Any
+
 import jax
-from jax._src import config
+from jax._src import config, distributed
 
 
 def varying(x: jax.Array) -> frozenset[str]:
@@ -41,3 +43,12 @@ def untyped(f):
     return jax.tree.map(lambda v: device_varying(v, axes), out)
 
   return run
+
+
+def service() -> tuple[Any, int, int]:
+  """JAX's service of a job: (client or None, this process, how many).
+
+  Its keys and values have no public name; they need no device, nor start one.
+  """
+  state = distributed.global_state
+  return state.client, state.process_id or 0, state.num_processes or 1
