@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -36,6 +37,8 @@ _SYSTEM = {
 _LOST = (
   r'Connection (reset|closed|refused)[\w ]*|Socket closed|heartbeat timeout'
 )
+# Seconds that processes which fail alike may be apart.
+_TURN = 2
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
@@ -79,7 +82,7 @@ def run(
       ours = isinstance(e, OSError) and 'Failed loading config file' in str(e)
       line = _last_line(e) if ours else _of_system(e)
       # One of several processes must not wait for the others.
-      if 'jax' in sys.modules and _peers():
+      if _peers():
         _leave(e, line)
       if not line:
         raise
@@ -219,10 +222,12 @@ def _last_line(error: Exception) -> str:
 
 
 def _peers() -> bool:
-  """Whether this is one of several processes."""
-  import jax
+  """Whether this is one of several processes; starts no device."""
+  if 'jax' not in sys.modules:
+    return False
+  from moe_jax.parallel import compat
 
-  return jax.distributed.is_initialized() and jax.process_count() > 1
+  return compat.service()[2] > 1
 
 
 def _leave(error: Exception, line: str) -> None:
@@ -276,6 +281,13 @@ def _end(told: KeyboardInterrupt) -> NoReturn:
   sys.exit(told.code if stopped else 130)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
   print(f'error: {" ".join(message.split())}', file=sys.stderr)
+  if _peers():
+    # An ordinary exit would wait for the others, and they for this one; those
+    # that fail as it did are given the time to say so.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(_TURN)
+    os._exit(1)
   sys.exit(1)

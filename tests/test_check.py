@@ -71,6 +71,20 @@ def test_who_is_not_as_the_others_is_named():
   assert found['flax'] != 'absent'
 
 
+def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch):
+  """JAX goes on with the CPU, where that is named, too."""
+  see = lambda: False
+  monkeypatch.setattr(compat.hardware_utils, 'has_visible_nvidia_gpu', see)
+  assert check._devices()['devices'] == 8
+  before = jax.config.jax_platforms
+  try:
+    jax.config.update('jax_platforms', 'cuda,cpu')
+    with pytest.raises(ValueError, match='JAX_PLATFORMS=cuda,cpu, and no NVI'):
+      check._devices()
+  finally:
+    jax.config.update('jax_platforms', before)
+
+
 class Service:
   """JAX's, of several processes."""
 

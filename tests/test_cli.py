@@ -32,6 +32,7 @@ PROGRAM = '''
 
 Costs 100% of a second.
 """
+import sys
 from absl import flags, logging
 from ml_collections import config_flags
 from experiments import cli
@@ -47,6 +48,11 @@ def main(argv):
   print(_CONFIG.value.train.steps, argv[1:])
   match _DO.value:
     case 'ours':
+      fail()
+    case 'peers':
+      import atexit
+      cli._peers = lambda: True
+      atexit.register(print, 'waits for the others', file=sys.stderr)
       fail()
     case 'traced':
       import jax
@@ -187,6 +193,7 @@ def program(tmp_path_factory):
     ),
     (['more'], "unexpected argument 'more'; options are --name=value"),
     (['--do=ours'], 'a bad value: 3'),
+    (['--do=peers'], 'a bad value: 3'),
     (['--do=traced'], 'a bad value: 3'),
     (['--do=missing'], "No such file or directory: 'nowhere/x'"),
     (['--do=disk'], "No space left on device: 'w/metrics.jsonl'"),

@@ -263,6 +263,9 @@ def _get(client: Any, key: str, end: float) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
+  if compat.lacks_gpu():
+    asked = jax.config.jax_platforms
+    raise UserError(f'JAX_PLATFORMS={asked}, and no NVIDIA GPU is to be seen')
   found = jax.local_devices()
   return {'devices': len(found), 'kind': found[0].device_kind}
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-from jax._src import config, distributed
+from jax._src import config, distributed, hardware_utils
 
 
 def varying(x: jax.Array) -> frozenset[str]:
@@ -52,3 +52,13 @@ def service() -> tuple[Any, int, int]:
   """
   state = distributed.global_state
   return state.client, state.process_id or 0, state.num_processes or 1
+
+
+def lacks_gpu() -> bool:
+  """Whether CUDA is asked for by name, and this host has no NVIDIA GPU.
+
+  JAX then takes the next platform of the list without a word. Starts nothing.
+  """
+  asked = (jax.config.jax_platforms or '').split(',')
+  named = asked[0] in ('cuda', 'gpu')
+  return named and not hardware_utils.has_visible_nvidia_gpu()
