@@ -37,6 +37,8 @@ _SYSTEM = {
 _LOST = (
   r'Connection (reset|closed|refused)[\w ]*|Socket closed|heartbeat timeout'
 )
+# Flags of mains that are paths.
+_PATHS = {'workdir', 'workdirs', 'against', 'pretrained', 'out'}
 # Seconds that processes which fail alike may be apart.
 _TURN = 2
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
@@ -62,6 +64,7 @@ def run(
       logging.get_absl_handler().setFormatter(_Line())
     if len(argv) > 1 and not arguments:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
+    _refuse_stores()
     for number in (signal.SIGTERM, signal.SIGUSR1):
       if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, _stop)
@@ -101,6 +104,19 @@ class _Line(std_logging.Formatter):
 
   def format(self, record: std_logging.LogRecord) -> str:
     return f'{record.levelname}: {record.getMessage()}'
+
+
+def _refuse_stores() -> None:
+  """Ends the program where a flag's path is a URL: `gs:` would be a folder."""
+  for name in _PATHS & set(flags.FLAGS):
+    value = flags.FLAGS[name].value or ()
+    for path in [value] if isinstance(value, str) else value:
+      if '://' in path:
+        _fail(
+          f'--{name}={path} is in an object store, which has no locks and no'
+          ' renames; a path of a file system is wanted, local or mounted, and'
+          ' what is there can be copied'
+        )
 
 
 def _parse(argv: list[str]) -> list[str]:
