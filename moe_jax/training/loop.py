@@ -98,7 +98,8 @@ def train(
   if lead:
     print(session.data.describe(), flush=True)
   if done:
-    print(f'{workdir} is finished; --restart begins anew')
+    told = resume.damage(workdir)
+    print(f'{workdir} is finished; --restart begins anew{told}')
     workdir_lib.release(workdir)
     return done
   path = pathlib.Path(workdir)
