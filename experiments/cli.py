@@ -6,6 +6,7 @@ defect of the program, or of a library under it.
 """
 
 import ast
+import atexit
 import errno
 import logging as std_logging
 import os
@@ -37,6 +38,8 @@ _SYSTEM = {
 _LOST = (
   r'Connection (reset|closed|refused)[\w ]*|Socket closed|heartbeat timeout'
 )
+# To exit with, of a process that was told to end.
+_codes: list[int] = []
 # Flags of mains that are paths.
 _PATHS = {'workdir', 'workdirs', 'against', 'pretrained', 'out'}
 # Seconds that processes which fail alike may be apart.
@@ -93,6 +96,8 @@ def run(
       std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
       _fail(line)
 
+  # Before those of jax.distributed and of the lock, which so come first.
+  atexit.register(_leave_at_last)
   app.run(guarded, flags_parser=_parse)
 
 
@@ -294,7 +299,20 @@ def _stop(number: int, frame) -> None:
 def _end(told: KeyboardInterrupt) -> NoReturn:
   stopped = isinstance(told, StoppedError)
   print(told if stopped else 'interrupted', file=sys.stderr)
-  sys.exit(told.code if stopped else 130)
+  _codes.append(told.code if stopped else 130)
+  sys.exit(_codes[0])
+
+
+def _leave_at_last() -> None:
+  """Ends a process that was told to without the interpreter's own clearing up.
+
+  XLA's threads may be at something then, and crash: the exit code was that of
+  a segmentation fault, one time in two.
+  """
+  if _codes:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_codes[0])
 
 
 def _fail(message: str) -> NoReturn:

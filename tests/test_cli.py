@@ -83,6 +83,12 @@ def main(argv):
     case 'stopped':
       from moe_jax.errors import StoppedError
       raise StoppedError('SIGTERM: stopped after step 3', 143)
+    case 'crash':
+      import os
+      from moe_jax.errors import StoppedError
+      end = {'__del__': lambda self: os.abort()}
+      sys.modules['at the very end'] = type('Threads', (), end)()
+      raise StoppedError('SIGTERM: ended')
     case 'imported':
       import signal
       try:
@@ -238,6 +244,7 @@ def test_defects_keep_their_traceback(program, flag, kind):
   [
     ('stopped', 143, 'SIGTERM: stopped after step 3'),
     ('imported', 143, 'SIGTERM: ended'),
+    ('crash', 143, 'SIGTERM: ended'),
     ('interrupt', 130, 'interrupted'),
     ('SIGTERM', 143, 'SIGTERM: ended'),
     ('SIGUSR1', 143, 'SIGUSR1: ended'),
