@@ -6,15 +6,17 @@ defect of the program, or of a library under it.
 """
 
 import ast
+import atexit
 import errno
 import logging as std_logging
 import os
 import re
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -36,6 +38,12 @@ _SYSTEM = {
 _LOST = (
   r'Connection (reset|closed|refused)[\w ]*|Socket closed|heartbeat timeout'
 )
+# To exit with, of a process that was told to end.
+_codes: list[int] = []
+# Flags of mains that are paths.
+_PATHS = {'workdir', 'workdirs', 'against', 'pretrained', 'out'}
+# Seconds that processes which fail alike may be apart.
+_TURN = 2
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
@@ -59,27 +67,28 @@ def run(
       logging.get_absl_handler().setFormatter(_Line())
     if len(argv) > 1 and not arguments:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
+    _refuse_stores()
     for number in (signal.SIGTERM, signal.SIGUSR1):
       if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, _stop)
     try:
       return main(argv)
-    except StoppedError as e:
-      print(e, file=sys.stderr)
-      sys.exit(e.code)
-    except KeyboardInterrupt:
-      print('interrupted', file=sys.stderr)
-      sys.exit(130)
+    except KeyboardInterrupt as e:
+      _end(e)
     except UserError as e:
       _fail(str(e), getattr(e, 'code', 1))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
       _fail(_last_line(e))
     except Exception as e:
+      # A library that was being imported calls the signal a failure.
+      for inner in _causes(e):
+        if isinstance(inner, KeyboardInterrupt):
+          _end(inner)
       # ml_collections keeps a config file's failure until the config is used.
       ours = isinstance(e, OSError) and 'Failed loading config file' in str(e)
       line = _last_line(e) if ours else _of_system(e)
       # One of several processes must not wait for the others.
-      if 'jax' in sys.modules and _peers():
+      if _peers():
         _leave(e, line)
       if not line:
         raise
@@ -87,6 +96,8 @@ def run(
       std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
       _fail(line)
 
+  # Before those of jax.distributed and of the lock, which so come first.
+  atexit.register(_leave_at_last)
   app.run(guarded, flags_parser=_parse)
 
 
@@ -98,6 +109,19 @@ class _Line(std_logging.Formatter):
 
   def format(self, record: std_logging.LogRecord) -> str:
     return f'{record.levelname}: {record.getMessage()}'
+
+
+def _refuse_stores() -> None:
+  """Ends the program where a flag's path is a URL: `gs:` would be a folder."""
+  for name in _PATHS & set(flags.FLAGS):
+    value = flags.FLAGS[name].value or ()
+    for path in [value] if isinstance(value, str) else value:
+      if '://' in path:
+        _fail(
+          f'--{name}={path} is in an object store, which has no locks and no'
+          ' renames; a path of a file system is wanted, local or mounted, and'
+          ' what is there can be copied'
+        )
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -219,10 +243,12 @@ def _last_line(error: Exception) -> str:
 
 
 def _peers() -> bool:
-  """Whether this is one of several processes."""
-  import jax
+  """Whether this is one of several processes; starts no device."""
+  if 'jax' not in sys.modules:
+    return False
+  from moe_jax.parallel import compat
 
-  return jax.distributed.is_initialized() and jax.process_count() > 1
+  return compat.service()[2] > 1
 
 
 def _leave(error: Exception, line: str) -> None:
@@ -245,14 +271,20 @@ def _of_system(error: Exception) -> str:
 
   Libraries wrap what the system says, or keep its text alone.
   """
-  inner: BaseException | None = error
-  while inner is not None:
+  for inner in _causes(error):
     number = inner.errno if isinstance(inner, OSError) else None
     texts = [os.strerror(n) for n in _FULL]
     if number in _SYSTEM or any(t in str(inner) for t in texts):
       return _last_line(error) if error is inner else _first_line(error)
-    inner = inner.__cause__ or inner.__context__
   return ''
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+  """An error, what it was raised for, and so on."""
+  inner: BaseException | None = error
+  while inner is not None:
+    yield inner
+    inner = inner.__cause__ or inner.__context__
 
 
 def _first_line(error: Exception) -> str:
@@ -264,6 +296,32 @@ def _stop(number: int, frame) -> None:
   raise StoppedError(f'{signal.Signals(number).name}: ended')
 
 
-def _fail(message: str, code: int = 1) -> None:
+def _end(told: KeyboardInterrupt) -> NoReturn:
+  stopped = isinstance(told, StoppedError)
+  print(told if stopped else 'interrupted', file=sys.stderr)
+  _codes.append(told.code if stopped else 130)
+  sys.exit(_codes[0])
+
+
+def _leave_at_last() -> None:
+  """Ends a process that was told to without the interpreter's own clearing up.
+
+  XLA's threads may be at something then, and crash: the exit code was that of
+  a segmentation fault, one time in two.
+  """
+  if _codes:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_codes[0])
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
   print(f'error: {" ".join(message.split())}', file=sys.stderr)
+  if _peers():
+    # An ordinary exit would wait for the others, and they for this one; those
+    # that fail as it did are given the time to say so.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(_TURN)
+    os._exit(code)
   sys.exit(code)

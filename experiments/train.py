@@ -13,7 +13,9 @@ otherwise. SIGTERM, SIGUSR1 and Ctrl-C let the step finish and save it; the exit
 code is 143, or 130. A second one ends the run at once. A step whose numbers are
 not finite is run again, to tell the machine from the data; its batch is kept in
 bad_batches/. Exit code 74 is a machine that gave other numbers too often, 75 a
-hang (`train.max_step_minutes`).
+hang (`train.max_step_minutes`). --check trains nothing: it looks at devices,
+versions and configs of all processes, and times a sum and an exchange on each
+axis of the mesh.
 """
 
 import os
@@ -45,6 +47,9 @@ _ALLOW_DOWNLOAD = flags.DEFINE_bool(
 _DEBUG = flags.DEFINE_bool(
   'debug_nonfinite', False, 'Name the layer that makes the first nan, if any.'
 )
+_CHECK = flags.DEFINE_bool(
+  'check', False, 'Only look: are all processes alike, and well connected?'
+)
 flags.mark_flag_as_required('config')
 flags.adopt_module_key_flags(processes)
 flags.adopt_module_key_flags(modules)
@@ -56,9 +61,15 @@ def main(_: list[str]) -> None:
   config = _CONFIG.value
   processes.start(config.cpu_devices)
   # These need the devices to be set up first.
+  from moe_jax.parallel import check
   from moe_jax.plots import report, tables
-  from moe_jax.training import loop
+  from moe_jax.runs import configs
+  from moe_jax.training import loop, session
 
+  if _CHECK.value:
+    fields = configs.flatten(configs.to_dict(config))
+    check.run(fields, lambda: session.plan(config).mesh)
+    return
   workdir = _WORKDIR.value
   summary = loop.train(
     config,

@@ -58,7 +58,12 @@ def _forget():
 def defined(name):
   """Names of the flags that a main adds to absl's and those of libraries."""
   with loaded(name):
-    return {k for k in FLAGS if _ours(k)}
+    return ours()
+
+
+def ours():
+  """Names of the flags of the main that is loaded."""
+  return {k for k in FLAGS if _ours(k)}
 
 
 def call(name, *args, stdin=b''):

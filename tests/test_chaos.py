@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -62,6 +63,13 @@ def test_every_kind_of_difference_is_found(tmp_path):
   assert chaos.differences(twin, same) == ['1 lines, 0']
   shutil.rmtree(same / 'checkpoints/2')
   assert len(chaos.differences(twin, same)) == 1
+
+
+def test_no_more_is_told_than_is_read(tmp_path):
+  made = chaos.Chaos(None, tmp_path, mismatches=[str(i) for i in range(50)])
+  made._start = lambda workdir: subprocess.Popen(['true'])
+  told = made.run(1)['mismatches']
+  assert told[:2] == ['0', '1'] and told[-2:] == ['19', 'and 30 more']
 
 
 @pytest.mark.parametrize('broken', [False, True])

@@ -32,6 +32,7 @@ PROGRAM = '''
 
 Costs 100% of a second.
 """
+import sys
 from absl import flags, logging
 from ml_collections import config_flags
 from experiments import cli
@@ -47,6 +48,11 @@ def main(argv):
   print(_CONFIG.value.train.steps, argv[1:])
   match _DO.value:
     case 'ours':
+      fail()
+    case 'peers':
+      import atexit
+      cli._peers = lambda: True
+      atexit.register(print, 'waits for the others', file=sys.stderr)
       fail()
     case 'traced':
       import jax
@@ -77,6 +83,18 @@ def main(argv):
     case 'stopped':
       from moe_jax.errors import StoppedError
       raise StoppedError('SIGTERM: stopped after step 3', 143)
+    case 'crash':
+      import os
+      from moe_jax.errors import StoppedError
+      end = {'__del__': lambda self: os.abort()}
+      sys.modules['at the very end'] = type('Threads', (), end)()
+      raise StoppedError('SIGTERM: ended')
+    case 'imported':
+      import signal
+      try:
+        signal.raise_signal(signal.SIGTERM)
+      except BaseException as e:
+        raise ImportError('initialization failed') from e
     case 'interrupt':
       raise KeyboardInterrupt
     case 'SIGTERM' | 'SIGUSR1':
@@ -181,6 +199,7 @@ def program(tmp_path_factory):
     ),
     (['more'], "unexpected argument 'more'; options are --name=value"),
     (['--do=ours'], 'a bad value: 3'),
+    (['--do=peers'], 'a bad value: 3'),
     (['--do=traced'], 'a bad value: 3'),
     (['--do=missing'], "No such file or directory: 'nowhere/x'"),
     (['--do=disk'], "No space left on device: 'w/metrics.jsonl'"),
@@ -224,6 +243,8 @@ def test_defects_keep_their_traceback(program, flag, kind):
   ('do', 'code', 'line'),
   [
     ('stopped', 143, 'SIGTERM: stopped after step 3'),
+    ('imported', 143, 'SIGTERM: ended'),
+    ('crash', 143, 'SIGTERM: ended'),
     ('interrupt', 130, 'interrupted'),
     ('SIGTERM', 143, 'SIGTERM: ended'),
     ('SIGUSR1', 143, 'SIGUSR1: ended'),

@@ -22,10 +22,12 @@ F1129 02:11:06.476519   17401 client.h:80] Terminating process because
     @     0x7fdf0fe40634  absl::lts_20260107::log_internal::SendToLog()
 Fatal Python error: Aborted
 """
+LATE = PAGE.partition('F1129')[2].replace('because', 'RegisterTask')
 WAIT = 'import time; time.sleep(60)'
 DIE = 'import os; os.kill(os.getpid(), 9)'
 ABORT = f'import os, sys; sys.stderr.write({PAGE!r}); sys.stderr.flush(); '
 ABORT += 'os.abort()'
+LEFT = ABORT.replace(repr(PAGE), repr(f'F1129{LATE}'))
 
 
 def ended(monkeypatch, *codes, act=lambda job: None):
@@ -47,10 +49,11 @@ def ended(monkeypatch, *codes, act=lambda job: None):
     ((WAIT, DIE), 'process 1 of 2 was killed by SIGKILL'),
     ((ABORT, WAIT), 'process 1 gives no sign of life'),
     ((ABORT.replace('\\n1\\n', '\\nx\\n'), WAIT), 'process 1 of 2 hangs'),
+    ((LEFT,), 'not all processes of the job have come'),
     ((WAIT, 'print(1); 1 / 0'), 'process 1 of 2 ended with exit code 1'),
     (('exit(3)', 'exit(1)'), 'exit codes of 2: 0 with 3, 1 with 1'),
   ],
-  ids=['killed', 'silent', 'hangs', 'fails', 'both'],
+  ids=['killed', 'silent', 'hangs', 'late', 'fails', 'both'],
 )
 def test_who_died_is_named(monkeypatch, codes, line):
   began = time.monotonic()
@@ -59,7 +62,7 @@ def test_who_died_is_named(monkeypatch, codes, line):
   told = f'error: {line}; last checkpoint: step 7\n'
   assert said.endswith(told)
   # The traceback is a process's own; the page is of no use.
-  assert ('Traceback' in said) == ('1 / 0' in codes[1])
+  assert ('Traceback' in said) == ('1 / 0' in codes[-1])
   assert 'unhealthy' not in said and 'Aborted' not in said
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from moe_jax.kernels import plain
-from moe_jax.parallel import distributed, mesh as mesh_lib
+from moe_jax.parallel import check, distributed, mesh as mesh_lib
 from moe_jax.plots import report
 from moe_jax.training import generation, session as session_lib
 from tests import mains, saved
@@ -325,6 +325,17 @@ def test_processes_join_their_job(run, name, monkeypatch):
     with pytest.raises(StopHereError):
       mains.call(name, *flags, *more)
   assert joined == [('h:1', 4, 3), ()] and asked == [2, 8]
+
+
+@case('train', 'check')
+def test_train_only_looks(run, tmp_path, monkeypatch):
+  """At the config and mesh that are given; nothing is written."""
+  seen = []
+  look = lambda fields, mesh: seen.append((fields['seed'], mesh().shape))
+  monkeypatch.setattr(check, 'run', look)
+  run.train('--check', '--config.seed=9', workdir=tmp_path / 'none')
+  assert seen == [(9, mesh_lib.exact(data=4, expert=2))]
+  assert not (tmp_path / 'none').exists()
 
 
 @case('train', 'allow_download')

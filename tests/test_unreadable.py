@@ -197,3 +197,25 @@ def test_a_config_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
   workdir_lib.release(tmp_path)
   assert at == [('config.json', True)]
   assert str(tmp_path) in disk.synced
+
+
+def test_a_finished_run_looks_at_its_checkpoint(tmp_path, locked):
+  """At names and sizes, without reading what is large."""
+  assert resume.damage(tmp_path) == ''
+  where = tmp_path / 'checkpoints'
+  fill(where, [1, 2])
+  files = [p for p in (where / '2/state').rglob('*') if p.is_file()]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  locked[str(largest)] = errno.EIO, 99
+  assert resume.damage(tmp_path) == ''
+  locked.clear()
+  size = largest.stat().st_size
+  os.truncate(largest, size - 1)
+  found = resume.damage(tmp_path)
+  assert 'checkpoint of step 2 is damaged (' in found
+  assert f' has {size - 1} bytes, not {size}): without' in found
+  locked['MANIFEST.json'] = errno.EACCES, 99
+  assert 'cannot be read, Permission denied' in resume.damage(tmp_path)
+  locked.clear()
+  shutil.rmtree(where)  # to save space
+  assert resume.damage(tmp_path) == ''

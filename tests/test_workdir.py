@@ -204,6 +204,7 @@ def test_a_good_config_passes():
     ('train.steps', None, 'config.train.steps is None; a whole number'),
     ('model.d_model', -8, 'config.model.d_model is -8; a number above 0'),
     ('train.eval_every', -1, 'config.train.eval_every is -1; a number, 0'),
+    ('data.cache', 'gs://b/c', "cache is 'gs://b/c'; a path of a file system"),
     ('seed', 0.5, 'config.seed is 0.5; a whole number'),
     ('mesh', object, 'config.mesh is .*; a number, a string or a tuple'),
     ('mesh', ('a', (1,)), 'config.mesh is .*; a number, a string or a tuple'),

@@ -1,7 +1,9 @@
 """What differs between jax 0.7.2 and today, in one place."""
 
+from typing import Any
+
 import jax
-from jax._src import config
+from jax._src import config, distributed, hardware_utils
 
 
 def varying(x: jax.Array) -> frozenset[str]:
@@ -41,3 +43,22 @@ def untyped(f):
     return jax.tree.map(lambda v: device_varying(v, axes), out)
 
   return run
+
+
+def service() -> tuple[Any, int, int]:
+  """JAX's service of a job: (client or None, this process, how many).
+
+  Its keys and values have no public name; they need no device, nor start one.
+  """
+  state = distributed.global_state
+  return state.client, state.process_id or 0, state.num_processes or 1
+
+
+def lacks_gpu() -> bool:
+  """Whether CUDA is asked for by name, and this host has no NVIDIA GPU.
+
+  JAX then takes the next platform of the list without a word. Starts nothing.
+  """
+  asked = (jax.config.jax_platforms or '').split(',')
+  named = asked[0] in ('cuda', 'gpu')
+  return named and not hardware_utils.has_visible_nvidia_gpu()

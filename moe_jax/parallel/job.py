@@ -115,7 +115,10 @@ class Job:
         return f'process {i} {of} was killed by {name}'
       if code is not None and code > 0 and None in codes:
         return f'process {i} {of} ended with exit code {code}'
-    peer = _PEER.search('\n'.join(self._pages))
+    pages = '\n'.join(self._pages)
+    if 'RegisterTask' in pages:  # of who has come
+      return 'not all processes of the job have come'
+    peer = _PEER.search(pages)
     if peer:
       return f'process {peer[1] or peer[2]} gives no sign of life'
     if None in codes:

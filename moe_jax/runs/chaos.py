@@ -31,6 +31,7 @@ CLOCK = frozenset(
 )
 # On what a run was at its end, which another mesh is there for.
 _PLACE = frozenset({'devices', 'mesh'})
+_SHOWN = 20  # mismatches
 # Shares of the kills that are SIGTERM, and that leave damage behind.
 _TERM, _DAMAGE = 0.3, 0.25
 # One that died before Python heard the signal; one that was told in time.
@@ -82,7 +83,7 @@ class Chaos:
     return {
       'kills': self.kills,
       'survived': self.survived,
-      'mismatches': self.mismatches,
+      'mismatches': _short(self.mismatches),
     }
 
   def _disturbed(self, kills: int) -> pathlib.Path:
@@ -197,6 +198,12 @@ def write_text(folder: pathlib.Path) -> None:
     documents = (' '.join(draw.choices(words, k=30)) for _ in range(80))
     (folder / f'{domain}.txt').write_text('\n\n'.join(documents))
     words.reverse()
+
+
+def _short(found: list[str]) -> list[str]:
+  """The first of them: runs that part differ in every line from there on."""
+  more = len(found) - _SHOWN
+  return found if more <= 0 else [*found[:_SHOWN], f'and {more} more']
 
 
 def _lines(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -24,6 +24,10 @@ _NOT_NEGATIVE = frozenset(
   eval.max_examples data.max_bytes train.max_minutes
   train.max_step_minutes""".split()
 )
+# Locks, renames and `fsync` are of file systems; a URL would be a folder `gs:`.
+_PATHS = frozenset(
+  """data.dir data.cache data.task_file train.init_from train.teacher""".split()
+)
 # 0 is dropless.
 _FACTORS = frozenset({'moe.capacity_factor', 'moe.eval_capacity_factor'})
 # Each layer is gone through when a model is built.
@@ -109,6 +113,8 @@ def _wanted(name: str, value: Any) -> str:
     return 'a number above 0'
   if name in _NOT_NEGATIVE and not (number and value >= 0):
     return 'a number, 0 or above,'
+  if name in _PATHS and '://' in str(value):
+    return 'a path of a file system, local or mounted, not of an object store,'
   if name in _FACTORS and not (number and value >= 0):
     return 'a number above 0, or 0 for no capacity,'
   if name == 'eval.documents' and value not in ('all', 'even', 'odd'):

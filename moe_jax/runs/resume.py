@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from moe_jax import json_files
+from moe_jax import json_files, manifest
 from moe_jax.errors import UserError
 from moe_jax.runs import (
   checkpoint,
@@ -43,6 +43,28 @@ def finished(workdir: str, config: dict[str, Any]) -> dict[str, Any] | None:
     return None  # `workdir.prepare` says what is wrong
   steps = config['train']['steps']
   return done if same and done.get('steps') == steps else None
+
+
+def damage(workdir: str) -> str:
+  """What is wrong with a finished run's last checkpoint, at a glance.
+
+  A start that has nothing to do reads no arrays: a file that is gone or cut is
+  noticed, a flipped bit only by what reads the checkpoint (`evaluate`, another
+  run). No checkpoint at all is none: they may have been taken away for space.
+  """
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  newest = max(checkpoint.steps(directory), default=None)
+  try:
+    step = directory / str(newest)
+    fault = '' if newest is None else manifest.fault(step, digests=False)
+  except OSError as e:
+    fault = f'cannot be read, {e.strerror}'
+  if not fault:
+    return ''
+  return (
+    f'; its checkpoint of step {newest} is damaged ({fault}): without'
+    ' summary.json the next start makes it again from the one before'
+  )
 
 
 def check(workdir: str, config: dict[str, Any]) -> dict[str, Any]:

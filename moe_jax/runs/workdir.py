@@ -63,10 +63,7 @@ def prepare(
       config's run (all fields that differ are named), or a config that cannot
       be read.
   """
-  if '://' in str(workdir):
-    raise UserError(
-      f'workdir {workdir} is no local path; a mounted directory is wanted'
-    )
+  check_place(workdir)
   path = pathlib.Path(workdir).absolute()
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -81,6 +78,14 @@ def prepare(
   except ValueError:
     release(path)
     raise
+
+
+def check_place(workdir: str | os.PathLike) -> None:
+  """Raises ValueError where a workdir is in an object store; all call it."""
+  if '://' in str(workdir):
+    raise UserError(
+      f'workdir {workdir} is no local path; a mounted directory is wanted'
+    )
 
 
 def adopt(workdir: str | os.PathLike, config: dict[str, Any]) -> None:

@@ -77,6 +77,7 @@ def train(
   stop = stopping.Stop(config.train.max_minutes)
   # A wrong field costs no data, and no workdir.
   session = session or session_lib.plan(config)
+  workdir_lib.check_place(workdir)  # process 0 alone prepares it
   probes.check(config)
   done = None if restart else resume.finished(workdir, config_dict)
   _find(config, session, workdir, allow_download, restart, done)
@@ -108,7 +109,8 @@ def train(
   if lead:
     print(session.data.describe(), flush=True)
   if done:
-    print(f'{workdir} is finished; --restart begins anew')
+    told = resume.damage(workdir)
+    print(f'{workdir} is finished; --restart begins anew{told}')
     workdir_lib.release(workdir)
     return done
   path = pathlib.Path(workdir)

@@ -1,0 +1,60 @@
+"""Object stores are refused in a line, and no folder named 'gs:' is made."""
+
+import os
+
+import jax
+import pytest
+from absl import flags
+
+from experiments import cli
+from moe_jax.training import loop
+from tests import mains, tiny
+
+PATHS = [
+  (name, flag)
+  for name, names in {
+    'bench': ['workdir'],
+    'chaos': ['workdir'],
+    'evaluate': ['workdir', 'against'],
+    'generate': ['workdir', 'out'],
+    'parity': ['workdir'],
+    'report': ['workdirs', 'workdir'],
+    'sweep': ['workdir', 'pretrained'],
+    'train': ['workdir'],
+    'verdict': ['workdir', 'out'],
+  }.items()
+  for flag in names
+]
+
+
+@pytest.mark.parametrize(('name', 'flag'), PATHS)
+def test_a_main_refuses_a_url(name, flag, capsys):
+  with mains.loaded(name):
+    assert {f for n, f in PATHS if n == name} == cli._PATHS & mains.ours()
+    flags.FLAGS[flag].parse('some/folder,s3:/of/a/name')
+    cli._refuse_stores()
+    flags.FLAGS[flag].parse('gs://bucket/run')
+    with pytest.raises(SystemExit) as e:
+      cli._refuse_stores()
+  assert e.value.code == 1
+  line = f'error: --{flag}=gs://bucket/run is in an object store, which has no'
+  assert capsys.readouterr().err.startswith(line)
+
+
+def test_mains_look_before_they_begin(monkeypatch):
+  monkeypatch.setattr(cli, '_refuse_stores', lambda: 1 / 0)
+  monkeypatch.setattr(cli.app, 'run', lambda main, **_: main(['x']))
+  with pytest.raises(ZeroDivisionError):
+    cli.run(None)
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_training_refuses_in_each_process(index, tmp_path, monkeypatch):
+  """Not in process 0 alone, which prepares the workdir."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(jax, 'process_index', lambda: index)
+  with pytest.raises(ValueError, match='gs://b/run is no local path'):
+    loop.train(tiny.config(), 'gs://b/run', restart=True)
+  with pytest.raises(ValueError, match=r'cache is .*not of an object store'):
+    loop.train(tiny.config(**{'data.cache': 'gs://b/cache'}), str(tmp_path))
+  assert os.listdir(tmp_path) == []
