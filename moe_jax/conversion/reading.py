@@ -18,6 +18,7 @@ from moe_jax.models import by_layer
 # By leaf: what fills it, with the place in its leading axes.
 Fills = dict[str, list[tuple[tuple[int, ...], tensors.Tensor, tensors.Part]]]
 _BALANCE = 'balance/'
+GROUPS = ('params/', _BALANCE)
 
 
 class _Place(tuple):
@@ -36,7 +37,7 @@ def places(leaves: Sequence[str], stacks: by_layer.Places) -> dict[str, Any]:
     stacks: by stack, `StackConfig.places`.
   """
   found = {}
-  for group, prefix in (('params/', ''), (_BALANCE, _BALANCE)):
+  for group, prefix in zip(GROUPS, ('', _BALANCE)):
     tree: dict[str, Any] = {}
     for path in leaves:
       if path.startswith(group):

@@ -12,11 +12,12 @@ import os
 import pathlib
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from moe_jax import registry
 from moe_jax.conversion import folders, reading, tensors
@@ -85,30 +86,45 @@ def save(
 class Replaced:
   """A folder beside `directory`, put in its place by one rename at the end.
 
-  What is there must be empty; where the block fails, nothing is left.
+  What is there must be empty; where the block fails, nothing is left. All
+  processes write into the one that process 0 makes.
   """
 
   def __init__(self, directory: folders.Path):
+    self.check(directory)
     self._to = pathlib.Path(directory).absolute()
-    if self._to.exists() and (not self._to.is_dir() or any(self._to.iterdir())):
+    self._new = self._to.parent / f'.{self._to.name}.part'
+
+  @staticmethod
+  def check(directory: folders.Path) -> None:
+    """Raises ValueError where something is there."""
+    path = pathlib.Path(directory)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
       raise UserError(f'{directory} exists; a checkpoint needs a new directory')
 
   def __enter__(self) -> pathlib.Path:
-    self._to.parent.mkdir(parents=True, exist_ok=True)
-    self._scratch = tempfile.mkdtemp(dir=self._to.parent, prefix='.part_')
-    new = pathlib.Path(self._scratch) / self._to.name
-    new.mkdir()
-    return new
+    if jax.process_index() == 0:
+      shutil.rmtree(self._new, ignore_errors=True)  # of one that was killed
+      self._new.mkdir(parents=True)
+    self._wait()
+    return self._new
 
   def __exit__(self, kind, *exc):
+    if kind is None:
+      self._wait()
+    if jax.process_index() != 0:
+      return
     try:
       if kind is None:
-        new = pathlib.Path(self._scratch) / self._to.name
-        durable.sync_tree(new)
+        durable.sync_tree(self._new)
         # Only onto nothing or an empty directory: else it raises OSError.
-        durable.rename(new, self._to)
+        durable.rename(self._new, self._to)
     finally:
-      shutil.rmtree(self._scratch, ignore_errors=True)
+      shutil.rmtree(self._new, ignore_errors=True)
+
+  def _wait(self):
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'conversion {self._to.name}')
 
 
 def whole(t: tensors.Tensor, part, dtype: str) -> np.ndarray:

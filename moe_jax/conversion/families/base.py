@@ -51,6 +51,7 @@ class Family(abc.ABC):
     ignored: fields that change no number, beside BOOKKEEPING.
     aliases: {other name: field}.
     theta: the default of rope_theta.
+    symbols: the class's ids of start and end of text, or None.
   """
 
   model_types: tuple[str, ...]
@@ -62,6 +63,7 @@ class Family(abc.ABC):
   ignored: tuple[str, ...] = ()
   aliases: Mapping[str, str] = {}
   theta = 10_000.0
+  symbols: tuple[int | None, int | None] = (None, None)
 
   def inner(self, config: Config) -> Config:
     """The part of config.json that is of the language model."""
@@ -105,6 +107,11 @@ class Family(abc.ABC):
     """Tensors that may be there beside `table`'s, and what each must equal."""
     if c['tie_word_embeddings']:
       return {'lm_head.weight': 'model.embed_tokens.weight'}
+    return {}
+
+  def stored_copies(self, c: Config) -> dict[str, str]:
+    """Of `copies`, those that are written."""
+    del c
     return {}
 
   def counts(self, c: Config) -> dict[str, int]:

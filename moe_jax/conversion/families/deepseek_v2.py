@@ -14,6 +14,7 @@ _METHODS = ('greedy', 'group_limited_greedy')
 class DeepseekV2(base.Family):
   model_types = ('deepseek_v2',)
   architecture = 'DeepseekV2ForCausalLM'
+  symbols = (1, 2)
   aliases = {
     'num_experts': 'n_routed_experts',
     'num_local_experts': 'n_routed_experts',

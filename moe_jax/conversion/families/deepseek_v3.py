@@ -16,6 +16,7 @@ from moe_jax.conversion.families import base
 class DeepseekV3(base.Family):
   model_types = ('deepseek_v3',)
   architecture = 'DeepseekV3ForCausalLM'
+  symbols = (0, 1)
   aliases = {
     'num_local_experts': 'n_routed_experts',
     'num_mtp_layers': 'num_nextn_predict_layers',

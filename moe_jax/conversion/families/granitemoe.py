@@ -12,6 +12,7 @@ from moe_jax.conversion.families import base
 class GraniteMoe(base.Family):
   model_types = ('granitemoe',)
   architecture = 'GraniteMoeForCausalLM'
+  symbols = (1, 2)
   aliases = {'num_experts': 'num_local_experts'}
   defaults = {
     'vocab_size': 32000,

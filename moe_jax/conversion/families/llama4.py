@@ -16,6 +16,7 @@ _VISION = ('vision_model.', 'multi_modal_projector.')
 class Llama4(base.Family):
   model_types = ('llama4_text', 'llama4')
   architecture = 'Llama4ForCausalLM'
+  symbols = (1, 2)
   aliases = {'num_experts': 'num_local_experts'}
   theta = 500_000.0
   defaults = {

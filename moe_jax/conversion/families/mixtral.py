@@ -11,6 +11,7 @@ from moe_jax.conversion.families import base
 class Mixtral(base.Family):
   model_types = ('mixtral',)
   architecture = 'MixtralForCausalLM'
+  symbols = (1, 2)
   aliases = {'num_experts': 'num_local_experts'}
   theta = 1e6
   defaults = {

@@ -11,6 +11,7 @@ from moe_jax.conversion.families import base
 class Olmoe(base.Family):
   model_types = ('olmoe',)
   architecture = 'OlmoeForCausalLM'
+  symbols = (None, 50279)
   aliases = {'num_local_experts': 'num_experts'}
   defaults = {
     'vocab_size': 50304,
