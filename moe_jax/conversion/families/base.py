@@ -46,11 +46,12 @@ class Family(abc.ABC):
     defaults: {field: the class's default} of what is read. A whole number is a
       size, from 1; a float any finite number; a tuple stands for a list.
     optional: fields of these that may be null.
+    free: fields of these that `check` alone looks at.
     from_0: sizes of these that may be 0.
     only: {field: its valid values}, the first of which is the default.
     ignored: fields that change no number, beside BOOKKEEPING.
     aliases: {other name: field}.
-    theta: the default of rope_theta.
+    theta, aux: the defaults of rope_theta and router_aux_loss_coef.
     symbols: the class's ids of start and end of text, or None.
   """
 
@@ -58,11 +59,13 @@ class Family(abc.ABC):
   architecture: str
   defaults: Mapping[str, Any]
   optional: tuple[str, ...] = ()
+  free: tuple[str, ...] = ()
   from_0: tuple[str, ...] = ()
   only: Mapping[str, tuple] = {}
   ignored: tuple[str, ...] = ()
   aliases: Mapping[str, str] = {}
   theta = 10_000.0
+  aux = 0.001
   symbols: tuple[int | None, int | None] = (None, None)
 
   def inner(self, config: Config) -> Config:
@@ -153,7 +156,7 @@ def read(family: Family, config: Config) -> Config:
   c = {k: given.get(k, v) for k, v in defaults.items()}
   c |= {k: given[k] for k in ('rope_scaling', 'rope_parameters') if k in given}
   c['rope_theta'] = given.get('rope_theta', family.theta)
-  c['router_aux_loss_coef'] = given.get('router_aux_loss_coef')
+  c['router_aux_loss_coef'] = given.get('router_aux_loss_coef', family.aux)
   for k, v in c.items():
     if k in family.only:
       valid = family.only[k]
@@ -170,6 +173,8 @@ def read(family: Family, config: Config) -> Config:
 def _wanted(family: Family, name: str, value: Any, default: Any) -> str:
   """What a field must be instead; '' where nothing is wrong."""
   if value is None and (name in family.optional or default is None):
+    return ''
+  if name in family.free:
     return ''
   if isinstance(default, bool):
     return '' if isinstance(value, bool) else 'true or false'
@@ -294,10 +299,9 @@ def moe_fields(c: Config, E: int, F: int, router: str, **own: Any) -> Config:
   } | own
 
 
-def aux_loss(c: Config, default: float = 0.001) -> tuple[str, ...]:
+def aux_loss(c: Config) -> tuple[str, ...]:
   """`moe.balance`: their auxiliary loss counts a token's experts as a union."""
-  weight = c.get('router_aux_loss_coef')
-  weight = default if weight is None else weight
+  weight = c['router_aux_loss_coef'] or 0.0
   return (rope.call('switch_loss', weight=float(weight), count='union'),)
 
 

@@ -11,6 +11,7 @@ from moe_jax.conversion.families import base
 class FlexOlmo(base.Family):
   model_types = ('flex_olmo',)
   architecture = 'FlexOlmoForCausalLM'
+  aux = 0.01
   symbols = (None, 100257)
   aliases = {'num_local_experts': 'num_experts'}
   theta = 500_000.0

@@ -51,6 +51,7 @@ class Llama4(base.Family):
     *('num_key_value_heads', 'head_dim', 'no_rope_layers', 'layer_types'),
     'attention_chunk_size',
   )
+  free = ('moe_layers',)
   # Theirs shows the noise to the experts, too.
   only = {'router_jitter_noise': (0.0,)}
   ignored = (

@@ -11,6 +11,7 @@ from moe_jax.conversion.families import base
 class Olmoe(base.Family):
   model_types = ('olmoe',)
   architecture = 'OlmoeForCausalLM'
+  aux = 0.01
   symbols = (None, 50279)
   aliases = {'num_local_experts': 'num_experts'}
   defaults = {
@@ -30,6 +31,7 @@ class Olmoe(base.Family):
     'num_experts': 64,
     'norm_topk_prob': False,
   }
+  free = ('clip_qkv',)
 
   def check(self, c):
     clip = c['clip_qkv']
@@ -47,7 +49,6 @@ class Olmoe(base.Family):
       'top_k', k=c['num_experts_per_tok'], renormalize=c['norm_topk_prob']
     )
     E, F = c['num_experts'], c['intermediate_size']
-    c = {'router_aux_loss_coef': None} | c
     return {
       'model': base.model_fields(c, attention=(kind,)),
       'moe': base.moe_fields(c, E, F, router),
