@@ -30,13 +30,17 @@ def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
   """float32 [..., G, 32] of bytes [..., G, 16] and [..., G].
 
   Raises:
-    ValueError: a scale of 255, which is no number.
+    ValueError: a scale of 255, which is no number, or too large a one.
   """
   if (scales == 255).any():
     raise UserError('a scale of 255, which is no number in MXFP4')
   pairs = np.stack([blocks & 15, blocks >> 4], -1)
   values = VALUES[pairs].reshape(*blocks.shape[:-1], _PART)
-  return np.ldexp(values, scales.astype(np.int32)[..., None] - 127)
+  try:
+    with np.errstate(over='raise'):
+      return np.ldexp(values, scales.astype(np.int32)[..., None] - 127)
+  except FloatingPointError:
+    raise UserError('MXFP4: a number that float32 does not hold') from None
 
 
 def unpacked(found: dict[str, folders.Stored]) -> dict[str, folders.Stored]:

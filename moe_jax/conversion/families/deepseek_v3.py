@@ -97,6 +97,11 @@ class DeepseekV3(base.Family):
       return 'layers that predict further tokens'
     return ''
 
+  def written(self, config):
+    own = super().written(config)
+    own.pop('num_mtp_layers', None)
+    return own | {'num_nextn_predict_layers': 0}
+
   def to_config(self, model, moe, kinds):
     return latent.config(model, moe, kinds) | {
       'n_group': kinds.router.get('groups', 1),
