@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import json_files
-from moe_jax.conversion import folders, hub, reading, tokens, writing
+from moe_jax.conversion import folders, hub, reading, rope, tokens, writing
 from moe_jax.errors import UserError
 from moe_jax.models import factory
 from moe_jax.runs import (
@@ -58,19 +58,23 @@ class Converted:
   lines: list[str]
 
 
-def config_of(found: hub.Folder, config: Any, directory: folders.Path) -> Any:
-  """Our config of a folder's model: `config` with its fields set; locked.
+def described(said: dict[str, Any], config: Any, tokenizer: str = '') -> Any:
+  """Our config of a config.json: `config` with its fields set; locked.
 
   Args:
-    found: the folder's.
+    said: the config.json.
     config: ours, with the fields of the schema; unlocked.
-    directory: of the folder, for its tokenizer.
+    tokenizer: `data.tokenizer`; '' is one of as many ids as the model has.
+
+  Raises:
+    ValueError: as `hub.read`.
   """
-  for group, fields in found.family.fields(found.config).items():
+  family, c = hub.read(said)
+  for group, fields in family.fields(c).items():
     config[group].update(fields)
-  length = min(found.config['max_position_embeddings'], _LENGTH)
-  tokenizer = tokens.spec(directory, found)
-  config.data.update(seq_len=length, tokenizer=tokenizer)
+  rows = rope.call('hf', size=c['vocab_size'], sentinels=0)
+  length = min(c['max_position_embeddings'], _LENGTH)
+  config.data.update(seq_len=length, tokenizer=tokenizer or rows)
   config.moe.group_size = length
   config.moe.dispatch = 'gather_reduce()'
   config.train.update(optimizer='sgd()', schedule='constant(value=1e-5)')
@@ -86,7 +90,7 @@ def from_hub(
   Args:
     directory: config.json, safetensors and, for text, tokenizer.json.
     workdir: new or empty.
-    config: as in `config_of`.
+    config: as in `described`.
     mesh: on which arrays are made, as `config.mesh`; '' is that.
 
   Raises:
@@ -94,7 +98,8 @@ def from_hub(
   """
   writing.Replaced.check(workdir)
   found = hub.opened(directory)
-  config = config_of(found, config, directory)
+  tokenizer = tokens.spec(directory, found)
+  config = described(found.said, config, tokenizer)
   session = session_lib.plan(config, mesh, splits=())
   wanted = checkpoint.named(session.abstract_state)
   read = {k: v for k, v in wanted.items() if k.startswith(reading.GROUPS)}
