@@ -226,6 +226,8 @@ def sparse(layers: Sequence[bool]) -> str:
   first = found[0]
   if found == list(range(first, len(layers))):
     return f'from_{first}'
+  if all(s == (i % (first + 1) == first) for i, s in enumerate(layers)):
+    return f'every_{first + 1}'
   return ','.join(map(str, found))
 
 
