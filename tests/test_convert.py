@@ -12,6 +12,7 @@ from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
 from moe_jax.runs import checkpoint, workdir as workdir_lib
 from tests import hub_folders, mains
+from tests.golden import checkpoints
 
 CONVERTED = 'hub/lineage.json'
 
@@ -74,6 +75,16 @@ def test_there_and_back(tmp_path):
   assert {types.pop(k) for k in bias} == {np.dtype(np.float32)}
   assert set(types.values()) == {np.dtype(np.float16)}
   assert (half / 'model.safetensors.index.json').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', ['tight', 'untied'])
+def test_switch_transformers_go_the_same_way(tmp_path, case):
+  old = checkpoints.write(tmp_path / 'old', case)
+  run, new = tmp_path / 'run', tmp_path / 'new'
+  convert(f'--from_hf={old}', f'--workdir={run}')
+  convert(f'--to_hf={new}', f'--workdir={run}')
+  hub_folders.same_bits(hub_folders.stored(old), hub_folders.stored(new))
 
 
 def test_nothing_is_written_of_what_does_not_fit(tmp_path):

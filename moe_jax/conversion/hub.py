@@ -90,7 +90,7 @@ def read(config: Mapping[str, Any]) -> tuple[base.Family, base.Config]:
     ValueError: a family that is not known, a field that it does not handle.
   """
   found = of_type(config.get('model_type'))
-  return found, base.read(found, dict(config))
+  return found, found.read(dict(config))
 
 
 def opened(directory: folders.Path) -> Folder:
@@ -145,10 +145,11 @@ def describe_skipped(found: Folder) -> list[str]:
 def same(family_: base.Family, c: base.Config, config: Any) -> list[str]:
   """In what our config differs from a family's fields of theirs."""
   wrong = []
-  for group, fields in family_.fields(c).items():
-    for name, theirs in fields.items():
+  made = family_.fields(c)
+  for group, own in _TRAINING.items():
+    for name, theirs in made[group].items():
       ours = config[group][name]
-      if name not in _TRAINING[group] and _plain(ours) != _plain(theirs):
+      if name not in own and _plain(ours) != _plain(theirs):
         wrong.append(f'{group}.{name}={ours!r} (theirs: {theirs!r})')
   return wrong
 
@@ -179,6 +180,9 @@ def config_of(
     found, c = read(said)
     if not same(found, c, config):
       return found, found.written(dict(said))
+  if config.model.kind == 'encoder_decoder':
+    own = family('switch_transformers')
+    return own, own.written_of(config)
   sparse = pattern.sparse_layers(config.moe.layers, config.model.num_layers)
   kinds = base.Kinds(config.model, config.moe, sparse)
   nearest: list[str] | None = None
@@ -186,7 +190,7 @@ def config_of(
     try:
       theirs = own.to_config(config.model, config.moe, kinds)
       theirs['model_type'] = own.model_types[0]
-      wrong = same(own, base.read(own, theirs), config)
+      wrong = same(own, own.read(theirs), config)
     except (KeyError, ValueError, TypeError, ZeroDivisionError, StopIteration):
       continue
     if not wrong:

@@ -70,13 +70,12 @@ def described(said: dict[str, Any], config: Any, tokenizer: str = '') -> Any:
     ValueError: as `hub.read`.
   """
   family, c = hub.read(said)
+  length = min(c.get('max_position_embeddings', _LENGTH), _LENGTH)
+  rows = rope.call('hf', size=c['vocab_size'], sentinels=0)
+  config.data.update(seq_len=length, tokenizer=tokenizer or rows)
+  config.moe.update(group_size=length, dispatch='gather_reduce()')
   for group, fields in family.fields(c).items():
     config[group].update(fields)
-  rows = rope.call('hf', size=c['vocab_size'], sentinels=0)
-  length = min(c['max_position_embeddings'], _LENGTH)
-  config.data.update(seq_len=length, tokenizer=tokenizer or rows)
-  config.moe.group_size = length
-  config.moe.dispatch = 'gather_reduce()'
   config.train.update(optimizer='sgd()', schedule='constant(value=1e-5)')
   config.train.batch_size = config.eval.batch_size = 8
   return config.lock()

@@ -113,7 +113,8 @@ class SentencePiece(_Vocabulary):
 class HuggingFace(_Vocabulary):
   """A tokenizer.json of Hugging Face's `tokenizers`, without its templates.
 
-  A run keeps a copy. Without a path it is the one that a run has kept, and
+  A run keeps a copy. With sentinels=0 those are T5's own, where the file has
+  them. Without a path it is the one that a run has kept, and
   `size`, ids that it has, is given instead.
   """
 
@@ -144,6 +145,9 @@ class HuggingFace(_Vocabulary):
     pad_id, eos_id = (self._model.token_to_id(t) for t in (pad, eos))
     own = there, pad_id, eos_id, sentinels
     super().__init__('hf', path, self.content, *own)
+    if not sentinels:
+      named = (self._model.token_to_id(f'<extra_id_{i}>') for i in range(100))
+      self.sentinel_ids = tuple(i for i in named if i is not None)
 
   def look(self) -> None:
     _optional('tokenizers')

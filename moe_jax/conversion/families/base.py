@@ -68,6 +68,10 @@ class Family(abc.ABC):
   aux = 0.001
   symbols: tuple[int | None, int | None] = (None, None)
 
+  def read(self, config: Config) -> Config:
+    """config.json with defaults filled in; a ValueError names what is wrong."""
+    return filled(self, config)
+
   def inner(self, config: Config) -> Config:
     """The part of config.json that is of the language model."""
     return config
@@ -134,7 +138,7 @@ class Family(abc.ABC):
     return type(self).__module__.rpartition('.')[2]
 
 
-def read(family: Family, config: Config) -> Config:
+def filled(family: Family, config: Config) -> Config:
   """config.json with defaults filled in; fields by their first names.
 
   Raises:
