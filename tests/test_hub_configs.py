@@ -1,5 +1,6 @@
 """config.json of open models: what it makes, and what is refused."""
 
+import pathlib
 import re
 
 import pytest
@@ -157,3 +158,8 @@ def test_what_a_run_changed_in_training_alone_stays():
   _, theirs = hub.config_of(config, said)
   assert theirs['tie_word_embeddings'] and theirs['bos_token_id'] == 7
   assert isinstance(config, config_dict.ConfigDict)
+
+
+def test_the_table_of_families():
+  page = pathlib.Path(hub.__file__).parent / 'README.md'
+  assert hub.markdown() in page.read_text(), hub.markdown()

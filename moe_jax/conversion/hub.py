@@ -209,3 +209,14 @@ def _kept(said: Mapping[str, Any] | None) -> dict[str, Any]:
     'max_position_embeddings',
   )
   return {k: said[k] for k in names_ if said and k in said}
+
+
+def markdown() -> str:
+  """The table of families in README.md, from the first lines of their files."""
+  rows = ['| `model_type` | what it is | file |', '| --- | --- | --- |']
+  for name, own in all_families().items():
+    module = importlib.import_module(f'{families.__name__}.{name}')
+    first = (module.__doc__ or '').partition('\n')[0].rstrip('.')
+    types = ', '.join(f'`{t}`' for t in own.model_types)
+    rows.append(f'| {types} | {first} | [{name}](families/{name}.py) |')
+  return '\n'.join(rows) + '\n'
