@@ -32,7 +32,23 @@ _LATENT = {
   'first_k_dense_replace': 1,
 }
 _LOCAL = {'num_local_experts': 3, 'num_experts_per_tok': 2}
-# By published model, what makes it small.
+_BIASED = _HEADS | {
+  'moe_intermediate_size': 7,
+  'n_routed_experts': 8,
+  'n_shared_experts': 2,
+  'num_experts_per_tok': 2,
+  'first_k_dense_replace': 1,
+}
+# Those of which no total is known.
+OTHERS = {
+  'dots1': {'model_type': 'dots1', 'sliding_window': None},
+  'glm4_moe': {
+    'model_type': 'glm4_moe',
+    'attention_bias': True,
+    'use_qk_norm': True,
+  },
+}
+# By model, what makes it small.
 CASES = {
   'olmoe': {'num_experts': 4, 'num_experts_per_tok': 2},
   'mixtral_8x7b': _HEADS | _LOCAL | {'sliding_window': 5},
@@ -57,6 +73,8 @@ CASES = {
   'llama4_maverick': _HEADS
   | {'num_local_experts': 3, 'intermediate_size_mlp': 9},
   'flex_olmo': {},
+  'dots1': _BIASED,
+  'glm4_moe': _BIASED,
   'granite_1b_a400m': {'num_local_experts': 4, 'num_experts_per_tok': 2},
 }
 DTYPES = {
@@ -68,7 +86,7 @@ DTYPES = {
 
 def config(case, **fields):
   """config.json; a field of None is left out."""
-  out = open_models.PUBLISHED[case] | SMALL | CASES[case] | fields
+  out = (open_models.PUBLISHED | OTHERS)[case] | SMALL | CASES[case] | fields
   return {k: v for k, v in out.items() if k not in fields or v is not None}
 
 

@@ -107,6 +107,12 @@ def router(t: Table, name: str, to: str) -> None:
   t.one(name, 'E D', f'{to}/moe/router/kernel', 'D E')
 
 
+def selection_bias(t: Table, name: str, to: str) -> None:
+  """Of the selection; balancing state of ours, float32 in every folder."""
+  path = f'balance/{to}/moe/state/loss_free_bias'
+  t.one(name, 'E', path, 'E', dtype='float32')
+
+
 def glu(t: Table, at: str, to: str, names: tuple[str, ...], **options: Any):
   """A gated FFN; `names` of gate, up and down."""
   gate, up, down = names

@@ -23,6 +23,7 @@ _ROPE_KEYS = {
   ),
 }
 _ORIGINAL = 'original_max_position_embeddings'
+_SHARE = 'partial_rotary_factor'
 
 
 def read(c: Config) -> Config:
@@ -46,11 +47,15 @@ def read(c: Config) -> Config:
   for k, v in own.items():
     if k in ('rope_type', 'type', 'rope_theta', _ORIGINAL) or k in keys:
       continue
-    if not (k == 'partial_rotary_factor' and v == 1.0) and v is not None:
+    if k == _SHARE and (v == 1.0 or _SHARE in c):
+      continue
+    if v is not None:
       wrong.append(f'{k}={v!r}')
   out |= {k: own[k] for k in keys if own.get(k) is not None}
   if kind in ('yarn', 'llama3'):
     out[_ORIGINAL] = own.get(_ORIGINAL) or c['max_position_embeddings']
+  if _SHARE in c:
+    out[_SHARE] = own.get(_SHARE) or c[_SHARE]
   needed = {'linear': keys, 'llama3': keys, 'yarn': ('factor',)}.get(kind, ())
   wrong += [f'no {k}' for k in needed if k not in out]
   for k, v in out.items():
@@ -90,7 +95,11 @@ def positions(c: Config, interleaved: bool = False) -> str:
   return call(
     'rope',
     base=float(own['rope_theta']),
-    **_unlike(scaling=(scaling, ''), interleaved=(interleaved, False)),
+    **_unlike(
+      scaling=(scaling, ''),
+      interleaved=(interleaved, False),
+      share=(float(own.get(_SHARE, 1.0)), 1.0),
+    ),
   )
 
 
@@ -115,6 +124,8 @@ def config(positions_: str) -> Config:
   if name != 'rope':
     raise UserError(f'model.positions={positions_!r} (theirs: rope)')
   out: Config = {'rope_theta': own.get('base', 10_000.0)}
+  if 'share' in own:
+    out[_SHARE] = own['share']
   if not own.get('scaling'):
     return out
   kind, s = registry.parse(own['scaling'])

@@ -82,11 +82,7 @@ class DeepseekV3(base.Family):
     t = latent.table(c, memory)
     for i in range(c['first_k_dense_replace'], c['num_hidden_layers']):
       at, to = parts.layer(i)
-      t.one(
-        *(f'{at}.mlp.gate.e_score_correction_bias', 'E'),
-        *(f'balance/{to}/moe/state/loss_free_bias', 'E'),
-        dtype='float32',
-      )
+      parts.selection_bias(t, f'{at}.mlp.gate.e_score_correction_bias', to)
     return t
 
   def skipped(self, name, c):
