@@ -41,6 +41,7 @@ _BIASED = _HEADS | {
 }
 # Those of which no total is known.
 OTHERS = {
+  'ernie4_5_moe': {'model_type': 'ernie4_5_moe'},
   'dots1': {'model_type': 'dots1', 'sliding_window': None},
   'glm4_moe': {
     'model_type': 'glm4_moe',
@@ -73,6 +74,13 @@ CASES = {
   'llama4_maverick': _HEADS
   | {'num_local_experts': 3, 'intermediate_size_mlp': 9},
   'flex_olmo': {},
+  'ernie4_5_moe': _HEADS
+  | {
+    'moe_intermediate_size': 7,
+    'moe_num_experts': 5,
+    'moe_k': 2,
+    'moe_layer_end_index': 1,
+  },
   'dots1': _BIASED,
   'glm4_moe': _BIASED,
   'granite_1b_a400m': {'num_local_experts': 4, 'num_experts_per_tok': 2},

@@ -11,6 +11,7 @@ from moe_jax.conversion import tensors
 
 Part = tensors.Part
 GATE, UP = {'G': 0}, {'G': 1}
+ONE = {'E': {}, 'Z E': {'Z': 0}}
 
 
 class Table(list):
@@ -107,10 +108,10 @@ def router(t: Table, name: str, to: str) -> None:
   t.one(name, 'E D', f'{to}/moe/router/kernel', 'D E')
 
 
-def selection_bias(t: Table, name: str, to: str) -> None:
-  """Of the selection; balancing state of ours, float32 in every folder."""
+def selection_bias(t: Table, name: str, to: str, axes: str = 'E') -> None:
+  """Balancing state of ours, float32 in every folder; 'Z E' of [1, E]."""
   path = f'balance/{to}/moe/state/loss_free_bias'
-  t.one(name, 'E', path, 'E', dtype='float32')
+  t.add(name, axes, Part(path, 'E', pick=ONE[axes]), dtype='float32')
 
 
 def glu(t: Table, at: str, to: str, names: tuple[str, ...], **options: Any):
