@@ -86,8 +86,8 @@ def positions(c: Config, interleaved: bool = False) -> str:
       factor=float(own['factor']),
       original_length=int(own[_ORIGINAL]),
       **_unlike(
-        beta_fast=(float(own.get('beta_fast', 32.0)), 32.0),
-        beta_slow=(float(own.get('beta_slow', 1.0)), 1.0),
+        beta_fast=(float(own.get('beta_fast') or 32.0), 32.0),
+        beta_slow=(float(own.get('beta_slow') or 1.0), 1.0),
         truncate=(bool(own.get('truncate', True)), True),
         attention_factor=(_attention_factor(own), 0.0),
       ),

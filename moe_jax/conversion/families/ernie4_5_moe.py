@@ -84,7 +84,8 @@ class Ernie45Moe(base.Family):
         parts.dense(t, f'{at}.mlp', to, c['intermediate_size'])
         continue
       parts.router(t, f'{at}.mlp.gate.weight', to)
-      bias = f'{at}.mlp.moe_statics.e_score_correction_bias'
+      held = f'{at}.mlp.gate' if memory else f'{at}.mlp'
+      bias = f'{held}.moe_statics.e_score_correction_bias'
       parts.selection_bias(t, bias, to, 'Z E')
       parts.experts(t, f'{at}.mlp.experts', f'{to}/moe/experts', memory=memory)
       if shared:
