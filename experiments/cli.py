@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from moe_jax.errors import StoppedError, UserError
 
@@ -128,8 +129,8 @@ def _parse(argv: list[str]) -> list[str]:
   if any(a in _HELP for a in argv[1:]):
     # Not absl's own, which ends a call for help with exit code 1.
     app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
-  argv, own = _of_decoder(argv)
-  if own:
+  argv, own = _of_decoder(of_json(argv))
+  if argv != sys.argv:
     sys.argv[1:] = argv[1:]  # where ml_collections looks for fields
   try:
     rest = flags.FLAGS(argv)
@@ -164,6 +165,30 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(inside)
   except OSError as e:
     _fail(_last_line(e))
+
+
+def overrides(name: str, groups: tuple[str, ...]) -> dict[str, Any]:
+  """{'data.dir': value}: what --NAME.data.dir and its like were given.
+
+  Raises:
+    ValueError: a field of another group.
+  """
+  given = config_flags.get_override_values(flags.FLAGS[name])
+  for field in given:
+    if field.partition('.')[0] not in groups:
+      raise UserError(
+        f'--{name}.{field}: here fields of {" and ".join(groups)} can be given'
+      )
+  return given
+
+
+def of_json(argv: list[str]) -> list[str]:
+  """With `--config=RUN/config.json` as the config file that reads it."""
+  saved = os.path.join(os.path.dirname(__file__), '..', 'configs', 'saved.py')
+  named = lambda a: re.sub(
+    r'^--?config=(.+\.json)$', lambda m: f'--config={saved}:{m[1]}', a
+  )
+  return [named(a) for a in argv]
 
 
 def _of_decoder(argv: list[str]) -> tuple[list[str], dict[str, str]]:

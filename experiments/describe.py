@@ -13,6 +13,7 @@ with, divides by the target tokens alone (a decoder's are all it has).
 `all_to_all_bytes_per_step` is what leaves its device, all devices together,
 whatever the collective, at balanced loads. `experiments.plan` compares
 dispatches, and counts a layer's buffers.
+--hf_config=FOLDER/config.json describes an open model, without its weights.
 --methods prints all methods of the repository instead, a line each: family,
 name, paper, whether it is causal, can do without a capacity, has a state, and
 how it is tested; --markdown for a page, --json with a summary of each.
@@ -25,14 +26,19 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from configs import base
 from experiments import cli, modules
-from moe_jax import citations
+from moe_jax import citations, json_files
+from moe_jax.conversion import workdirs
 from moe_jax.errors import UserError
 from moe_jax.planning import report
 from moe_jax.training import plans
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, with :arguments; fields by --config.a.b=value.'
+)
+_HF_CONFIG = flags.DEFINE_string(
+  'hf_config', '', "Describe the model of this config.json of the hub's."
 )
 _MESH = flags.DEFINE_string(
   'mesh',
@@ -56,9 +62,13 @@ def main(_: list[str]) -> None:
     form = citations.markdown if _MARKDOWN.value else citations.table
     print(json.dumps(rows) if _JSON.value else form(rows))
     return
-  if _CONFIG.value is None:
-    raise UserError('give --config=FILE, or --methods')
-  plan = plans.describe(_CONFIG.value, _MESH.value)
+  config = _CONFIG.value
+  if _HF_CONFIG.value:
+    said = json_files.read(_HF_CONFIG.value)
+    config = workdirs.described(said, base.get_config())
+  if config is None:
+    raise UserError('give --config=FILE, --hf_config=FILE, or --methods')
+  plan = plans.describe(config, _MESH.value)
   print(json.dumps(plan) if _JSON.value else report.text(plan, _PARAMS.value))
 
 

@@ -3,6 +3,7 @@
   python -m experiments.evaluate --workdir=/tmp/run
   python -m experiments.evaluate --workdir=/tmp/run --cpu_devices=4 \\
       --mesh='auto(expert=2)' --capacity_factor=1.0
+  python -m experiments.evaluate --workdir=/tmp/olmoe --config.data.dir=TEXT
   python -m experiments.evaluate --workdir=/tmp/moe --against=/tmp/dense
 
 Reads the config and the checkpoint of the run in the workdir, chooses a mesh of
@@ -15,7 +16,9 @@ import os
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
+from configs import base
 from experiments import cli, modules, processes, steps
 
 _WORKDIR = flags.DEFINE_string(
@@ -24,10 +27,13 @@ _WORKDIR = flags.DEFINE_string(
 _AGAINST = flags.DEFINE_string(
   'against', '', 'Workdir of another run on the same data, to compare with.'
 )
-_MESH = flags.DEFINE_string('mesh', 'auto()', 'Mesh to evaluate on.')
-_CPU_DEVICES = flags.DEFINE_integer(
-  'cpu_devices', 1, 'Simulated devices, on CPU only.'
+_CONFIG = config_flags.DEFINE_config_dict(
+  'config',
+  base.get_config(),
+  "Fields of data and eval in place of the run's.",
 )
+_MESH = flags.DEFINE_string('mesh', 'auto()', 'Mesh to evaluate on.')
+_CPU_DEVICES = flags.DEFINE_integer('cpu_devices', 1, 'Simulated, on CPU.')
 _CAPACITY = flags.DEFINE_float(
   'capacity_factor', None, "In place of the run's; 0 is dropless."
 )
@@ -74,6 +80,7 @@ def _open(workdir: str, factor: float | None = None, step: int | None = None):
   )
 
   config = workdir_lib.load_config(workdir)
+  config.update_from_flattened_dict(cli.overrides('config', ('data', 'eval')))
   if factor is not None:
     config = checks.with_eval_factor(config, factor)
   session = session_lib.make(

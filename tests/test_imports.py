@@ -53,7 +53,7 @@ ROOMS = {
   'planning': {'errors', 'json_files'},
   'plots': {'errors', 'json_files'},
   'analysis': MODELS | {'models'},
-  'conversion': MODELS | {'models'},
+  'conversion': TRAINING | {'training', 'data.objectives'},
   'parity': MODELS,
   'benchmarks': TRAINING | {'training'},
   'studies': BASE | {'runs', 'training', 'plots', 'benchmarks.machine'},

@@ -6,35 +6,29 @@ all families is here. Nothing is lost in silence: a tensor that is missing, left
 over or misshapen is an error, in both directions.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Importing it teaches numpy the name 'bfloat16', which safetensors looks up.
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from moe_jax import json_files, registry
+from moe_jax import registry
+from moe_jax.conversion import folders
 from moe_jax.errors import UserError
 
-Path = str | os.PathLike
+Path = folders.Path
 DTYPES = {
   'float32': np.float32,
   'bfloat16': ml_dtypes.bfloat16,
   'float16': np.float16,
 }
-# What may be read, in the names of the file's header; float32 holds them all.
-STORED = ('F32', 'BF16', 'F16')
-WEIGHTS = 'model.safetensors'
-LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +61,6 @@ class Tensor:
     return leaf[self.index].reshape(self.shape)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-  """config.json of a checkpoint."""
-  path = pathlib.Path(directory) / 'config.json'
-  if not path.is_file():
-    raise UserError(f'{directory} has no config.json')
-  return json_files.read(path)
-
-
 def load(
   directory: Path,
   table: Sequence[Tensor],
@@ -100,29 +86,29 @@ def load(
   """
   copies = copies or {}
   wanted = {t.name: t for t in table}
-  heads, wrong = _heads(pathlib.Path(directory))
-  wrong += [f'{name} is missing' for name in wanted if name not in heads]
-  for name, (_, shape, dtype) in heads.items():
+  heads = folders.opened(directory)
+  wrong = [f'{name} is missing' for name in wanted if name not in heads]
+  for name, stored in heads.items():
+    shape, dtype = stored.shape, stored.dtype
     t = wanted.get(copies.get(name, name))
     if t is None:
       wrong.append(f'{name} is unexpected')
     elif shape != t.shape:
       wrong.append(f'{name} has shape {shape}, not {t.shape}')
-    elif dtype not in STORED:
-      wrong.append(f'{name} is {dtype}, not one of {", ".join(STORED)}')
-  refuse(f'{directory} is not such a checkpoint', wrong)
+    elif dtype not in folders.STORED:
+      wrong.append(f'{name} is {dtype}, not one of {", ".join(folders.STORED)}')
+  folders.refuse(f'{directory} is not such a checkpoint', wrong)
 
   leaves = {t.path: np.empty(t.leaf, np.float32) for t in table}
-  for name, value in _tensors(heads, list(wanted)):
-    t = wanted[name]
-    leaves[t.path][t.index] = t.to_ours(value)
-  for name, value in _tensors(heads, [n for n in copies if n in heads]):
-    t = wanted[copies[name]]
+  for name, t in wanted.items():
+    leaves[t.path][t.index] = t.to_ours(heads[name].all())
+  for name in [n for n in copies if n in heads]:
+    value, t = heads[name].all(), wanted[copies[name]]
     # Compared as bits: a NaN is a copy of itself.
     same = t.to_ours(value).astype(np.float32)
     if same.tobytes() != leaves[t.path][t.index].tobytes():
       wrong.append(f'{name} differs from {t.name}, which it is tied to here')
-  refuse(f'{directory} is not such a checkpoint', wrong)
+  folders.refuse(f'{directory} is not such a checkpoint', wrong)
   return traverse_util.unflatten_dict(leaves)
 
 
@@ -152,7 +138,7 @@ def export(
       wrong.append(
         f'{"/".join(path)} has shape {np.shape(leaf)}, not {wanted[path]}'
       )
-  refuse('these are not the parameters of such a model', wrong)
+  folders.refuse('these are not the parameters of such a model', wrong)
   leaves = {path: np.asarray(leaf) for path, leaf in leaves.items()}
   return {
     t.name: np.ascontiguousarray(t.to_theirs(leaves[t.path]), DTYPES[dtype])
@@ -184,88 +170,9 @@ def save(
     new.mkdir()
     # Transformers refuses a file that does not say which framework's it is.
     safetensors.numpy.save_file(
-      dict(tensors), new / WEIGHTS, metadata={'format': 'pt'}
+      dict(tensors), new / folders.WEIGHTS, metadata={'format': 'pt'}
     )
     text = json.dumps(dict(config), indent=2, sort_keys=True)
     (new / 'config.json').write_text(text + '\n')
     # Only onto nothing or an empty directory: anything else raises OSError.
     new.rename(directory)
-
-
-def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The files that hold the weights; a whole one goes before shards."""
-  if (directory / WEIGHTS).is_file():
-    return [directory / WEIGHTS]
-  index = directory / f'{WEIGHTS}.index.json'
-  if index.is_file():
-    names = _shards(index)
-    lost = [n for n in names if not (directory / n).is_file()]
-    refuse(f'{directory} lacks shards', lost)
-    return [directory / n for n in names]
-  if any(directory.glob('pytorch_model*.bin')):
-    raise UserError(
-      f'{directory} holds pickled weights, and unpickling runs any code in '
-      'them; where you trust them, convert with: python -c "import '
-      'transformers as t; t.AutoModelForSeq2SeqLM.from_pretrained('
-      f"{str(directory)!r}).save_pretrained('NEW_DIRECTORY')\""
-    )
-  raise UserError(f'{directory} has no {WEIGHTS}, whole or sharded')
-
-
-def _shards(index: pathlib.Path) -> list[str]:
-  """The files that an index names, all of them beside it."""
-  named = json_files.read(index).get('weight_map')
-  if not isinstance(named, dict) or not named:
-    raise UserError(f'{index} has no weight_map, {{tensor: file}}')
-  wrong = [
-    f'{n!r} is no file beside it'
-    for n in named.values()
-    if not isinstance(n, str) or not n or n != os.path.basename(n) or '\0' in n
-  ]
-  refuse(str(index), wrong)
-  return sorted(set(named.values()))
-
-
-@contextlib.contextmanager
-def _opened(file: pathlib.Path) -> Iterator[Any]:
-  """A file's tensors; its header is checked against its size on opening."""
-  try:
-    with safetensors.safe_open(file, 'numpy') as f:
-      yield f
-  except safetensors.SafetensorError as e:
-    raise UserError(f'cannot read {file}: {e}') from None
-
-
-def count(directory: Path) -> int:
-  """Tensors in the files of a checkpoint, whatever they are."""
-  return len(_heads(pathlib.Path(directory))[0])
-
-
-def _heads(directory: pathlib.Path) -> tuple[dict[str, tuple], list[str]]:
-  """(file, shape, type) by tensor name, and complaints about duplicates."""
-  heads, twice = {}, []
-  for file in _files(directory):
-    with _opened(file) as f:
-      for name in list(f.keys()):
-        if name in heads:
-          twice.append(f'{name} is stored twice')
-        stored = f.get_slice(name)
-        heads[name] = file, tuple(stored.get_shape()), stored.get_dtype()
-  return heads, twice
-
-
-def _tensors(heads, names: list[str]):
-  """(name, array) of these tensors, file by file."""
-  for file in sorted({heads[n][0] for n in names}):
-    with _opened(file) as f:
-      for name in names:
-        if heads[name][0] == file:
-          yield name, f.get_tensor(name)
-
-
-def refuse(what: str, wrong: list[str]) -> None:
-  """ValueError that lists the first complaints, if there are any."""
-  if wrong:
-    more = len(wrong) - LISTED
-    tail = f'; and {more} more' if more > 0 else ''
-    raise UserError(f'{what}: {"; ".join(wrong[:LISTED])}{tail}')

@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_jax import registry
 from moe_jax.balancing import base as balancing
-from moe_jax.conversion import hugging_face
+from moe_jax.conversion import folders
 from moe_jax.errors import UserError
 from moe_jax.experts import mlp
 from moe_jax.layers import heads
@@ -68,13 +68,18 @@ COEFFICIENTS = {
 }
 
 
-def read_config(directory: hugging_face.Path) -> Config:
+def read_config(directory: folders.Path) -> Config:
   """config.json with defaults filled in.
 
   Raises:
     ValueError: names the fields that ours cannot represent.
   """
-  config = DEFAULTS | hugging_face.read_config(directory)
+  return filled(folders.read_config(directory), str(directory))
+
+
+def filled(said: Config, where: str) -> Config:
+  """`read_config`, of what was read; `where` begins the messages."""
+  config = DEFAULTS | said
   wrong = [
     f'{k}={config[k]!r} (ours: {v!r})'
     for k, v in ONLY.items()
@@ -86,11 +91,11 @@ def read_config(directory: hugging_face.Path) -> Config:
     for k, v in config.items()
     if (wanted := _wanted(k, v))
   ]
-  hugging_face.refuse(f'{directory}: cannot represent', wrong)
+  folders.refuse(f'{where}: cannot represent', wrong)
   layers = config['num_layers']
   if config['num_decoder_layers'] not in (None, layers):
     raise UserError(
-      f'{directory}: num_layers={layers} but num_decoder_layers='
+      f'{where}: num_layers={layers} but num_decoder_layers='
       f'{config["num_decoder_layers"]}; ours has as many of both'
     )
   return config
@@ -274,7 +279,7 @@ def config_from(config: Any, vocab_size: int) -> Config:
         if out.setdefault(k, v) != v:
           wrong.append(f'{k}={out[k]} in the encoder and {v} in the decoder')
   wrong = list(dict.fromkeys(wrong))
-  hugging_face.refuse('transformers cannot represent', wrong)
+  folders.refuse('transformers cannot represent', wrong)
   return out
 
 

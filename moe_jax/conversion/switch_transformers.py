@@ -23,7 +23,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from moe_jax.conversion import hugging_face, switch_config
+from moe_jax.conversion import folders, hugging_face, switch_config
 from moe_jax.errors import UserError
 from moe_jax.models import pattern
 
@@ -118,7 +118,7 @@ def load(directory: hugging_face.Path) -> dict[str, Any]:
   """
   config = switch_config.read_config(directory)
   # Before a table of them is made; layers first, whose kinds are listed.
-  found = hugging_face.count(directory)
+  found = folders.count(directory)
   for name in ('num_layers', 'num_experts'):
     if config[name] > found and (name == 'num_layers' or _is_sparse(config)):
       raise UserError(

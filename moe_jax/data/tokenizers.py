@@ -114,22 +114,57 @@ class SentencePiece(_Vocabulary):
 
 
 class HuggingFace(_Vocabulary):
-  """A tokenizer.json of Hugging Face's `tokenizers`, without its templates."""
+  """A tokenizer.json of Hugging Face's `tokenizers`, without its templates.
+
+  A run keeps a copy. With sentinels=0 those are T5's own, where the file has
+  them. Without a path it is the one that a run has kept, and
+  `size`, ids that it has, is given instead.
+  """
+
+  learns = True  # elsewhere
 
   def __init__(
     self,
-    path: str,
+    path: str = '',
     pad: str = '<pad>',
     eos: str = '</s>',
     sentinels: int = 100,
+    size: int = 0,
   ):
-    content = _read(path)
-    self._model = _tokenizer('tokenizer', path, content)
-    size = self._model.get_vocab_size()
+    """Raises ValueError for no such file, or another than `size` says."""
+    self._model = None
+    if not path and size > 0:
+      super().__init__('hf', path, b'', size, 0, 0, sentinels)
+      return
+    self.content = _read(path)
+    self._model = _tokenizer('tokenizer', path, self.content)
+    there = max(self._model.get_vocab().values(), default=-1) + 1
+    if size and there != size:
+      raise UserError(f'{path!r} has {there} ids; size={size} is given')
     pad_id, eos_id = (self._model.token_to_id(t) for t in (pad, eos))
-    super().__init__('hf', path, content, size, pad_id, eos_id, sentinels)
+    own = there, pad_id, eos_id, sentinels
+    super().__init__('hf', path, self.content, *own)
+    if not sentinels:
+      named = (self._model.token_to_id(f'<extra_id_{i}>') for i in range(100))
+      self.sentinel_ids = tuple(i for i in named if i is not None)
+
+  def look(self) -> None:
+    _optional('tokenizers')
+
+  def fitted(self, texts, cache_dir):
+    del texts, cache_dir
+    self._check()
+    return self
+
+  def _check(self) -> None:
+    if not self._model:
+      raise UserError(
+        'hf() has no file: a run keeps it as tokenizer.json, to be named with '
+        'path='
+      )
 
   def encode(self, text: bytes) -> np.ndarray:
+    self._check()
     encoded = self._model.encode(
       text.decode(errors='replace'), add_special_tokens=False
     )

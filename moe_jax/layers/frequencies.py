@@ -107,12 +107,14 @@ class Llama3(Scaling):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.low >= self.high:
-      raise UserError(f'low={self.low} must be less than high={self.high}')
+    if self.low > self.high:
+      raise UserError(f'low={self.low} must not exceed high={self.high}')
 
   def frequencies(self, frequency_P, base):
     turns_P = self.original_length * frequency_P / (2 * math.pi)
-    kept_P = np.clip((turns_P - self.low) / (self.high - self.low), 0, 1)
+    # Equal, as in Llama 4 Scout: a step.
+    width = self.high - self.low or 1e-9
+    kept_P = np.clip((turns_P - self.low) / width, 0, 1)
     return frequency_P * (kept_P + (1 - kept_P) / self.factor)
 
   @property

@@ -79,7 +79,7 @@ def parameters(leaves: Iterable[Leaf]) -> int:
 
 
 def active_parameters(
-  leaves: Iterable[Leaf], share: Mapping[str, float]
+  leaves: Iterable[Leaf], share: Mapping[str, float], looked_up: bool = True
 ) -> float:
   """Parameters that one token meets; of both stacks where there are two.
 
@@ -87,10 +87,15 @@ def active_parameters(
     leaves: all parameters.
     share: K / E of each stack, by its name; r K / E where r layers share the
       experts, of which at most all are met.
+    looked_up: count an embedding table whose rows are only looked up; one that
+      is the head, too, counts in any case.
   """
+  leaves = list(leaves)
+  looked_up = looked_up or all(leaf.part != 'head' for leaf in leaves)
   return sum(
     leaf.size * (min(1, share[leaf.names[0]]) if 'expert' in leaf.axes else 1)
     for leaf in leaves
+    if looked_up or leaf.part != 'embedding'
   )
 
 

@@ -17,6 +17,8 @@ def text(plan: Mapping[str, Any], parameters: bool = False) -> str:
     share = f'{100 * part["total"] / total:.2f}'
     rows.append((name, _int(part['total']), share, _int(part['active'])))
   rows.append(('all', _int(total), '100.00', _int(active)))
+  without = _int(plan['params_active_without_embedding'])
+  rows.append(('all but the input embedding', '', '', without))
   blocks = [table(rows)]
 
   tokens = ' + '.join(

@@ -30,10 +30,11 @@ def check(
   Args:
     data: of today.
     workdir: of the run.
-    fingerprint: of its data.
+    fingerprint: of its data; '' of a model from elsewhere, whose text nobody
+      here knows.
     otherwise: what the message ends with.
   """
-  if fingerprint == data.fingerprint:
+  if fingerprint in ('', data.fingerprint):
     return
   there = _read(pathlib.Path(workdir) / FILE)
   named = ''

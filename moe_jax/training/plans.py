@@ -127,6 +127,9 @@ def describe(config, mesh_spec: str = '') -> dict[str, Any]:
   return {
     'params_total': counts.parameters(leaves),
     'params_active': counts.active_parameters(leaves, share),
+    'params_active_without_embedding': counts.active_parameters(
+      leaves, share, looked_up=False
+    ),
     'parts': counts.parts(leaves, share),
     'tokens_per_sequence': tokens,
     'flops_per_sequence_forward': forward,

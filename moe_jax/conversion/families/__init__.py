@@ -1,0 +1,1 @@
+"""Families of open models, a file each: their configs and their tensors."""

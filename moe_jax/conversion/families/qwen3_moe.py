@@ -1,0 +1,87 @@
+"""Qwen3-MoE: top-8 of 128, queries and keys normalised head by head.
+
+Qwen Team, "Qwen3 Technical Report", 2025, arXiv:2505.09388; transformers'
+`qwen3_moe`. A layer l is sparse where `mlp_only_layers` has it not and l + 1 is
+a multiple of `decoder_sparse_step`.
+"""
+
+from moe_jax.conversion import parts, rope
+from moe_jax.conversion.families import base
+
+
+class Qwen3Moe(base.Family):
+  model_types = ('qwen3_moe',)
+  architecture = 'Qwen3MoeForCausalLM'
+  aliases = {'num_local_experts': 'num_experts'}
+  defaults = {
+    'vocab_size': 151936,
+    'hidden_size': 2048,
+    'intermediate_size': 6144,
+    'num_hidden_layers': 24,
+    'num_attention_heads': 32,
+    'num_key_value_heads': 4,
+    'head_dim': None,
+    'hidden_act': 'silu',
+    'rms_norm_eps': 1e-6,
+    'max_position_embeddings': 32768,
+    'tie_word_embeddings': False,
+    'attention_bias': False,
+    'decoder_sparse_step': 1,
+    'moe_intermediate_size': 768,
+    'num_experts_per_tok': 8,
+    'num_experts': 128,
+    'norm_topk_prob': False,
+    'mlp_only_layers': (),
+  }
+  optional = ('mlp_only_layers',)
+  # Without it these two say nothing.
+  only = {'use_sliding_window': (False,)}
+  ignored = ('sliding_window', 'max_window_layers')
+
+  def check(self, c):
+    return base.check_heads(c)
+
+  def fields(self, c):
+    kind = base.attention(
+      kv_heads=base.kv_heads(c),
+      bias='all' if c['attention_bias'] else 'none',
+      qk_norm='head',
+    )
+    router = rope.call(
+      'top_k', k=c['num_experts_per_tok'], renormalize=c['norm_topk_prob']
+    )
+    E, F = c['num_experts'], c['moe_intermediate_size']
+    layers = base.sparse(base.sparse_by_step(c))
+    return {
+      'model': base.model_fields(c, attention=(kind,)),
+      'moe': base.moe_fields(c, E, F, router, layers=layers),
+    }
+
+  def table(self, c, memory=False):
+    t = parts.table(c, E=c['num_experts'], F=c['moe_intermediate_size'])
+    parts.frame(t, c['tie_word_embeddings'])
+    for i, sparse in enumerate(base.sparse_by_step(c)):
+      at, to = parts.layer(i)
+      parts.norms(t, at, to, 'moe_norm' if sparse else 'ffn_norm')
+      parts.heads(t, at, to, 'all' if c['attention_bias'] else 'none')
+      t.norm(f'{at}.self_attn.q_norm', f'{to}/attention/query_norm', 'J')
+      t.norm(f'{at}.self_attn.k_norm', f'{to}/attention/key_norm', 'J')
+      if not sparse:
+        parts.dense(t, f'{at}.mlp', to, c['intermediate_size'])
+        continue
+      parts.router(t, f'{at}.mlp.gate.weight', to)
+      parts.experts(t, f'{at}.mlp.experts', f'{to}/moe/experts', memory=memory)
+    return t
+
+  def to_config(self, model, moe, kinds):
+    own = base.sizes_config(model, moe, kinds)
+    return own | {
+      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
+      'head_dim': model.d_head,
+      'attention_bias': kinds.of('bias', 'none') == 'all',
+      'decoder_sparse_step': 1,
+      'mlp_only_layers': [i for i, s in enumerate(kinds.sparse) if not s],
+      'moe_intermediate_size': moe.d_ff,
+      'num_experts': moe.num_experts,
+      'norm_topk_prob': kinds.router.get('renormalize', True),
+    }

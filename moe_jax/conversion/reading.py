@@ -1,0 +1,198 @@
+"""Tensors of a folder -> leaves of ours, a slice at a time.
+
+Beside the result there is one tensor in memory, of stacked experts one expert:
+of a leaf that is spread over a mesh each process reads what its devices hold.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_jax.conversion import folders, tensors
+from moe_jax.errors import UserError
+from moe_jax.models import by_layer
+
+# By leaf: what fills it, with the place in its leading axes.
+Fills = dict[str, list[tuple[tuple[int, ...], tensors.Tensor, tensors.Part]]]
+_BALANCE = 'balance/'
+GROUPS = ('params/', _BALANCE)
+
+
+class _Place(tuple):
+  """(path of a leaf, place in its leading axes); stands for an array."""
+
+  def __getitem__(self, repeat):
+    return _Place((tuple.__getitem__(self, 0), (repeat,)))
+
+
+def places(leaves: Sequence[str], stacks: by_layer.Places) -> dict[str, Any]:
+  """{'decoder/layer_3/attention/query': (path, place in leading axes)}.
+
+  Args:
+    leaves: paths, 'params/decoder/period/block_0/attention/query', or
+      'balance/...', whose names here keep that.
+    stacks: by stack, `StackConfig.places`.
+  """
+  found = {}
+  for group, prefix in zip(GROUPS, ('', _BALANCE)):
+    tree: dict[str, Any] = {}
+    for path in leaves:
+      if path.startswith(group):
+        *names, last = path.removeprefix(group).split('/')
+        d = tree
+        for n in names:
+          d = d.setdefault(n, {})
+        d[last] = _Place((path, ()))
+    for name, place in by_layer.view(tree, stacks).items():
+      found[prefix + name] = tuple(place)
+  return found
+
+
+def fills(
+  table: Sequence[tensors.Tensor],
+  shapes: Mapping[str, tuple[int, ...]],
+  stacks: by_layer.Places,
+) -> Fills:
+  """What of a table fills which leaf; each element once.
+
+  Args:
+    table: of a family.
+    shapes: of the leaves.
+    stacks: as in `places`.
+
+  Raises:
+    ValueError: names leaves that the table lacks, or fills otherwise.
+  """
+  at, found, wrong = places(list(shapes), stacks), {k: [] for k in shapes}, []
+  for t in table:
+    for part in t.parts:
+      if part.path not in at:
+        wrong.append(f'{part.path} of {t.name} is not in the model')
+        continue
+      path, lead = at[part.path]
+      index = (*lead, *part.at)
+      if shapes[path][len(index) :] != t.ours(part):
+        wrong.append(f'{t.name} is {t.ours(part)}, {path} {shapes[path]}')
+      found[path].append((index, t, part))
+  for path, own in found.items():
+    size = sum(math.prod(t.ours(p)) for _, t, p in own)
+    once = len({i for i, _, _ in own}) == len(own)
+    if size != math.prod(shapes[path]) or not once:
+      wrong.append(f'{path} is filled by {len(own)} tensors of {size} numbers')
+  folders.refuse('model and table of tensors do not fit', wrong)
+  return found
+
+
+def check(
+  found: Mapping[str, folders.Stored],
+  table: Sequence[tensors.Tensor],
+  copies: Mapping[str, str],
+  where: folders.Path,
+) -> None:
+  """Raises ValueError that names the tensors which do not fit a table."""
+  wanted = {t.name: t for t in table}
+  wrong = [f'{name} is missing' for name in wanted if name not in found]
+  for name, stored in found.items():
+    t = wanted.get(name) or wanted.get(copies.get(name, ''))
+    if t is None:
+      wrong.append(f'{name} is unexpected')
+    elif stored.shape != t.shape:
+      wrong.append(f'{name} has shape {stored.shape}, not {t.shape}')
+    elif stored.dtype not in folders.STORED:
+      valid = ', '.join(folders.STORED)
+      wrong.append(f'{name} is {stored.dtype}, not one of {valid}')
+  folders.refuse(f'{where} is not such a checkpoint', wrong)
+  for name, of in copies.items():
+    if name in found and not _same(found[name], found[of]):
+      wrong.append(f'{name} differs from {of}, which it is tied to here')
+  folders.refuse(f'{where} is not such a checkpoint', wrong)
+
+
+def _same(a: folders.Stored, b: folders.Stored) -> bool:
+  """Compared as bits, some rows at a time: a NaN is a copy of itself."""
+  if a.dtype != b.dtype:
+    return False
+  rest = tuple(slice(0, n) for n in a.shape[1:])
+  for rows in _strips(a.shape):
+    left, right = (v.read((rows, *rest)) for v in (a, b))
+    if left.tobytes() != right.tobytes():
+      return False
+  return True
+
+
+def _strips(shape: tuple[int, ...], numbers: int = 1 << 24) -> Iterator[slice]:
+  step = max(1, numbers // max(1, math.prod(shape[1:])))
+  for first in range(0, shape[0], step):
+    yield slice(first, min(first + step, shape[0]))
+
+
+def leaf(
+  own: Sequence[tuple[tuple[int, ...], tensors.Tensor, tensors.Part]],
+  found: Mapping[str, folders.Stored],
+  index: tensors.Slices,
+  dtype: Any = np.float32,
+) -> np.ndarray:
+  """A slice of a leaf, by (start, stop) of each of its axes."""
+  out = np.empty([s.stop - s.start for s in index], dtype)
+  for at, t, part in own:
+    lead = [i - s.start for i, s in zip(at, index)]
+    inside = zip(lead, out.shape)
+    if not all(0 <= i < n for i, n in inside):
+      continue
+    _fill(out[tuple(lead)], t, part, index[len(at) :], found[t.name].read)
+  return out
+
+
+def _fill(out, t, part, wanted, read):
+  """Casts into `out`; of stacked experts one at a time."""
+  first = t.axes.split()[0]
+  if len(t.shape) > 2 and part.axes.split()[0] == first:
+    start = wanted[0].start
+    for e in range(len(out)):
+      one = slice(start + e, start + e + 1)
+      out[e : e + 1] = t.read(part, (one, *wanted[1:]), read)
+  else:
+    out[...] = t.read(part, wanted, read)
+
+
+def load(
+  found: Mapping[str, folders.Stored],
+  own: Fills,
+  leaves: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Reads all leaves.
+
+  Args:
+    found: tensors that fit the table (`check`).
+    own: of the table (`fills`).
+    leaves: by path, with shape, dtype and `sharding`; where that is None, the
+      result is a NumPy array in host memory, else one on the mesh.
+
+  Returns:
+    Arrays by path. bfloat16 and float16 fit into float32 exactly.
+  """
+  return {path: _load(own[path], found, v) for path, v in leaves.items()}
+
+
+def _load(own, found, wanted):
+  bounds = lambda index: tuple(
+    slice(*s.indices(n)[:2]) for s, n in zip(index, wanted.shape)
+  )
+  read = lambda index: leaf(own, found, bounds(index), wanted.dtype)
+  sharding = getattr(wanted, 'sharding', None)
+  if sharding is None:
+    return read((slice(None),) * len(wanted.shape))
+  return jax.make_array_from_callback(wanted.shape, sharding, read)
+
+
+def guard(found: Mapping[str, Any], numbers: Mapping[str, int]) -> None:
+  """Raises ValueError where a config has more layers or experts than tensors.
+
+  Before a table is made of them, as long as the config says.
+  """
+  for name, value in numbers.items():
+    if value > len(found):
+      raise UserError(f'{name} is {value}, but there are {len(found)} tensors')
