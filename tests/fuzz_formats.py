@@ -199,7 +199,7 @@ def _read_checkpoint(root):
 
 def _read_meta(root):
   path = root / '2'
-  meta.is_kept(path)
+  meta.fate(path)
   meta.misnamed(path)
   checkpoint.shapes(root)
   found = meta.read(path)

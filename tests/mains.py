@@ -74,14 +74,15 @@ def call(name, *args, stdin=b''):
   out = io.TextIOWrapper(io.BytesIO(), write_through=True)
   given = io.TextIOWrapper(io.BytesIO(stdin))
   argv, keep = [name, *args], (sys.argv, sys.stdin)
-  with loaded(name) as module, contextlib.redirect_stdout(out):
-    sys.argv, sys.stdin = argv, given  # config_flags reads it, too
-    try:
+  # config_flags reads it, too; some where a main is imported.
+  sys.argv, sys.stdin = argv, given
+  try:
+    with loaded(name) as module, contextlib.redirect_stdout(out):
       with warnings.catch_warnings():  # ml_collections loads as in 2012
         warnings.simplefilter('ignore', DeprecationWarning)
         rest = FLAGS(argv)
       assert len(rest) == 1, rest
       result = module.main(rest)
-    finally:
-      sys.argv, sys.stdin = keep
+  finally:
+    sys.argv, sys.stdin = keep
   return result, out.buffer.getvalue().decode(errors='surrogateescape')

@@ -76,14 +76,18 @@ class Row:
     return self.oracle(*args, **registry.parse(self.spec)[1])
 
 
-_ROOTS = [r for r in os.environ.get('MOE_JAX_METHODS', '').split(',') if r]
-registry.allow(*_ROOTS)
+def _roots() -> list[str]:
+  roots = os.environ.get('MOE_JAX_METHODS', '').split(',')
+  return [r for r in roots if r]
+
+
+registry.allow(*_roots())
 
 
 def files(family: str) -> tuple[str, ...]:
   """Modules of a family's tests, ours and those of MOE_JAX_METHODS."""
   found = []
-  for root in ('tests', *_ROOTS):
+  for root in ('tests', *_roots()):
     spec = importlib.util.find_spec(f'{root}.{family}')
     path = spec.submodule_search_locations if spec else ()
     names = sorted(m.name for m in pkgutil.iter_modules(path))

@@ -125,6 +125,8 @@ def test_citation_follows_the_config():
 def test_citation_of_a_method_from_elsewhere(tmp_path, monkeypatch):
   """Its docstring is read, as those of moe_jax are."""
   monkeypatch.syspath_prepend(tmp_path)
+  allowed = {'moe_jax', 'cites_in_full', 'does_not'}
+  monkeypatch.setattr(registry, '_allowed', allowed)
   says = """'''A. Be, "Mine", 2030, arXiv:3001.00001{}.'''\nclass Mine: pass"""
   for name, more in (('cites_in_full', ''), ('does_not', ', arXiv:3001.00002')):
     (tmp_path / f'{name}.py').write_text(says.format(more))

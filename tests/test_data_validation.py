@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_jax.data import pipeline
+from moe_jax.data import chosen
 from tests import test_data_pipeline
 
 # The fixtures.
@@ -78,9 +78,9 @@ def test_validation_cap_takes_whole_documents_spread_over_the_list(load):
     assert set(kept) <= set(mine) and kept == [x for x in mine if x in kept]
     assert 0 < sum(x.num_bytes for x in kept) <= max(3000, kept[0].num_bytes)
   n = np.arange(1000)
-  few = pipeline._capped(n, np.full(1000, 10), 500)
+  few = chosen.capped(n, np.full(1000, 10), 500)
   assert len(few) == 50 and np.diff(few).max() < 60 and few[-1] > 900
-  assert len(pipeline._capped(n, np.full(1000, 10), 3)) == 1
+  assert len(chosen.capped(n, np.full(1000, 10), 3)) == 1
   assert load(validation_max_bytes=1).describe()
   assert capped.fingerprint == data.fingerprint  # of the data, not the cap
 

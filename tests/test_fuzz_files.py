@@ -17,7 +17,7 @@ import pytest
 from experiments import cli
 from moe_jax import manifest
 from moe_jax.errors import UserError
-from moe_jax.runs import checkpoint, durable
+from moe_jax.runs import durable, quarantine
 from tests import fuzz_files, fuzz_formats
 
 MUTATIONS = int(os.environ.get('MOE_JAX_FUZZ', '0'))
@@ -45,7 +45,7 @@ def read(form, folder):
 @pytest.mark.parametrize('name', fuzz_formats.FORMATS)
 def test_mutations(name, tmp_path, monkeypatch, caplog):
   form = fuzz_formats.FORMATS[name]
-  monkeypatch.setattr(checkpoint, '_PAUSES', ())
+  monkeypatch.setattr(quarantine, '_PAUSES', ())
   monkeypatch.setattr(durable, 'sync', lambda path: None)  # takes most time
   whole, folder = tmp_path / 'whole', tmp_path / 'mutated'
   whole.mkdir()

@@ -96,7 +96,11 @@ def test_total_loss_is_a_mean_over_tokens_and_its_layers(over_layers):
   tx = optax.sgd(0.0)
   state = state_lib.TrainState(jnp.int32(0), params, tx.init(params), {})
   step = step_lib.make_train_step(
-    model, tx, problem=causal_lm.CausalLM({}), seed=0, over_layers=over_layers
+    model,
+    tx,
+    problem=causal_lm.CausalLM(data={}),
+    seed=0,
+    over_layers=over_layers,
   )
   _, metrics = jax.jit(step)(state, batch)
   logits, aux = jax.jit(

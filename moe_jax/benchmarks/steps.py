@@ -177,7 +177,7 @@ def make(
     batch_dims=lay.batch_dims(),
   )
   tx = scopes.optimizer(tx)
-  problem = causal_lm.CausalLM({})
+  problem = causal_lm.CausalLM(data={})
   step = step_lib.make_train_step(model, tx, problem=problem, seed=0)
   if abstract:
     return step, state_lib.abstract(tx, lay, mesh), batch, lay

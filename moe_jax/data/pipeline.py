@@ -18,6 +18,7 @@ from moe_jax import registry
 from moe_jax.data import (
   bad as bad_lib,
   batches,
+  chosen,
   documents as documents_lib,
   inventory,
   objectives,
@@ -100,8 +101,10 @@ def load(
     if not isinstance(value, int) or value < 0:
       raise UserError(f'{name}={value!r}: expected a whole number, 0 or more')
   bad = bad_lib.Bad(config['max_bad'])
-  if validation_documents not in _STARTS:
-    raise registry.unknown('half of validation', validation_documents, _STARTS)
+  if validation_documents not in chosen.HALVES:
+    raise registry.unknown(
+      'half of validation', validation_documents, chosen.HALVES
+    )
   tokenizer = tokenizers.build(config['tokenizer'])
   objective = objectives.build(config['objective'])
   objective.check(seq_len, len(tokenizer.sentinel_ids))
@@ -194,7 +197,8 @@ class Data(batches.Batches):
     if max_bytes and max_bytes < whole:
       own = [int(train.bytes_N[m].sum()) * max_bytes // whole for m in of_train]
       of_train = [
-        _capped(m, train.bytes_N, max(n, 1)) for m, n in zip(of_train, own)
+        chosen.capped(m, train.bytes_N, max(n, 1))
+        for m, n in zip(of_train, own)
       ]
     self._of_train = of_train
     length = objective.window(seq_len)
@@ -213,11 +217,11 @@ class Data(batches.Batches):
     self._shares = streams.shares(weights)
     self.weights = tuple(w / sum(weights) for w in weights)
     halves = [
-      _half(members, validation_documents, i)
+      chosen.half(members, validation_documents, i)
       for i, members in enumerate(of_validation)
     ]
     kept = [
-      _capped(members, validation.bytes_N, validation_max_bytes)
+      chosen.capped(members, validation.bytes_N, validation_max_bytes)
       for members in halves
     ]
     self._records_V = np.concatenate(kept)
@@ -378,30 +382,3 @@ def _check_weights(weights, domains) -> list[float]:
   if weights and not sum(weights):
     raise UserError(f'data.weights={weights}: all are 0')
   return list(weights)
-
-
-# Where each choice of validation documents begins, and by how much it goes on.
-_STARTS = {'all': (0, 1), 'even': (0, 2), 'odd': (1, 2)}
-
-
-def _half(members, which, number):
-  """The documents that are chosen of domain `number`, in their order.
-
-  Domains of one document take turns, so that each half has some of these.
-  """
-  start, by = _STARTS[which]
-  if len(members) == 1:
-    start = (start + number) % by
-  return members[start::by]
-
-
-def _capped(members, bytes_N, max_bytes):
-  """Documents spread over the list that hold `max_bytes` at most, or one."""
-  if not max_bytes:
-    return members
-  # Multiples of the golden ratio fill [0, 1) evenly, however many are taken.
-  order = np.argsort(np.arange(len(members)) * 0.6180339887498949 % 1)
-  count = np.searchsorted(
-    np.cumsum(bytes_N[members[order]]), max_bytes, 'right'
-  )
-  return np.sort(members[order[: max(int(count), 1)]])

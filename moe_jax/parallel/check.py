@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from moe_jax import json_files
 from moe_jax.errors import UserError
 from moe_jax.parallel import collectives, compat, mesh as mesh_lib
 from moe_jax.parallel.axes import MESH_AXES
@@ -249,7 +250,8 @@ def _together(look: str, make: Callable[[list[str]], dict]) -> list[dict]:
   for i in range(count):
     text = _get(client, f'{key}/{i}', end)
     silent = {'error': f'says nothing of its {look}'}
-    told.append(silent if text is None else json.loads(text))
+    said = silent if text is None else json_files.parse(text, f'process {i}')
+    told.append(said)
   return told
 
 

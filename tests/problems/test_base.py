@@ -107,7 +107,7 @@ def test_what_a_problem_does_not_offer_is_named():
       {'data.task_file': 'x_train.jsonl'},
       "no training file at 'x_train.jsonl'",
     ),
-    ({'data.task': 'x', 'data.dir': 'no'}, "data.task='x': built in is docstr"),
+    ({'data.task': 'x', 'data.dir': 'no'}, "data.task='x': built in is chain"),
   ],
 )
 def test_missing_data_is_named_before_there_is_a_workdir(

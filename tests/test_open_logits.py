@@ -1,0 +1,154 @@
+"""Open models against transformers' own numbers; see `golden/open_models.py`.
+
+One program a case runs five rows: two of text, one of them padded; two prompts
+with what transformers' greedy decoding made of them; two documents in one row.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from moe_jax.conversion import hub, reading, workdirs, writing
+from moe_jax.layers import boxes
+from moe_jax.models import factory
+from moe_jax.parallel import mesh as mesh_lib, rules
+from moe_jax.runs import checkpoint
+from tests.golden import open_configs, open_models
+
+V = open_configs.VOCABULARY
+LENGTH = max(open_models.PROMPTS) + open_models.NEW_TOKENS
+MESHES = {
+  'exact(expert=4)': ('mixtral', 'deepseek_v3', 'gpt_oss'),
+  'exact(data=2, expert=2, model=2)': (
+    *('olmoe', 'qwen2_moe', 'deepseek_v2', 'gpt_oss', 'llama4_maverick'),
+  ),
+}
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """(config, variables, what fills them, table) of a case, on a mesh."""
+
+  @functools.cache
+  def make(case, mesh=None):
+    folder = open_models.write(tmp_path_factory.mktemp(case), case, shards=2)
+    found = hub.opened(folder)
+    config = workdirs.described(found.said, base.get_config(), 'bytes()')
+    model = factory.make(config, V, mesh)
+    batch = factory.dummy_batch(config, 8, 8)
+    init = lambda: model.init(jax.random.key(0), batch, train=False)
+    boxed = jax.eval_shape(init)
+    shapes = nn.unbox(boxed)
+    if mesh is None:
+      place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      shardings = jax.tree.map(lambda _: place, shapes)
+    else:
+      axes = boxes.logical_axes(boxed)
+      specs = rules.specs(axes, shapes, dict(mesh.shape))
+      shardings = rules.shardings(mesh, specs)
+    wanted = checkpoint.named(
+      jax.tree.map(
+        lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s),
+        shapes,
+        shardings,
+      )
+    )
+    places = {k: s.places for k, s in model.stacks.items()}
+    own = {k: v.shape for k, v in wanted.items()}
+    own = reading.fills(found.table, own, places)
+    leaves = reading.load(found.tensors, own, wanted)
+    variables = jax.tree.structure(shapes).unflatten(leaves[k] for k in wanted)
+    return config, variables, own, found.table
+
+  return make
+
+
+def rows(frozen):
+  """int32 batch [5, LENGTH]; what is behind a row's end is padding."""
+  ids = np.zeros((5, LENGTH), np.int32)
+  segments = np.zeros_like(ids)
+  ids[:2, :24] = frozen['tokens']
+  segments[:2, :24] = frozen['tokens'] > 0
+  for i, n in enumerate(open_models.PROMPTS):
+    text = [*frozen['tokens'][0, :n], *frozen['greedy'][i]]
+    ids[2 + i, : len(text)], segments[2 + i, : len(text)] = text, 1
+  first, second = open_models.DOCUMENTS
+  ids[4, :24] = frozen['tokens'][0]
+  segments[4, :24] = np.repeat([1, 2], (first, second))
+  positions = np.tile(np.arange(LENGTH, dtype=np.int32), (5, 1))
+  positions[4, first:] -= first
+  return {'inputs': ids, 'positions': positions, 'segments': segments}
+
+
+def close(got, want, frozen):
+  atol = 1e-5 * np.abs(frozen['logits']).max()
+  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize('case', open_models.CASES)
+def test_logits_and_greedy_tokens_are_theirs(case, made):
+  frozen = open_models.frozen(case)
+  config, variables, _, _ = made(case)
+  model = factory.make(config, V)
+  run = jax.jit(lambda v, b: model.apply(v, b, train=False)[0])
+  logits = np.asarray(run(variables, rows(frozen)))
+  close(logits[:2, :24][frozen['tokens'] > 0], frozen['logits'], frozen)
+  close(logits[4, :24], frozen['document_logits'], frozen)
+  for i, n in enumerate(open_models.PROMPTS):
+    said = logits[2 + i, n - 1 : n + open_models.NEW_TOKENS - 1]
+    np.testing.assert_array_equal(said.argmax(-1), frozen['greedy'][i])
+    close(said[-1], frozen['greedy_logits'][i], frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', open_models.CASES)
+def test_gradients_are_theirs(case, made):
+  """Of the logits at real tokens times fixed weights; by tensor of theirs."""
+  frozen = open_models.frozen(case)
+  config, variables, own, table = made(case)
+  model = factory.make(config, V)
+  batch = {k: v[:2, :24] for k, v in rows(frozen).items()}
+  real = frozen['tokens'] > 0
+  probe = open_models.probe(real.sum())
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    logits = model.apply(variables | {'params': params}, batch, train=False)[0]
+    return (logits[real] * probe).sum()
+
+  leaves = checkpoint.named({'params': gradient(variables['params'])})
+  part = writing.parts(leaves, own)
+  found = {
+    t.name: writing.whole(t, part, 'float32')
+    for t in table
+    if 'e_score' not in t.name  # balances, without a gradient
+  }
+  norms = [np.linalg.norm(found[n].astype(np.float64)) for n in sorted(found)]
+  np.testing.assert_allclose(norms, frozen['gradient_norms'], rtol=2e-5)
+  shapes = open_models.shapes(case)
+  places = open_models.sampled({n: s for n, s in shapes.items() if n in found})
+  sample = [found[n].flat[i] for n, i in places]
+  atol = 2e-5 * np.abs(frozen['gradient_sample']).max()
+  np.testing.assert_allclose(sample, frozen['gradient_sample'], 0, atol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('mesh', 'case'), [(m, c) for m, cases in MESHES.items() for c in cases]
+)
+def test_a_mesh_changes_no_logits(mesh, case, made):
+  """Each device reads its slices; eight rows, some of them twice."""
+  frozen = open_models.frozen(case)
+  shape = mesh_lib.make(mesh, jax.devices()[: 4 if 'expert=4' in mesh else 8])
+  config, variables, _, _ = made(case, shape)
+  model = factory.make(config, V, shape)
+  batch = {k: np.resize(v, (8, LENGTH)) for k, v in rows(frozen).items()}
+  run = jax.jit(lambda v, b: model.apply(v, b, train=False)[0])
+  logits = np.asarray(run(variables, batch))
+  close(logits[:2, :24][frozen['tokens'] > 0], frozen['logits'], frozen)
+  close(logits[4, :24], frozen['document_logits'], frozen)
