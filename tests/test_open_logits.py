@@ -17,9 +17,23 @@ from moe_jax.layers import boxes
 from moe_jax.models import factory
 from moe_jax.parallel import mesh as mesh_lib, rules
 from moe_jax.runs import checkpoint
+from moe_jax.training import generation
 from tests.golden import open_configs, open_models
 
 V = open_configs.VOCABULARY
+slow = pytest.mark.slow
+# By default one case of a family, and one through the cache.
+MORE = ('mixtral', 'deepseek_v2_lite', 'llama4_maverick')
+LESS = [c for c in open_models.CASES if c != 'deepseek_v2']
+
+
+def marked(seldom):
+  return [
+    pytest.param(c, marks=slow if c in seldom else ())
+    for c in open_models.CASES
+  ]
+
+
 LENGTH = max(open_models.PROMPTS) + open_models.NEW_TOKENS
 MESHES = {
   'exact(expert=4)': ('mixtral', 'deepseek_v3', 'gpt_oss'),
@@ -89,7 +103,7 @@ def close(got, want, frozen):
   np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize('case', open_models.CASES)
+@pytest.mark.parametrize('case', marked(MORE))
 def test_logits_and_greedy_tokens_are_theirs(case, made):
   frozen = open_models.frozen(case)
   config, variables, _, _ = made(case)
@@ -102,6 +116,26 @@ def test_logits_and_greedy_tokens_are_theirs(case, made):
     said = logits[2 + i, n - 1 : n + open_models.NEW_TOKENS - 1]
     np.testing.assert_array_equal(said.argmax(-1), frozen['greedy'][i])
     close(said[-1], frozen['greedy_logits'][i], frozen)
+
+
+@pytest.mark.parametrize('case', marked(LESS))
+def test_greedy_tokens_come_through_the_cache(case, made):
+  """Both prompts at once, each at its own pace."""
+  frozen = open_models.frozen(case)
+  config, variables, _, _ = made(case)
+  model = factory.make(config, V, cache_length=LENGTH)
+  steps = generation.Steps(model, open_models.NEW_TOKENS, 0.0, 0, 1.0, (V,))
+  batch = generation.batch(
+    [frozen['tokens'][0, :n] for n in open_models.PROMPTS]
+  )
+  key, sample = jax.random.key(0), np.arange(2)
+
+  @jax.jit
+  def run(variables):
+    state = steps.start(variables, batch, None, sample, key)
+    return steps.go_on(variables, state, None, sample, key)[0]
+
+  np.testing.assert_array_equal(run(variables), frozen['greedy'])
 
 
 @pytest.mark.slow

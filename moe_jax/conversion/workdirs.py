@@ -121,6 +121,11 @@ def from_hub(
       saved.wait()
   numbers = sum(v.size for v in jax.tree.leaves(state.params))
   lines = [*hub.describe_skipped(found), *tokens.described(directory, found)]
+  rate = found.family.inner(found.said).get('attention_dropout')
+  if rate:
+    lines.append(
+      f'left out: attention_dropout={rate}; model.dropout is of all sub-layers'
+    )
   return Converted(found.family.name, len(found.table), numbers, lines)
 
 

@@ -128,22 +128,22 @@ class Generator:
     encoded = None
     if s.config.model.kind == 'encoder_decoder':
       eos = self.tokenizer.eos_id
-      encoded = _batch([np.append(v, eos) for v in ids], 'encoder_')
+      encoded = batch([np.append(v, eos) for v in ids], 'encoder_')
       first = [v[:1] for v in first]
-    batch = _batch(first)
-    longest = batch['inputs'].shape[1]
-    steps = _Steps(
+    begun = batch(first)
+    longest = begun['inputs'].shape[1]
+    steps = Steps(
       self._model(longest + length),
       *(length, temperature, top_k, top_p),
       tuple(ends),
     )
     rows = jnp.arange(len(ids)) % samples
-    ids_BL = self._run(steps, batch, encoded, rows, jax.random.key(seed))
+    ids_BL = self._run(steps, begun, encoded, rows, jax.random.key(seed))
     return [self._text(row, ends) for row in ids_BL[:asked]]
 
-  def _run(self, steps, batch, encoded, sample_B, key) -> np.ndarray:
+  def _run(self, steps, begun, encoded, sample_B, key) -> np.ndarray:
     """int32 [B, length]; times what is no compilation."""
-    args = self._variables, batch, encoded, sample_B, key
+    args = self._variables, begun, encoded, sample_B, key
     start = jax.jit(steps.start).lower(*args).compile()
     began = time.perf_counter()
     state = jax.block_until_ready(start(*args))
@@ -172,7 +172,7 @@ class Generator:
     return self.tokenizer.decode(ids[: at[0]] if at.size else ids)
 
 
-def _batch(rows: Sequence[np.ndarray], prefix: str = ''):
+def batch(rows: Sequence[np.ndarray], prefix: str = ''):
   """int32 [rows, longest] arrays, a segment a row; padding is behind."""
   longest = max(map(len, rows))
   pad = lambda v: np.pad(v, (0, longest - len(v)))
@@ -185,7 +185,7 @@ def _batch(rows: Sequence[np.ndarray], prefix: str = ''):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Steps:
+class Steps:
   """The prompts in one call, then a token of each row at a time."""
 
   model: Any
@@ -195,10 +195,10 @@ class _Steps:
   top_p: float
   ends: tuple[int, ...]
 
-  def start(self, variables, batch, encoded, sample_B, key):
+  def start(self, variables, begun, encoded, sample_B, key):
     """(cache, its rows' lengths, first tokens) after the prompts."""
-    length_B = batch['segments'].sum(1)
-    logits_BLV, cache = self._call(variables, batch, encoded, key)
+    length_B = begun['segments'].sum(1)
+    logits_BLV, cache = self._call(variables, begun, encoded, key)
     last_B11 = length_B[:, None, None] - 1
     logits_BV = jnp.take_along_axis(logits_BLV, last_B11, 1)[:, 0]
     return cache, length_B, self._draw(logits_BV, 0, sample_B, key)
@@ -230,7 +230,7 @@ class _Steps:
     made, _, ids_BL, _ = jax.lax.while_loop(more, step, carry)
     return ids_BL, made
 
-  def _call(self, variables, batch, encoded, key):
+  def _call(self, variables, rows, encoded, key):
     # For the few routers that are random in evaluation too.
     apply = functools.partial(
       self.model.apply,
@@ -238,11 +238,11 @@ class _Steps:
       rngs={'router': jax.random.fold_in(key, self.length)},
     )
     if encoded is None:
-      (logits, _), cache = apply(variables, batch, mutable=['cache'])
+      (logits, _), cache = apply(variables, rows, mutable=['cache'])
       return logits, cache
     out, _ = apply(variables, encoded, method='encode')
     (logits, _), cache = apply(
-      variables, out, batch | encoded, mutable=['cache'], method='decode'
+      variables, out, rows | encoded, mutable=['cache'], method='decode'
     )
     return logits, cache
 
