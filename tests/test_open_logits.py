@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from configs import base
 from moe_jax.conversion import hub, reading, workdirs, writing
@@ -36,7 +37,7 @@ def marked(seldom):
 
 LENGTH = max(open_models.PROMPTS) + open_models.NEW_TOKENS
 MESHES = {
-  'exact(expert=4)': ('mixtral', 'deepseek_v3', 'gpt_oss'),
+  'exact(expert=2)': ('mixtral', 'deepseek_v3', 'gpt_oss'),
   'exact(data=2, expert=2, model=2)': (
     *('olmoe', 'qwen2_moe', 'deepseek_v2', 'gpt_oss', 'llama4_maverick'),
   ),
@@ -61,9 +62,11 @@ def made(tmp_path_factory):
       place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
       shardings = jax.tree.map(lambda _: place, shapes)
     else:
-      axes = boxes.logical_axes(boxed)
-      specs = rules.specs(axes, shapes, dict(mesh.shape))
-      shardings = rules.shardings(mesh, specs)
+      # The bias that balances has no axes of a model's, and is everywhere.
+      shardings = rules.shardings(mesh, jax.tree.map(lambda _: P(), shapes))
+      axes = boxes.logical_axes(boxed['params'])
+      specs = rules.specs(axes, shapes['params'], dict(mesh.shape))
+      shardings['params'] = rules.shardings(mesh, specs)
     wanted = checkpoint.named(
       jax.tree.map(
         lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s),
@@ -98,8 +101,8 @@ def rows(frozen):
   return {'inputs': ids, 'positions': positions, 'segments': segments}
 
 
-def close(got, want, frozen):
-  atol = 1e-5 * np.abs(frozen['logits']).max()
+def close(got, want, frozen, times=1):
+  atol = times * 1e-5 * np.abs(frozen['logits']).max()
   np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
@@ -163,11 +166,11 @@ def test_gradients_are_theirs(case, made):
     if 'e_score' not in t.name  # balances, without a gradient
   }
   norms = [np.linalg.norm(found[n].astype(np.float64)) for n in sorted(found)]
-  np.testing.assert_allclose(norms, frozen['gradient_norms'], rtol=2e-5)
+  np.testing.assert_allclose(norms, frozen['gradient_norms'], rtol=5e-5)
   shapes = open_models.shapes(case)
   places = open_models.sampled({n: s for n, s in shapes.items() if n in found})
   sample = [found[n].flat[i] for n, i in places]
-  atol = 2e-5 * np.abs(frozen['gradient_sample']).max()
+  atol = 5e-5 * np.abs(frozen['gradient_sample']).max()
   np.testing.assert_allclose(sample, frozen['gradient_sample'], 0, atol)
 
 
@@ -176,13 +179,17 @@ def test_gradients_are_theirs(case, made):
   ('mesh', 'case'), [(m, c) for m, cases in MESHES.items() for c in cases]
 )
 def test_a_mesh_changes_no_logits(mesh, case, made):
-  """Each device reads its slices; eight rows, some of them twice."""
+  """Each device reads its slices; eight rows, some of them twice.
+
+  Ours on one device and ours on a mesh are as far from theirs as each other.
+  """
   frozen = open_models.frozen(case)
-  shape = mesh_lib.make(mesh, jax.devices()[: 4 if 'expert=4' in mesh else 8])
+  few = mesh == 'exact(expert=2)'
+  shape = mesh_lib.make(mesh, jax.devices()[: 2 if few else 8])
   config, variables, _, _ = made(case, shape)
   model = factory.make(config, V, shape)
   batch = {k: np.resize(v, (8, LENGTH)) for k, v in rows(frozen).items()}
   run = jax.jit(lambda v, b: model.apply(v, b, train=False)[0])
   logits = np.asarray(run(variables, batch))
-  close(logits[:2, :24][frozen['tokens'] > 0], frozen['logits'], frozen)
-  close(logits[4, :24], frozen['document_logits'], frozen)
+  close(logits[:2, :24][frozen['tokens'] > 0], frozen['logits'], frozen, 2)
+  close(logits[4, :24], frozen['document_logits'], frozen, 2)
