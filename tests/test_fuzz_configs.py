@@ -1,7 +1,7 @@
 """Random small configs: refused in one line, or they train, and lose nothing.
 
 `MOE_JAX_FUZZ=5000 pytest -n 0 -m slow tests/test_fuzz_configs.py` traces as
-many and trains one in sixteen. By default there are few: to trace a model's
+many and trains one in sixteen. By default twelve are traced: to trace a model's
 step takes a CPU-second or two, to compile it four.
 """
 
@@ -24,7 +24,7 @@ def cases(few, in_each, many):
   size = min(PART, many)
   parts = range(100, 100 + -(-many // size))
   return [
-    *(pytest.param(seed, in_each, id=f'{seed}') for seed in range(few)),
+    *(pytest.param(seed, in_each, id=f'{seed}') for seed in range(1, few + 1)),
     *(pytest.param(s, size, marks=pytest.mark.slow, id=f'{s}') for s in parts),
   ]
 
@@ -56,7 +56,7 @@ def quiet():
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(('seed', 'count'), cases(3, 6, LONG or 50))
+@pytest.mark.parametrize(('seed', 'count'), cases(2, 6, LONG or 50))
 def test_any_config_is_traced_or_refused(seed, count):
   found = []
 
@@ -68,7 +68,7 @@ def test_any_config_is_traced_or_refused(seed, count):
   assert any(found)  # else nothing has been looked at
 
 
-@pytest.mark.parametrize(('seed', 'count'), cases(2, 1, LONG // 16 or 12))
+@pytest.mark.parametrize(('seed', 'count'), cases(0, 1, LONG // 16 or 14))
 def test_a_step_is_finite_and_loses_nothing(seed, count):
   @examples(seed, count, fuzz_configs.sane(), st.data())
   def train(flat, data):

@@ -210,6 +210,7 @@ def test_a_model_in_nnx():
   assert local(m.embedding['table']) == (16, 8)
 
 
+@pytest.mark.slow
 def test_the_front_page_runs():
   """As it stands there: losses fall and biases move, on eight devices."""
   text = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()

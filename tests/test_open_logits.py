@@ -23,8 +23,11 @@ from tests.golden import open_configs, open_models
 
 V = open_configs.VOCABULARY
 slow = pytest.mark.slow
-# By default one case of a family, and one through the cache.
-MORE = ('mixtral', 'deepseek_v2_lite', 'llama4_maverick')
+# By default one case of most families, and one through the cache.
+MORE = (
+  *('mixtral', 'deepseek_v2_lite', 'llama4_maverick'),
+  *('qwen3_moe', 'glm4_moe', 'dots1', 'ernie4_5_moe'),
+)
 LESS = [c for c in open_models.CASES if c != 'deepseek_v2']
 
 

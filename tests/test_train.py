@@ -195,6 +195,7 @@ def altered(made, **fields):
   return dataclasses.replace(made, config=config)
 
 
+@pytest.mark.slow
 def test_non_finite_loss_stops_and_names_the_checkpoint(made, tmp_path):
   # Fine for one step, then far off.
   fields = {'schedule': 'constant(value=1e30)', 'eval_every': 0}
@@ -366,12 +367,14 @@ def encoder_decoder(corpus, tmp_path_factory):
   return session, workdir
 
 
+@pytest.mark.slow
 def test_encoder_decoder_generates(encoder_decoder):
   workdir = str(encoder_decoder[1])
   made = generation.Generator(workdir, mesh_spec='exact(data=8)')
   assert len(made(b'the router', length=3, samples=8)) == 8
 
 
+@pytest.mark.slow
 def test_encoder_decoder_trains(encoder_decoder):
   session, workdir = encoder_decoder
   summary = loop.train(session.config, str(workdir), session=session)
