@@ -1,10 +1,12 @@
 """A run that is over: what its next start says, and what mends it."""
 
 from moe_jax.runs import checkpoint
-from tests.test_resume import made, runs  # noqa: F401
+from tests import test_resume
+
+made, runs = test_resume.made, test_resume.runs
 
 
-def test_a_damaged_checkpoint_is_told_and_made_again(runs, capsys):  # noqa: F811
+def test_a_damaged_checkpoint_is_told_and_made_again(runs, capsys):
   """The files that are gone; a flipped bit is for those who read it."""
   runs(train__steps=4)
   capsys.readouterr()

@@ -7,9 +7,7 @@ that predict further tokens: they are left out, and 0 is written of them.
 Published in FP8.
 """
 
-import re
-
-from moe_jax.conversion import latent, parts, rope
+from moe_jax.conversion import latent, parts, predicting, rope
 from moe_jax.conversion.families import base
 
 
@@ -86,17 +84,10 @@ class DeepseekV3(base.Family):
     return t
 
   def skipped(self, name, c):
-    found = re.match(r'model\.layers\.(\d+)\.', name)
-    first = c['num_hidden_layers']
-    last = first + c['num_nextn_predict_layers']
-    if found and first <= int(found[1]) < last:
-      return 'layers that predict further tokens'
-    return ''
+    return predicting.skipped(name, c)
 
   def written(self, config):
-    own = super().written(config)
-    own.pop('num_mtp_layers', None)
-    return own | {'num_nextn_predict_layers': 0}
+    return predicting.written(super().written(config))
 
   def to_config(self, model, moe, kinds):
     return latent.config(model, moe, kinds) | {

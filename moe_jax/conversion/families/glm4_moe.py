@@ -5,9 +5,7 @@ GLM-4.5 Team, "GLM-4.5: Agentic, Reasoning, and Coding (ARC) Foundation Models",
 tokens are left out, and 0 is written of them.
 """
 
-import re
-
-from moe_jax.conversion import biased
+from moe_jax.conversion import biased, predicting
 from moe_jax.conversion.families import base
 
 
@@ -53,17 +51,10 @@ class Glm4Moe(base.Family):
     return biased.table(c, *self._own(c), memory)
 
   def skipped(self, name, c):
-    found = re.match(r'model\.layers\.(\d+)\.', name)
-    first = c['num_hidden_layers']
-    last = first + c['num_nextn_predict_layers']
-    if found and first <= int(found[1]) < last:
-      return 'layers that predict further tokens'
-    return ''
+    return predicting.skipped(name, c)
 
   def written(self, config):
-    own = super().written(config)
-    own.pop('num_mtp_layers', None)
-    return own | {'num_nextn_predict_layers': 0}
+    return predicting.written(super().written(config))
 
   def to_config(self, model, moe, kinds):
     own = biased.config(model, moe, kinds)
