@@ -113,6 +113,7 @@ def one_step(config, workdir, *, taught=True, same=False, state=None):
 RATE = {'train.schedule': 'constant(value=1.0)', 'train.clip': 0.0}
 
 
+@pytest.mark.slow
 def test_a_student_that_is_its_teacher_learns_nothing(
   corpus,
   teacher,

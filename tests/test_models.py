@@ -122,7 +122,9 @@ each_change = pytest.mark.parametrize(
     pytest.param({'model.scan': False}, marks=pytest.mark.slow),
     pytest.param({'model.remat': 'full'}, marks=pytest.mark.slow),
     {'model.remat': 'dispatch'},
-    {'model.remat': 'dots', 'model.scan': False},
+    pytest.param(
+      {'model.remat': 'dots', 'model.scan': False}, marks=pytest.mark.slow
+    ),
   ],
   ids=str,
 )

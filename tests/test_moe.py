@@ -230,7 +230,14 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize(('dispatch', 'sizes', 'router', 'cf', 'kind'), CELLS)
+# Every second, of all dispatches; all of them, and the grid, in CI.
+@pytest.mark.parametrize(
+  ('dispatch', 'sizes', 'router', 'cf', 'kind'),
+  [
+    pytest.param(*c, marks=pytest.mark.slow if i % 2 else ())
+    for i, c in enumerate(CELLS)
+  ],
+)
 def test_equals_dense_on_any_mesh(dispatch, sizes, router, cf, kind):
   fields = {} if kind is None else {'experts': kind}
   m = layer(dispatch, router, sizes, capacity_factor=cf, **fields)

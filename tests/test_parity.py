@@ -92,7 +92,15 @@ def run_one(cell):
   return result
 
 
-@pytest.mark.parametrize('cell', default_cells(), ids=lambda c: c.name)
+# Every third; CI runs the grid itself, too.
+@pytest.mark.parametrize(
+  'cell',
+  [
+    pytest.param(c, marks=pytest.mark.slow if i % 3 else ())
+    for i, c in enumerate(default_cells())
+  ],
+  ids=lambda c: c.name,
+)
 def test_cells_agree(cell):
   result = run_one(cell)
   assert result.ok, parity_report.failures([result])

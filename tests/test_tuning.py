@@ -174,11 +174,9 @@ def fields(corpus):
   ('kind', 'choice'),
   [
     *(('decoder', c) for c in tuning.CHOICES),
-    ('encoder_decoder', 'attention'),
     *(
       pytest.param('encoder_decoder', c, marks=pytest.mark.slow)
       for c in tuning.CHOICES
-      if c != 'attention'
     ),
   ],
 )

@@ -124,7 +124,13 @@ def test_layer_equals_loop(factor, rule):
 
 
 @pytest.mark.parametrize(
-  'dispatch', ['dense()', 'einsum()', 'gather_reduce()', 'ragged_all_to_all()']
+  'dispatch',
+  [
+    'gather_reduce()',
+    'ragged_all_to_all()',
+    pytest.param('dense()', marks=pytest.mark.slow),
+    pytest.param('einsum()', marks=pytest.mark.slow),
+  ],
 )
 def test_dispatches_and_meshes_agree(dispatch):
   m = layer(capacity_factor=1.0)

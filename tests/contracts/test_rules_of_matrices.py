@@ -130,7 +130,7 @@ def matrices(tree):
 @pytest.mark.parametrize(
   ('parts', 'trainable', 'fields'),
   [
-    (2, 'all', {'moe.balance': (GLOBAL, 'loss_free_bias()')}),
+    slow(2, 'all', {'moe.balance': (GLOBAL, 'loss_free_bias()')}),
     (2, 'all', {'moe.balance': ('simbal()',), 'model.scan': False}),
     slow(1, 'moe', {'moe.balance': (GLOBAL,), 'moe.share_experts': 2}),
     slow(2, 'all', {'moe.balance': (GLOBAL,), 'model.kind': 'encoder_decoder'}),
