@@ -122,14 +122,22 @@ def test_latent_attention_is_what_a_loop_says(name):
   np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize('truncate', [True, False])
-def test_yarn_slows_what_turns_seldom(truncate):
+@pytest.mark.parametrize(
+  ('base', 'original_length', 'fast', 'truncate'),
+  [
+    (500.0, 8, 1.5, True),
+    (500.0, 8, 1.5, False),
+    # Its slowest pair still turns: the ramp would end behind the last one.
+    (3.0, 400, 32.0, True),
+  ],
+)
+def test_yarn_slows_what_turns_seldom(base, original_length, fast, truncate):
   """At more pairs, where some are between."""
-  J, base = 32, 500.0
+  J, fields = 32, dict(factor=4.0, original_length=original_length)
   own = base ** (-np.arange(0, J, 2) / J)
-  scaling = frequencies.Yarn(**YARN, beta_fast=1.5, truncate=truncate)
+  scaling = frequencies.Yarn(**fields, beta_fast=fast, truncate=truncate)
   want = [
-    loops.yarn(j, J, base, **YARN, fast=1.5, slow=1.0, truncate=truncate)
+    loops.yarn(j, J, base, **fields, fast=fast, slow=1.0, truncate=truncate)
     for j in range(J // 2)
   ]
   got = scaling.frequencies(own, base)
