@@ -167,6 +167,16 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(_last_line(e))
 
 
+def define_fields(name: str, config: Any, text: str) -> flags.FlagHolder:
+  """A flag for fields of a config; what they are given is read at once."""
+  try:
+    return config_flags.DEFINE_config_dict(name, config.lock(), text)
+  except (AttributeError, KeyError) as e:
+    while isinstance(e.args[0], Exception):
+      e = e.args[0]
+    _fail(_unknown_field(str(e.args[0]), sys.argv))
+
+
 def overrides(name: str, groups: tuple[str, ...]) -> dict[str, Any]:
   """{'data.dir': value}: what --NAME.data.dir and its like were given.
 

@@ -21,6 +21,7 @@ Not counted: activations, and what FSDP and tensor parallelism exchange.
 """
 
 import json
+import pathlib
 
 import jax
 from absl import flags
@@ -64,7 +65,8 @@ def main(_: list[str]) -> None:
     return
   config = _CONFIG.value
   if _HF_CONFIG.value:
-    said = json_files.read(_HF_CONFIG.value)
+    path = pathlib.Path(_HF_CONFIG.value)
+    said = json_files.read(path / 'config.json' if path.is_dir() else path)
     config = workdirs.described(said, base.get_config())
   if config is None:
     raise UserError('give --config=FILE, --hf_config=FILE, or --methods')

@@ -16,7 +16,6 @@ import os
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from configs import base
 from experiments import cli, modules, processes, steps
@@ -27,7 +26,7 @@ _WORKDIR = flags.DEFINE_string(
 _AGAINST = flags.DEFINE_string(
   'against', '', 'Workdir of another run on the same data, to compare with.'
 )
-_CONFIG = config_flags.DEFINE_config_dict(
+_CONFIG = cli.define_fields(
   'config',
   base.get_config(),
   "Fields of data and eval in place of the run's.",

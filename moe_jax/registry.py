@@ -233,6 +233,16 @@ def _call(
   for k in keywords:
     if k not in valid:
       raise unknown(f'argument of {what}', k, valid)
+  wanted = inspect.signature(fn).parameters.values()
+  missing = [
+    p.name
+    for p in wanted
+    if p.default is p.empty
+    and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    and p.name not in {**sizes, **keywords}
+  ]
+  if missing:
+    raise UserError(f'{what}: without {", ".join(map(repr, missing))}')
   try:
     made = fn(**{**sizes, **keywords})
   except UserError:

@@ -200,6 +200,8 @@ def test_rows_of_a_cache_go_at_their_own_pace(call):
   'call, message',
   [
     ('full(kv_heads=3)', 'kv_heads=3 must divide num_heads=4'),
+    ("full(kv_heads='a')", "kv_heads='a' must be at least 0"),
+    ('mla(d_nope=2)', "'mla': without 'kv_rank', 'd_rope', 'd_value'"),
     ("full(bias='out')", "unknown bias 'out'; valid: all, none, qkv"),
     ("full(qk_norm='late')", "unknown qk_norm 'late'"),
     ('full(temperature=(0.0, 1.0))', 'a floor above 0'),

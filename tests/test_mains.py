@@ -123,11 +123,16 @@ def test_evaluate_takes_another_factor_and_mesh(run, monkeypatch):
 
 
 @case('evaluate', 'config')
-def test_evaluate_takes_other_fields_of_data_and_eval(run):
+def test_evaluate_takes_other_fields_of_data_and_eval(run, capsys):
   loss = run.evaluate('--config.eval.max_bytes=100')[0]['eval/loss']
   assert loss != run.rows()[-1]['eval/loss']
   with pytest.raises(ValueError, match='d_model: here fields of data and eval'):
     run.evaluate('--config.model.d_model=4')
+  with pytest.raises(SystemExit):
+    run.evaluate('--config.data.seqlen=8')
+  assert capsys.readouterr().err.endswith(
+    "the config has no field 'seqlen'; did you mean 'seq_len'?\n"
+  )
 
 
 @case('evaluate', 'against')

@@ -129,9 +129,10 @@ def _shards(index: pathlib.Path) -> dict[str, str]:
   named = json_files.read(index).get('weight_map')
   if not isinstance(named, dict) or not named:
     raise UserError(f'{index} has no weight_map, {{tensor: file}}')
+  files = {str(n): (n, tensor) for tensor, n in named.items()}
   wrong = [
-    f'{n!r} is no file beside it'
-    for n in named.values()
+    f'{n!r} is no file beside it, where {tensor} should be'
+    for n, tensor in files.values()
     if not isinstance(n, str) or not n or n != os.path.basename(n) or '\0' in n
   ]
   refuse(str(index), wrong)

@@ -78,7 +78,7 @@ def all_families() -> dict[str, base.Family]:
 def of_type(model_type: Any) -> base.Family:
   """The family that reads such a config.json; a ValueError lists them."""
   every = {t: f for f in all_families().values() for t in f.model_types}
-  if model_type not in every:
+  if not isinstance(model_type, str) or model_type not in every:
     raise registry.unknown('model_type', str(model_type), every)
   return every[model_type]
 

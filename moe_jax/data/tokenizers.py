@@ -159,8 +159,8 @@ class HuggingFace(_Vocabulary):
   def _check(self) -> None:
     if not self._model:
       raise UserError(
-        'hf() has no file: a run keeps it as tokenizer.json, to be named with '
-        'path='
+        'there is no tokenizer.json: the model came without one; put one into '
+        "its workdir, or name one, data.tokenizer='hf(path=...)'"
       )
 
   def encode(self, text: bytes) -> np.ndarray:

@@ -47,10 +47,9 @@ class Kind(abc.ABC):
   def at_least(self, least: float, *names: str) -> None:
     """Raises ValueError where a field is less."""
     for name in names:
-      if getattr(self, name) < least:
-        raise UserError(
-          f'{name}={getattr(self, name)} must be at least {least}'
-        )
+      value = getattr(self, name)
+      if not isinstance(value, int | float) or value < least:
+        raise UserError(f'{name}={value!r} must be at least {least}')
 
   @property
   @abc.abstractmethod

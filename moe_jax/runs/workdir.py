@@ -189,7 +189,7 @@ def _open(
   if refused:
     raise UserError(
       f'{path} holds a run with another config: {"; ".join(refused)}. Choose'
-      ' another workdir, allow these fields, or restart'
+      ' another workdir, allow these fields (--allow), or --restart'
     )
   return True
 

@@ -109,10 +109,10 @@ class Generator:
         f'length={length} and samples={samples} must be at least 1, '
         f'temperature={temperature} at least 0'
       )
-    if top_k < 0 or not 0 < top_p <= 1:
-      raise UserError(
-        f'top_k={top_k} must be at least 0, top_p={top_p} in (0, 1]'
-      )
+    if top_k < 0:
+      raise UserError(f'top_k={top_k} must be at least 0, which is all')
+    if not 0 < top_p <= 1:
+      raise UserError(f'top_p={top_p}; valid: (0, 1]')
     prompts = [prompts] if isinstance(prompts, bytes) else list(prompts)
     if not prompts:
       raise UserError('no prompts')
