@@ -97,8 +97,12 @@ def test_cheap():
 
 @pytest.mark.parametrize('gate', [True, False])
 def test_a_breach_fails_the_session(pytester, monkeypatch, gate):
-  """Setup, call and teardown are a test's; without the gate it is printed."""
+  """Setup, call and teardown are a test's; without the gate it is printed.
+
+  The machine's speed is looked at before the first test, and now and then.
+  """
   monkeypatch.setattr(bill, 'TEST', 0.5)
+  monkeypatch.setattr(bill, 'EVERY', 0.3)
   monkeypatch.setattr(bill, 'calibrate', lambda: bill.CALIBRATION)
   plugin = bill.Plugin(gate)
   path = pytester.makepyfile(SESSION)
@@ -111,6 +115,7 @@ def test_a_breach_fails_the_session(pytester, monkeypatch, gate):
   assert run.ret == (pytest.ExitCode.TESTS_FAILED if gate else 0)
   assert len(failed) == gate
   assert not gate or 'test_dear' in failed[0]
+  assert plugin.bill.calibration == [bill.CALIBRATION] * 2 * gate
 
 
 def test_environment_sets_the_gate(monkeypatch):

@@ -69,6 +69,57 @@ def test_cross_entropy_is_the_loops():
   np.testing.assert_allclose(gradient, want, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'model.vocab_size': 400}, 'its vocabulary has 384 rows, here 400'),
+    ({'data.seq_len': 8, 'train.batch_size': 8}, 'moe.group_size=16 does not'),
+    (
+      {'mesh': 'exact(expert=8)'},
+      "its 4 experts do not divide over the mesh axis 'expert' of size 8",
+    ),
+    (
+      {
+        'model.kind': 'encoder_decoder',
+        'data.objective': 'span_corruption()',
+        'data.seq_len': 32,
+      },
+      "its model.kind is 'decoder', here 'encoder_decoder'",
+    ),
+  ],
+  ids=str,
+)
+def test_a_teacher_that_does_not_fit(
+  corpus,
+  teacher,
+  tmp_path,
+  fields,
+  message,
+):
+  fields = DENSE | {'train.teacher': str(teacher)} | fields
+  work = tmp_path / 'w'
+  with pytest.raises(ValueError, match=message) as e:
+    loop.train(tiny.config(**corpus, **fields), str(work))
+  assert str(e.value).startswith(f'train.teacher={teacher}: ')
+  assert not (work / 'config.json').exists()
+
+
+def test_another_vocabulary(corpus, teacher, tmp_path):
+  """Of the same size, by the tokenizer's own key."""
+  copy = tmp_path / 'copy'
+  copy.mkdir()
+  (copy / 'checkpoints').symlink_to(teacher / 'checkpoints')
+  config = json.loads((teacher / 'config.json').read_text())
+  config['data']['tokenizer'] = "hf(path='absent')"
+  (copy / 'config.json').write_text(json.dumps(config))
+  mine = tiny.config(**corpus, **{'train.teacher': str(copy)})
+  with pytest.raises(ValueError, match="no tokenizer file at 'absent'"):
+    loop.train(mine, str(tmp_path / 'w'))
+  config['data']['tokenizer'] = ' bytes( )'  # the same in other words
+  (copy / 'config.json').write_text(json.dumps(config))
+  assert sources.find(mine, 'teacher').config.model.d_model == 16
+
+
 @dataclasses.dataclass
 class Run:
   """One step of plain descent at rate 1, its metrics and its gradient."""
@@ -229,54 +280,3 @@ def test_resume_is_bitwise(taught, tmp_path):
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name])
-
-
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    ({'model.vocab_size': 400}, 'its vocabulary has 384 rows, here 400'),
-    ({'data.seq_len': 8, 'train.batch_size': 8}, 'moe.group_size=16 does not'),
-    (
-      {'mesh': 'exact(expert=8)'},
-      "its 4 experts do not divide over the mesh axis 'expert' of size 8",
-    ),
-    (
-      {
-        'model.kind': 'encoder_decoder',
-        'data.objective': 'span_corruption()',
-        'data.seq_len': 32,
-      },
-      "its model.kind is 'decoder', here 'encoder_decoder'",
-    ),
-  ],
-  ids=str,
-)
-def test_a_teacher_that_does_not_fit(
-  corpus,
-  teacher,
-  tmp_path,
-  fields,
-  message,
-):
-  fields = DENSE | {'train.teacher': str(teacher)} | fields
-  work = tmp_path / 'w'
-  with pytest.raises(ValueError, match=message) as e:
-    loop.train(tiny.config(**corpus, **fields), str(work))
-  assert str(e.value).startswith(f'train.teacher={teacher}: ')
-  assert not (work / 'config.json').exists()
-
-
-def test_another_vocabulary(corpus, teacher, tmp_path):
-  """Of the same size, by the tokenizer's own key."""
-  copy = tmp_path / 'copy'
-  copy.mkdir()
-  (copy / 'checkpoints').symlink_to(teacher / 'checkpoints')
-  config = json.loads((teacher / 'config.json').read_text())
-  config['data']['tokenizer'] = "hf(path='absent')"
-  (copy / 'config.json').write_text(json.dumps(config))
-  mine = tiny.config(**corpus, **{'train.teacher': str(copy)})
-  with pytest.raises(ValueError, match="no tokenizer file at 'absent'"):
-    loop.train(mine, str(tmp_path / 'w'))
-  config['data']['tokenizer'] = ' bytes( )'  # the same in other words
-  (copy / 'config.json').write_text(json.dumps(config))
-  assert sources.find(mine, 'teacher').config.model.d_model == 16

@@ -219,6 +219,37 @@ def test_non_finite_loss_stops_and_names_the_checkpoint(made, tmp_path):
   made.programs['init'] = programs['init']
 
 
+def random_state(session):
+  """A state of noise: none that training knows."""
+  rng = np.random.default_rng(0)
+  draw = lambda v: (0.1 * rng.normal(size=v.shape)).astype(v.dtype)
+  return jax.tree.map(
+    lambda v: jax.device_put(draw(v), v.sharding), session.abstract_state
+  )
+
+
+def test_scores_are_sums_over_documents(made):
+  state = random_state(made)
+  evaluate = made.program('evaluate', lambda: evaluation.Evaluator(made))
+  found = evaluate(state.params, state.balance) | evaluate.floor()
+  for name in ('', 'a/', 'b/'):
+    value = found[f'eval/{name}bits_per_byte']
+    low = found[f'eval/{name}bits_per_byte_low']
+    high = found[f'eval/{name}bits_per_byte_high']
+    assert low < value < high
+    assert 0 < found[f'eval/{name}bigram_bits_per_byte'] < 8
+  # Bits of all documents over bytes of all documents.
+  mean = sum(
+    found[f'eval/{d}/bits_per_byte'] * found[f'eval/{d}/bytes'] for d in 'ab'
+  ) / (found['eval/a/bytes'] + found['eval/b/bytes'])
+  assert found['eval/bits_per_byte'] == pytest.approx(mean)
+  # The same nats: a token is a byte, or the end of a document.
+  num_bytes = found['eval/bytes']
+  nats = found['eval/loss'] * (num_bytes + found['eval/documents'])
+  bits = found['eval/bits_per_byte'] * num_bytes
+  assert bits * math.log(2) == pytest.approx(nats, rel=1e-5)
+
+
 @pytest.fixture(scope='session')
 def straight(made, tmp_path_factory):
   """A run of four steps without interruption."""
@@ -235,28 +266,12 @@ def test_run_leaves_its_records(straight):
   assert json.loads((workdir / 'summary.json').read_text()) == json.loads(
     json.dumps(summary)
   )
-  for name in ('', 'a/', 'b/'):
-    value = summary[f'eval/{name}bits_per_byte']
-    low = summary[f'eval/{name}bits_per_byte_low']
-    high = summary[f'eval/{name}bits_per_byte_high']
-    assert low < value < high
-    assert 0 < summary[f'eval/{name}bigram_bits_per_byte'] < 8
+  assert 0 < summary['eval/a/bigram_bits_per_byte'] < 8
   assert summary['steps'] == 4 and summary['mesh'] == 'data=2 expert=4'
   for r in rows:
     assert sum(r['moe/load'][0]) == pytest.approx(1)
     assert r['moe/layers'] == [1]
   assert list((workdir / 'tensorboard').iterdir())
-  # Bits of all documents over bytes of all documents.
-  mean = sum(
-    summary[f'eval/{d}/bits_per_byte'] * summary[f'eval/{d}/bytes']
-    for d in 'ab'
-  ) / (summary['eval/a/bytes'] + summary['eval/b/bytes'])
-  assert summary['eval/bits_per_byte'] == pytest.approx(mean)
-  # The same nats: a token is a byte, or the end of a document.
-  num_bytes = summary['eval/bytes']
-  nats = summary['eval/loss'] * (num_bytes + summary['eval/documents'])
-  bits = summary['eval/bits_per_byte'] * num_bytes
-  assert bits * math.log(2) == pytest.approx(nats, rel=1e-5)
 
 
 @pytest.fixture(scope='session')
@@ -355,13 +370,7 @@ def encoder_decoder(corpus, tmp_path_factory):
     },
   )
   session = session_lib.make(config, workdir)
-  rng = np.random.default_rng(0)
-  state = jax.tree.map(
-    lambda v: jax.device_put(
-      (0.1 * rng.normal(size=v.shape)).astype(v.dtype), v.sharding
-    ),
-    session.abstract_state,
-  )
+  state = random_state(session)
   fields = configs.to_dict(config)
   workdir_lib.prepare(workdir, fields, restart=False, allow=())
   workdir_lib.release(workdir)
