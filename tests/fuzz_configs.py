@@ -280,8 +280,8 @@ def traced(flat: dict[str, Any]) -> bool:
     return False
   whole = lambda rows, length: np.ones((rows, length), np.int32)
   rows = batch(session, whole, 0)
-  state = session.abstract_state
   try:
+    state = session.abstract_state
     new, metrics = jax.eval_shape(step(session), state, rows)
     params, held = (
       state.params,

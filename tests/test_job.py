@@ -88,6 +88,17 @@ def test_signals_are_passed_on(monkeypatch):
   assert ended(monkeypatch, code, code, act=act)[0] == 143
 
 
+@pytest.mark.parametrize('other', ['exit(0)', WAIT, 'exit(143)'])
+def test_who_has_no_ear_for_a_signal_ends_as_told(monkeypatch, other):
+  """One whose handlers are not yet there, or no longer; nobody is to blame."""
+
+  def act(job):
+    time.sleep(0.3)
+    job.tell(signal.SIGTERM)
+
+  assert ended(monkeypatch, WAIT, other, act=act) == (143, '')
+
+
 def test_command_lines_and_the_last_checkpoint(tmp_path):
   call = ['experiments.train', f'--workdir={tmp_path}']
   two = job_lib.calls(call, 2, port=5)

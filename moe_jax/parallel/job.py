@@ -39,6 +39,7 @@ class Job:
   ):
     """Starts a process for each command line."""
     self._stderr = stderr
+    self._told = 0
     self._pages = ['' for _ in calls]
     self.processes = [
       subprocess.Popen(
@@ -66,7 +67,9 @@ class Job:
       last: what to say of the last checkpoint.
 
     Returns:
-      Their exit code; 1 where they differ, or one died.
+      Their exit code; 1 where they differ, or one died. 128 + n where they
+      were told n, and one ended of it that had no ear for it, at its start or
+      its end.
     """
     while all(p.poll() in (None, 0) for p in self.processes):
       if all(p.returncode == 0 for p in self.processes):
@@ -85,12 +88,15 @@ class Job:
     told = {0, 1, 130, 143}
     if set(codes) <= {130, 143} or (len(set(codes)) == 1 and codes[0] in told):
       return min(codes)  # each has said why
+    if self._told and -self._told in codes:
+      return 128 + self._told
     found = self._dead(codes)
     print(f'error: {found}; {last()}', file=self._stderr, flush=True)
     return 1
 
   def tell(self, number: int) -> None:
     """Sends a signal to all."""
+    self._told = number
     for p in self.processes:
       if p.poll() is None:
         p.send_signal(number)
