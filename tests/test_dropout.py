@@ -83,21 +83,26 @@ MESHES = [
 ]
 
 
+CASES = [
+  ('scatter()', MESHES[2], 'row'),
+  ('scatter()', MESHES[2], 'shared'),
+  ('scatter()', MESHES[1], 'expert'),
+  ('gather_reduce()', MESHES[1], 'row'),
+  ('ragged_all_to_all(buffer_factor=9.0)', MESHES[2], 'row'),
+]
+MORE = [
+  ('scatter()', MESHES[0], 'row'),
+  ('scatter()', MESHES[1], 'row'),
+  ('einsum()', MESHES[1], 'row'),
+  ('dense()', MESHES[2], 'row'),
+  ('scatter(pipeline_degree=2)', MESHES[1], 'row'),
+  ('lookup()', MESHES[1], 'row'),
+]
+
+
 @pytest.mark.parametrize(
   ('dispatch', 'sizes', 'mask'),
-  [
-    ('scatter()', MESHES[0], 'row'),
-    ('scatter()', MESHES[1], 'row'),
-    ('scatter()', MESHES[2], 'row'),
-    ('einsum()', MESHES[1], 'row'),
-    ('dense()', MESHES[2], 'row'),
-    ('scatter(pipeline_degree=2)', MESHES[1], 'row'),
-    ('scatter()', MESHES[2], 'shared'),
-    ('scatter()', MESHES[1], 'expert'),
-    ('gather_reduce()', MESHES[1], 'row'),
-    ('ragged_all_to_all(buffer_factor=9.0)', MESHES[2], 'row'),
-    ('lookup()', MESHES[1], 'row'),
-  ],
+  [*CASES, *(pytest.param(*c, marks=pytest.mark.slow) for c in MORE)],
 )
 def test_masks_do_not_depend_on_the_mesh(dispatch, sizes, mask):
   """The same seats drop on one device and on eight, however they are split."""

@@ -92,11 +92,11 @@ def run_one(cell):
   return result
 
 
-# Every third; CI runs the grid itself, too.
+# Every fifth; CI runs the grid itself, too.
 @pytest.mark.parametrize(
   'cell',
   [
-    pytest.param(c, marks=pytest.mark.slow if i % 3 else ())
+    pytest.param(c, marks=pytest.mark.slow if i % 5 else ())
     for i, c in enumerate(default_cells())
   ],
   ids=lambda c: c.name,
