@@ -26,8 +26,6 @@ from moe_jax.training import (
 )
 from tests import tiny
 
-WORDS = b'the router sends each token to one expert and the expert answers '
-
 
 @pytest.fixture(scope='session')
 def corpus(tmp_path_factory):
