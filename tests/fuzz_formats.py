@@ -11,7 +11,7 @@ from typing import Any
 
 from configs import base
 from moe_jax import manifest
-from moe_jax.conversion import switch_transformers
+from moe_jax.conversion import hub
 from moe_jax.data import bad, documents, task_sources, tokenizers
 from moe_jax.errors import UserError
 from moe_jax.planning import loads
@@ -34,6 +34,7 @@ from moe_jax.studies import (
   study as study_lib,
   verdicts,
 )
+from tests import hub_folders
 from tests.golden import checkpoints as golden
 from tests.test_checkpoint import abstract, small, value_of
 
@@ -263,7 +264,7 @@ def _shards(root):
 
 
 def _read_hub(root):
-  return switch_transformers.load(root) and None
+  hub_folders.load(hub.opened(root))
 
 
 def _task(root):

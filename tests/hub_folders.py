@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from moe_jax.conversion import hub
+from moe_jax.conversion import hub, reading
 from tests import open_models
 
 SMALL = {
@@ -135,17 +135,51 @@ def stored(directory):
   return found
 
 
-def shapes(table):
-  """Of leaves that a table fills, each layer on its own."""
+def shapes(table, places=None):
+  """Of leaves that a table fills, each layer on its own.
+
+  Args:
+    table: of a family.
+    places: by stack, where its layers are; those that it scans over are then
+      stacked, as in the model.
+  """
   found, lead = {}, {}
   for t in table:
     for p in t.parts:
-      at = lead.setdefault(p.path, [])
-      at.append(p.at)
-      found[p.path] = t.ours(p)
+      path, first = _stacked(p.path, places or {})
+      at = lead.setdefault(path, [])
+      at.append((*first, *p.at))
+      found[path] = t.ours(p)
   full = lambda k: tuple(1 + max(n) for n in zip(*lead[k]))
   name = lambda k: k if k.startswith('balance/') else f'params/{k}'
   return {name(k): (*full(k), *v) for k, v in found.items()}
+
+
+def _stacked(path, places):
+  """'decoder/layer_3/x' -> ('decoder/period/block_0/x', its place in it)."""
+  stack, layer, *rest = path.split('/')
+  if stack not in places or not layer.startswith('layer_'):
+    return path, ()
+  module, block, repeat = places[stack][int(layer.removeprefix('layer_'))]
+  names = [stack, module, *([block] if block else []), *rest]
+  return '/'.join(names), (repeat,) if block else ()
+
+
+class Leaf:
+  """One that is wanted in host memory."""
+
+  dtype, sharding = np.float32, None
+
+  def __init__(self, shape):
+    self.shape = shape
+
+
+def load(found, places=None):
+  """What fills the leaves of a folder that was opened, and these."""
+  own = shapes(found.table, places)
+  fills = reading.fills(found.table, own, places or {})
+  wanted = {k: Leaf(v) for k, v in own.items()}
+  return fills, reading.load(found.tensors, fills, wanted)
 
 
 def same_bits(a, b):

@@ -11,7 +11,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from moe_jax.conversion import switch_transformers
+from moe_jax.conversion import hub
+from tests import hub_folders
 from tests.golden import checkpoints
 
 HALF = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
@@ -21,13 +22,6 @@ def stored(directory) -> dict[str, np.ndarray]:
   with safetensors.safe_open(directory / 'model.safetensors', 'numpy') as f:
     assert f.metadata() == {'format': 'pt'}
     return {name: f.get_tensor(name) for name in f.keys()}
-
-
-def assert_same_bits(a, b):
-  assert a.keys() == b.keys()
-  for k in a:
-    assert a[k].dtype == b[k].dtype and a[k].shape == b[k].shape, k
-    assert a[k].tobytes() == b[k].tobytes(), k
 
 
 def half(dtype):
@@ -53,8 +47,8 @@ def test_theirs_to_ours_to_theirs(tmp_path, case, dtype):
   old = checkpoints.write(tmp_path / 'old', case, change, dtype=dtype)
   config, _, params = checkpoints.twin(old)
   new = tmp_path / 'some' / 'new'
-  switch_transformers.save(new, params, config, dtype)
-  assert_same_bits(stored(old), stored(new))
+  checkpoints.save(new, params, config, dtype)
+  hub_folders.same_bits(stored(old), stored(new))
   assert sorted(p.name for p in new.iterdir()) == [
     'config.json',
     'model.safetensors',
@@ -89,8 +83,8 @@ def test_ours_to_theirs_to_ours(tmp_path, case):
   params = jax.tree.map(
     lambda s: rng.standard_normal(s.shape).astype(s.dtype), shapes
   )
-  switch_transformers.save(tmp_path / 'new', params, config)
-  again = switch_transformers.load(tmp_path / 'new')
+  checkpoints.save(tmp_path / 'new', params, config)
+  again = checkpoints.load(tmp_path / 'new')
   assert jax.tree.structure(again) == jax.tree.structure(params)
   for a, b, c in zip(*map(jax.tree.leaves, (again, params, loaded))):
     np.testing.assert_array_equal(a, b, strict=True)
@@ -101,7 +95,7 @@ def test_ours_to_theirs_to_ours(tmp_path, case):
 def test_half_precision_is_read_exactly(tmp_path, dtype):
   name = 'encoder.block.3.layer.1.mlp.experts.expert_2.wi.weight'
   directory = checkpoints.write(tmp_path, 'tight', half(dtype))
-  leaf = switch_transformers.load(directory)['encoder']['period']['block_1']
+  leaf = checkpoints.load(directory)['encoder']['period']['block_1']
   wanted = checkpoints.tensors('tight')[name].astype(HALF[dtype])
   # Layer 3 is the second repeat of the period.
   np.testing.assert_array_equal(
@@ -126,9 +120,9 @@ def shards(directory, names=None):
 
 def test_shards(tmp_path):
   directory = checkpoints.write(tmp_path, 'tight')
-  whole = switch_transformers.load(directory)
+  whole = checkpoints.load(directory)
   shards(directory)
-  parts = switch_transformers.load(directory)
+  parts = checkpoints.load(directory)
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
   second = directory / 'model-00002-of-00002.safetensors'
@@ -139,10 +133,10 @@ def test_shards(tmp_path):
   name = sorted(first)[0]
   safetensors.numpy.save_file(values | {name: first[name]}, second)
   with pytest.raises(ValueError, match=f'{name} is stored twice'):
-    switch_transformers.load(directory)
+    hub.opened(directory)
   second.unlink()
   with pytest.raises(ValueError, match='lacks shards: model-00002-of-00002'):
-    switch_transformers.load(directory)
+    hub.opened(directory)
 
 
 EXPERT = 'decoder.block.1.layer.2.mlp.experts.expert_{}.{}.weight'
@@ -191,7 +185,7 @@ def put(name, make):
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
   directory = checkpoints.write(tmp_path, 'tight', change)
   with pytest.raises(ValueError, match=re.escape(message)) as e:
-    switch_transformers.load(directory)
+    hub.opened(directory)
   assert '\n' not in str(e.value)
 
 
@@ -200,7 +194,7 @@ def test_every_missing_expert_is_counted(tmp_path):
   lost = [n for n in checkpoints.tensors('tight') if '.mlp.experts.' in n]
   directory = checkpoints.write(tmp_path, 'tight', drop(*lost))
   with pytest.raises(ValueError) as e:
-    switch_transformers.load(directory)
+    hub.opened(directory)
   assert len(lost) == 24
   assert sum(n in str(e.value) for n in lost) == 10
 
@@ -208,7 +202,7 @@ def test_every_missing_expert_is_counted(tmp_path):
 def test_tied_copies_may_be_stored(tmp_path):
   copy = lambda t: t['shared.weight'].copy()
   directory = checkpoints.write(tmp_path, 'tight', put('lm_head.weight', copy))
-  switch_transformers.load(directory)
+  hub.opened(directory)
 
 
 def test_untied_embeddings_must_agree(tmp_path):
@@ -217,20 +211,20 @@ def test_untied_embeddings_must_agree(tmp_path):
   change = put(name, lambda t: t['shared.weight'][::-1].copy())
   directory = checkpoints.write(tmp_path, 'untied', change)
   with pytest.raises(ValueError, match=f'{name} differs from shared.weight'):
-    switch_transformers.load(directory)
+    hub.opened(directory)
 
 
 def test_pickles_are_refused(tmp_path):
   directory = checkpoints.write(tmp_path, 'tight')
   (directory / 'model.safetensors').unlink()
   with pytest.raises(ValueError, match=r'has no model\.safetensors'):
-    switch_transformers.load(directory)
+    hub.opened(directory)
   (directory / 'pytorch_model-00001-of-00002.bin').write_bytes(b'')
   with pytest.raises(ValueError, match=r'pickled.*python -c "import.*save_pre'):
-    switch_transformers.load(directory)
+    hub.opened(directory)
   (directory / 'config.json').unlink()
   with pytest.raises(ValueError, match=r'has no config\.json'):
-    switch_transformers.load(directory)
+    hub.opened(directory)
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -239,10 +233,10 @@ def test_nothing_is_overwritten(tmp_path):
   )
   before = stored(tmp_path / 'a')
   with pytest.raises(ValueError, match='exists; a checkpoint needs a new'):
-    switch_transformers.save(tmp_path / 'a', params, config)
-  assert_same_bits(before, stored(tmp_path / 'a'))
+    checkpoints.save(tmp_path / 'a', params, config)
+  hub_folders.same_bits(before, stored(tmp_path / 'a'))
   (tmp_path / 'empty').mkdir()
-  switch_transformers.save(tmp_path / 'empty', params, config)
+  checkpoints.save(tmp_path / 'empty', params, config)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'empty']
 
 
@@ -251,19 +245,20 @@ def test_nothing_is_overwritten(tmp_path):
   [
     (
       lambda p: p['decoder']['prefix_1']['moe'].pop('router'),
-      'decoder/prefix_1/moe/router/kernel is missing',
+      'decoder/layer_1/moe/router/kernel of decoder.block.1.layer.2.mlp.router.'
+      'classifier.weight is not in the model',
     ),
     (
       lambda p: p.update(head=np.zeros(3)),
-      'head is unexpected',
+      'params/head is filled by 0 tensors of 0 numbers',
     ),
     (
       lambda p: p['encoder']['final_norm'].update(scale=np.zeros(3)),
-      'encoder/final_norm/scale has shape (3,), not (16,)',
+      'weight is (16,), params/encoder/final_norm/scale (3,)',
     ),
     (
       lambda p: p.update(params=p.pop('embedding')),
-      'params has no embedding/table; keys: encoder, decoder, params',
+      'embedding/table of shared.weight is not in the model',
     ),
   ],
 )
@@ -273,7 +268,7 @@ def test_parameters_that_do_not_fit_are_named(tmp_path, change, message):
   )
   change(params)
   with pytest.raises(ValueError, match=re.escape(message)):
-    switch_transformers.save(tmp_path / 'b', params, config)
+    checkpoints.save(tmp_path / 'b', params, config)
   assert not (tmp_path / 'b').exists()
 
 
@@ -282,4 +277,4 @@ def test_unknown_dtype(tmp_path):
     checkpoints.write(tmp_path / 'a', 'tight')
   )
   with pytest.raises(ValueError, match="'int8'; valid: bfloat16, float16, fl"):
-    switch_transformers.save(tmp_path / 'b', params, config, 'int8')
+    checkpoints.save(tmp_path / 'b', params, config, 'int8')

@@ -13,7 +13,6 @@ import pytest
 
 from moe_jax import registry, types
 from moe_jax.balancing import base as balancing
-from moe_jax.conversion import hugging_face, switch_config, switch_transformers
 from moe_jax.layers import linen, moe
 from moe_jax.seating import capacity, orders, seat
 from tests.golden import checkpoints, freeze
@@ -43,7 +42,7 @@ def test_switch_transformers(tmp_path, case):
   """
   frozen = freeze.load('switch_transformers')
   directory = checkpoints.write(tmp_path, case)
-  _, model, params = checkpoints.twin(directory)
+  config, model, params = checkpoints.twin(directory)
 
   def loss(p):
     variables, batch = {'params': p}, checkpoints.batch()
@@ -57,8 +56,7 @@ def test_switch_transformers(tmp_path, case):
     grads, logits = jax.device_get(step(params))
     # The drops are what the logits depend on.
     assert np.abs(logits - frozen['ample/logits']).max() > 0.1
-    table = switch_transformers.table(switch_config.read_config(directory))
-    grads = hugging_face.export(grads, table)
+    grads = checkpoints.tensors_of(grads, config)
     names = [k for k in frozen if k.startswith('tight/grads/')]
     assert len(names) == 7
     for name in names:

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from moe_jax.conversion import switch_transformers
+from moe_jax.conversion import hub
 from moe_jax.errors import UserError
 from tests.golden import checkpoints
 
@@ -70,15 +70,19 @@ CASES = {
   'huge_header': (header(1 << 60, b'{}'), 'cannot read .*model.safetensors'),
   'deep_header': (header(99_999, b'[' * 99_999), 'cannot read .*model.safete'),
   'layers': (
+    config(num_layers=60_000, num_decoder_layers=60_000),
+    'num_layers is 60000, but there are',
+  ),
+  'more_layers': (
     config(num_layers=1 << 39, num_decoder_layers=1 << 39),
-    'num_layers is 549755813888, but there are',
+    'num_layers=549755813888 (a whole number up to 65536 is wanted)',
   ),
   'experts': (config(num_experts=1 << 39), 'num_experts is 549755813888'),
   'no_size': (config(num_experts='8'), "num_experts='8' (a whole number from"),
   'bool': (config(d_model=True), 'd_model=True (a whole number from 1'),
   'jitter': (
     config(router_jitter_noise="0, router='os.system'"),
-    'router_jitter_noise="0, router=\'os.system\'" (a number',
+    'router_jitter_noise="0, router=\'os.system\'" (a finite number',
   ),
 }
 
@@ -89,7 +93,7 @@ def test_one_line(tmp_path, case):
   directory = checkpoints.write(tmp_path / 'one', 'tight')
   change(directory)
   with pytest.raises(UserError) as e:
-    switch_transformers.load(directory)
+    hub.opened(directory)
   said = str(e.value)
   assert message in said or re.search(message, said), said
   assert '\n' not in said and len(said) < 2000
@@ -100,4 +104,4 @@ def test_nothing_waits_for_a_fifo(tmp_path):
   (directory / 'config.json').unlink()
   os.mkfifo(directory / 'config.json')
   with pytest.raises(UserError, match=r'no config\.json'):
-    switch_transformers.load(directory)
+    hub.opened(directory)

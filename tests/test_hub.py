@@ -12,22 +12,10 @@ from moe_jax.errors import UserError
 from tests import hub_folders as folders
 
 
-class Shape:
-  """Of a leaf that is wanted in host memory."""
-
-  dtype, sharding = np.float32, None
-
-  def __init__(self, shape):
-    self.shape = shape
-
-
 def load(directory):
   """Folder, what fills its leaves, and these."""
   found = hub.opened(directory)
-  shapes = folders.shapes(found.table)
-  own = reading.fills(found.table, shapes, {})
-  wanted = {k: Shape(v) for k, v in shapes.items()}
-  return found, own, reading.load(found.tensors, own, wanted)
+  return found, *folders.load(found)
 
 
 SIZES = {'D': 4, 'H': 2, 'J': 3, 'E': 2, 'F': 5, 'G': 2}
@@ -133,7 +121,7 @@ def test_experts_are_read_one_at_a_time(tmp_path):
   shapes = folders.shapes(found.table)
   own = reading.fills(found.table, shapes, {})
   path = 'params/decoder/layer_0/moe/experts/wi_up'
-  wanted = {path: Shape(shapes[path])}
+  wanted = {path: folders.Leaf(shapes[path])}
   tracemalloc.start()
   leaf = reading.load(found.tensors, own, wanted)[path]
   _, peak = tracemalloc.get_traced_memory()

@@ -90,11 +90,6 @@ def opened(directory: Path) -> dict[str, Stored]:
   return found
 
 
-def count(directory: Path) -> int:
-  """Tensors in the files of a checkpoint, whatever they are."""
-  return len(opened(directory))
-
-
 def refuse(what: str, wrong: list[str]) -> None:
   """ValueError that lists the first complaints, if there are any."""
   if wrong:

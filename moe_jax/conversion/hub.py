@@ -19,13 +19,6 @@ from typing import Any
 from moe_jax import registry
 from moe_jax.conversion import families, folders, quantized, reading, tensors
 from moe_jax.conversion.families import base
-from moe_jax.models import pattern
-
-# What a family's fields say of training alone, in which a run may differ.
-_TRAINING = {
-  'model': ('dropout',),
-  'moe': ('balance', 'capacity_factor', 'eval_capacity_factor'),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +96,13 @@ def opened(directory: folders.Path) -> Folder:
   said = folders.read_config(directory)
   own, c = read(said)
   stored = folders.opened(directory)
-  reading.guard(stored, own.counts(c))
+  reading.guard(stored, own.layers, c)
   why = {n: own.skipped(n, c) for n in stored}
   kept = {n: v for n, v in stored.items() if not why[n]}
   found = quantized.unpacked(said, kept)
   memory = any(n.endswith('.experts.gate_up_proj') for n in kept)
+  if own.each and not memory and _is_sparse(own.fields(c)['moe']):
+    reading.guard(stored, own.each, c)
   table = own.table(c, memory)
   copies = own.copies(c)
   reading.check(found, table, copies, directory)
@@ -122,6 +117,11 @@ def opened(directory: folders.Path) -> Folder:
     dtypes=dtypes,
     dtype=usual,
   )
+
+
+def _is_sparse(moe: Mapping[str, Any]) -> bool:
+  every = moe, moe.get('decoder', moe)
+  return any(fields['layers'] != 'none' for fields in every)
 
 
 def _dtypes(table, found) -> tuple[str, dict[str, str]]:
@@ -142,28 +142,6 @@ def describe_skipped(found: Folder) -> list[str]:
 # Back.
 
 
-def same(family_: base.Family, c: base.Config, config: Any) -> list[str]:
-  """In what our config differs from a family's fields of theirs."""
-  wrong = []
-  made = family_.fields(c)
-  for group, own in _TRAINING.items():
-    for name, theirs in made[group].items():
-      ours = config[group][name]
-      if name not in own and _plain(ours) != _plain(theirs):
-        wrong.append(f'{group}.{name}={ours!r} (theirs: {theirs!r})')
-  return wrong
-
-
-def _plain(value: Any) -> Any:
-  """Call strings by name and arguments, whatever their order."""
-  if isinstance(value, tuple | list):
-    return [_plain(v) for v in value]
-  if isinstance(value, str) and '(' in value:
-    name, keywords = registry.parse(value)
-    return name, {k: _plain(v) for k, v in keywords.items()}
-  return value
-
-
 def config_of(
   config: Any, said: Mapping[str, Any] | None = None
 ) -> tuple[base.Family, dict[str, Any]]:
@@ -178,19 +156,15 @@ def config_of(
   """
   if said:
     found, c = read(said)
-    if not same(found, c, config):
+    if not found.unlike(c, config):
       return found, found.written(dict(said))
-  if config.model.kind == 'encoder_decoder':
-    own = family('switch_transformers')
-    return own, own.written_of(config)
-  sparse = pattern.sparse_layers(config.moe.layers, config.model.num_layers)
-  kinds = base.Kinds(config.model, config.moe, sparse)
+  kinds = base.Kinds(config)
   nearest: list[str] | None = None
   for own in all_families().values():
     try:
       theirs = own.to_config(config.model, config.moe, kinds)
       theirs['model_type'] = own.model_types[0]
-      wrong = same(own, own.read(theirs), config)
+      wrong = own.unlike(own.read(theirs), config)
     except (KeyError, ValueError, TypeError, ZeroDivisionError, StopIteration):
       continue
     if not wrong:

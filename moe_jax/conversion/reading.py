@@ -17,8 +17,8 @@ from moe_jax.models import by_layer
 
 # By leaf: what fills it, with the place in its leading axes.
 Fills = dict[str, list[tuple[tuple[int, ...], tensors.Tensor, tensors.Part]]]
-_BALANCE = 'balance/'
-GROUPS = ('params/', _BALANCE)
+BALANCE = 'balance/'
+GROUPS = ('params/', BALANCE)
 
 
 class _Place(tuple):
@@ -37,7 +37,7 @@ def places(leaves: Sequence[str], stacks: by_layer.Places) -> dict[str, Any]:
     stacks: by stack, `StackConfig.places`.
   """
   found = {}
-  for group, prefix in zip(GROUPS, ('', _BALANCE)):
+  for group, prefix in zip(GROUPS, ('', BALANCE)):
     tree: dict[str, Any] = {}
     for path in leaves:
       if path.startswith(group):
@@ -188,11 +188,15 @@ def _load(own, found, wanted):
   return jax.make_array_from_callback(wanted.shape, sharding, read)
 
 
-def guard(found: Mapping[str, Any], numbers: Mapping[str, int]) -> None:
+def guard(found: Mapping[str, Any], name: str, c: Mapping[str, Any]) -> None:
   """Raises ValueError where a config has more layers or experts than tensors.
 
   Before a table is made of them, as long as the config says.
+
+  Args:
+    found: tensors by name.
+    name: of a size, of each of which there is a tensor at least.
+    c: the config.
   """
-  for name, value in numbers.items():
-    if value > len(found):
-      raise UserError(f'{name} is {value}, but there are {len(found)} tensors')
+  if c[name] > len(found):
+    raise UserError(f'{name} is {c[name]}, but there are {len(found)} tensors')

@@ -13,13 +13,23 @@ trains on names another.
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe_jax import json_files
-from moe_jax.conversion import folders, hub, reading, rope, tokens, writing
+from moe_jax.conversion import (
+  folders,
+  hub,
+  reading,
+  rope,
+  tensors,
+  tokens,
+  writing,
+)
 from moe_jax.errors import UserError
 from moe_jax.models import factory
 from moe_jax.runs import (
@@ -184,33 +194,89 @@ def to_hub(
     config.model.vocab_size = rows
   began, lineage = _began(path, config)
   said = json_files.read(began / 'config.json') if began else None
-  family, theirs = hub.config_of(config, said)
-  c = hub.read(theirs)[1]
-  table, copies = family.table(c), {}
-  places = {k: s.places for k, s in factory.stacks(config).items()}
-  own = reading.fills(table, shapes, places)
-  leaves = _restored(path / 'checkpoints', shapes, step)
+  fitting = fitted(config, shapes, said)
+  leaves = _restored(path / 'checkpoints', shapes, step) | fitting.zeros
   if not dtype:
     dtype = lineage.get('dtype', 'float32')
     own_types = lineage.get('dtypes', {})
   else:
     own_types = {}
-  known = {t.name for t in table}
+  known = {t.name for t in fitting.table}
   writing.save(
     directory,
-    table,
-    writing.parts(leaves, own),
-    theirs | {'dtype': dtype, 'torch_dtype': dtype},
+    fitting.table,
+    writing.parts(leaves, fitting.own),
+    fitting.config | {'dtype': dtype, 'torch_dtype': dtype},
     dtype=dtype,
     dtypes={k: v for k, v in own_types.items() if k in known},
-    copies=family.stored_copies(c) | copies,
+    copies=fitting.copies,
     files=_files(path, began),
     max_shard=max_shard,
   )
-  numbers = sum(
-    v.size for k, v in leaves.items() if not k.startswith('balance/')
-  )
-  return Converted(family.name, len(table), numbers, [])
+  numbers = sum(v.size for k, v in leaves.items() if k.startswith('params/'))
+  lines = []
+  if fitting.zeros:
+    lines.append(
+      f'{len(fitting.zeros)} tensors of zeros: no loss_free_bias in '
+      'moe.balance, so that none is added to the scores'
+    )
+  return Converted(fitting.family, len(fitting.table), numbers, lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+  """A folder that says what a model of ours is.
+
+  Attributes:
+    family: its name.
+    config: config.json.
+    table: its tensors.
+    own: which leaves fill them.
+    copies: tensors that are stored again, and whose copies they are.
+    zeros: leaves that theirs has and ours does without, by path.
+  """
+
+  family: str
+  config: dict[str, Any]
+  table: list[tensors.Tensor]
+  own: reading.Fills
+  copies: dict[str, str]
+  zeros: dict[str, np.ndarray]
+
+
+def fitted(
+  config: Any,
+  shapes: Mapping[str, tuple[int, ...]],
+  said: dict[str, Any] | None = None,
+) -> Fitted:
+  """What is to be written of a model.
+
+  Selection without a bias is selection with one of zeros: where theirs has the
+  bias and our run no rule that moves it, zeros are written.
+
+  Args:
+    config: ours, with its `model.vocab_size`.
+    shapes: of the leaves, 'params/...' and 'balance/...'.
+    said: the config.json of the folder that the model began as.
+
+  Raises:
+    ValueError: as `hub.config_of` and `reading.fills`.
+  """
+  family, theirs = hub.config_of(config, said)
+  c = hub.read(theirs)[1]
+  table = family.table(c)
+  places = {k: s.places for k, s in factory.stacks(config).items()}
+  at = reading.places(list(shapes), places)
+  zeros = {
+    p.path: np.zeros(t.ours(p), np.float32)
+    for t in table
+    for p in t.parts
+    if p.path.startswith(reading.BALANCE) and p.path not in at
+  }
+  shapes = dict(shapes) | {k: v.shape for k, v in zeros.items()}
+  own = reading.fills(table, shapes, places)
+  copies = family.stored_copies(c)
+  return Fitted(family.name, theirs, table, own, copies, zeros)
 
 
 def _began(path: pathlib.Path, config: Any) -> tuple[Any, dict[str, Any]]:

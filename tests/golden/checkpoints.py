@@ -5,10 +5,11 @@ import pathlib
 
 import numpy as np
 import safetensors.numpy
+from flax import traverse_util
 
-from moe_jax.conversion import switch_config, switch_transformers
+from moe_jax.conversion import hub, workdirs, writing
 from moe_jax.models import factory
-from tests import tiny
+from tests import hub_folders, tiny
 from tests.golden import freeze
 
 CASES = ('ample', 'tight', 'untied')
@@ -49,14 +50,57 @@ def write(directory, case: str, change=None, **config) -> pathlib.Path:
 
 def twin(directory, encoder_length: int = 10, decoder_length: int = 7):
   """Our config and model for a checkpoint, and its parameters."""
-  theirs = switch_config.read_config(directory)
-  fields = switch_config.fields(theirs, encoder_length, decoder_length)
+  found = hub.opened(directory)
+  fields = found.family.fields(found.config)
   config = tiny.config()
   with config.unlocked():
     config.model.update(fields['model'])
     config.moe.update(fields['moe'])
+    config.moe.group_size = encoder_length
+    config.moe.decoder.group_size = decoder_length
   model = factory.make(config, config.model.vocab_size)
-  return config, model, switch_transformers.load(directory)
+  places = {k: s.places for k, s in model.stacks.items()}
+  leaves = hub_folders.load(found, places)[1]
+  return config, model, tree(leaves)
+
+
+def load(directory):
+  """The parameters."""
+  return twin(directory)[2]
+
+
+def tree(leaves):
+  """Parameters by path, 'params/a/b', as a model has them."""
+  named = {k.removeprefix('params/'): v for k, v in leaves.items()}
+  return traverse_util.unflatten_dict(named, sep='/')
+
+
+def named(params):
+  """And the other way."""
+  leaves = traverse_util.flatten_dict(params, sep='/')
+  return {f'params/{k}': v for k, v in leaves.items()}
+
+
+def fitted(params, config):
+  """What is to be written of a model, and what gives its parts."""
+  leaves = named(params)
+  shapes = {k: np.shape(v) for k, v in leaves.items()}
+  made = workdirs.fitted(config, shapes)
+  return made, writing.parts(leaves, made.own)
+
+
+def tensors_of(params, config):
+  """float32 tensors by their names."""
+  made, part = fitted(params, config)
+  return {t.name: writing.whole(t, part, 'float32') for t in made.table}
+
+
+def save(directory, params, config, dtype: str = 'float32') -> None:
+  """Writes the parameters as a checkpoint."""
+  made, part = fitted(params, config)
+  said = made.config | {'dtype': dtype}
+  copies = made.copies
+  writing.save(directory, made.table, part, said, dtype=dtype, copies=copies)
 
 
 def batch() -> dict[str, np.ndarray]:

@@ -8,25 +8,17 @@ transformers 5.24.0.
 """
 
 import abc
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_jax import registry
-from moe_jax.conversion import folders, rope, tensors
+from moe_jax.conversion import filling, predicting, rope, tensors
+from moe_jax.errors import UserError
+from moe_jax.models import pattern
 
 Config = dict[str, Any]
-_LARGEST = 1 << 40
-# What changes no number that a model computes.
-BOOKKEEPING = frozenset(
-  """_name_or_path architectures auto_map bos_token_id dtype eos_token_id
-  initializer_range max_position_embeddings model_type output_router_logits
-  pad_token_id quantization_config rope_parameters rope_scaling rope_theta
-  torch_dtype transformers_version use_cache pretraining_tp
-  attention_dropout router_aux_loss_coef output_attentions
-  output_hidden_states return_dict
-  transformers.js_config unsloth_fixed""".split()
-)
+# What fields say of training alone, in which a run may differ.
+_TRAINING = ('dropout', 'balance', 'capacity_factor', 'eval_capacity_factor')
 # Theirs, and ours in `experts.base`.
 ACTIVATIONS = {
   'silu': 'silu',
@@ -49,10 +41,21 @@ class Family(abc.ABC):
     free: fields of these that `check` alone looks at.
     from_0: sizes of these that may be 0.
     only: {field: its valid values}, the first of which is the default.
-    ignored: fields that change no number, beside BOOKKEEPING.
+    ignored: fields that change no number, beside `filling.BOOKKEEPING`.
     aliases: {other name: field}.
+    flags: fields of true or false that early files give as a number.
     theta, aux: the defaults of rope_theta and router_aux_loss_coef.
+    scaling: the default of rope_scaling.
     symbols: the class's ids of start and end of text, or None.
+    layers: the field that counts layers.
+    each: that of experts, where each has tensors of its own on the hub.
+    tied: {tensor that may be there where the head is tied: whose copy it is}.
+    again: the same of any folder; stored where the head is not tied, or
+      transformers would draw new ones.
+    nested: the field of a folder of several models in which this one's config
+      is, and what begins the names of its tensors.
+    beside: {what it is: beginnings of names} of what is left out of such.
+    predicts: whether layers behind the last predict further tokens.
   """
 
   model_types: tuple[str, ...]
@@ -64,17 +67,18 @@ class Family(abc.ABC):
   only: Mapping[str, tuple] = {}
   ignored: tuple[str, ...] = ()
   aliases: Mapping[str, str] = {}
+  flags: tuple[str, ...] = ()
   theta = 10_000.0
   aux = 0.001
+  scaling: Mapping[str, Any] | None = None
   symbols: tuple[int | None, int | None] = (None, None)
-
-  def read(self, config: Config) -> Config:
-    """config.json with defaults filled in; a ValueError names what is wrong."""
-    return filled(self, config)
-
-  def inner(self, config: Config) -> Config:
-    """The part of config.json that is of the language model."""
-    return config
+  layers = 'num_hidden_layers'
+  each = ''
+  tied: Mapping[str, str] = {'lm_head.weight': 'model.embed_tokens.weight'}
+  again: Mapping[str, str] = {}
+  nested = ('', '')
+  beside: Mapping[str, tuple[str, ...]] = {}
+  predicts = False
 
   @abc.abstractmethod
   def check(self, c: Config) -> list[str]:
@@ -95,7 +99,7 @@ class Family(abc.ABC):
 
   @abc.abstractmethod
   def to_config(self, model: Any, moe: Any, kinds: 'Kinds') -> Config:
-    """config.json of our model; what it cannot say, `fields` will not give.
+    """config.json of our model; what it cannot say, `unlike` will find.
 
     Args:
       model, moe: of our config.
@@ -105,93 +109,82 @@ class Family(abc.ABC):
       KeyError, ValueError: it is none of this family.
     """
 
-  def skipped(self, name: str, c: Config) -> str:
-    """What a tensor is that is left out on purpose; '' of others."""
-    del name, c
-    return ''
+  @abc.abstractmethod
+  def unlike(self, c: Config, config: Any) -> list[str]:
+    """In what our config differs from theirs, but for training."""
 
-  def copies(self, c: Config) -> dict[str, str]:
-    """Tensors that may be there beside `table`'s, and what each must equal."""
-    if c['tie_word_embeddings']:
-      return {'lm_head.weight': 'model.embed_tokens.weight'}
-    return {}
+  def read(self, config: Config) -> Config:
+    """config.json with defaults filled in; a ValueError names what is wrong."""
+    return filling.filled(self, config)
 
-  def stored_copies(self, c: Config) -> dict[str, str]:
-    """Of `copies`, those that are written."""
-    del c
-    return {}
-
-  def counts(self, c: Config) -> dict[str, int]:
-    """Layers, and experts: of each there is a tensor at least."""
-    names = ('num_hidden_layers',)
-    return {k: c[k] for k in names}
+  def inner(self, config: Config) -> Config:
+    """The part of config.json that is of the language model."""
+    field, prefix = self.nested
+    if field in config:
+      if not isinstance(config[field], dict):
+        raise UserError(f'{field}={config[field]!r} is no object')
+      config = config[field] | {'prefix': prefix}
+    said = config.get('rope_scaling') or config.get('rope_parameters')
+    if self.scaling and not said:
+      config = config | {'rope_scaling': dict(self.scaling)}
+    numbers = [k for k in self.flags if type(config.get(k)) is int]
+    return config | {k: config[k] > 0 for k in numbers}
 
   def written(self, config: Config) -> Config:
     """A config.json that was read, as it is written again."""
-    own = dict(self.inner(config))
+    own = {'model_type': self.model_types[0]} | self.inner(config)
     for name in ('quantization_config', 'prefix'):
       own.pop(name, None)
-    return own
+    return predicting.written(own) if self.predicts else own
+
+  def skipped(self, name: str, c: Config) -> str:
+    """What a tensor is that is left out on purpose; '' of others."""
+    for why, beginnings in self.beside.items():
+      if c.get('prefix') and name.startswith(beginnings):
+        return why
+    return predicting.skipped(name, c) if self.predicts else ''
+
+  def copies(self, c: Config) -> dict[str, str]:
+    """Tensors that may be there beside `table`'s, and what each must equal."""
+    prefix = c.get('prefix', '')
+    found = self.again | (self.tied if c['tie_word_embeddings'] else {})
+    return {prefix + k: prefix + v for k, v in found.items()}
+
+  def stored_copies(self, c: Config) -> dict[str, str]:
+    """Of `copies`, those that are written."""
+    return {} if c['tie_word_embeddings'] else self.copies(c)
 
   @property
   def name(self) -> str:
     return type(self).__module__.rpartition('.')[2]
 
 
-def filled(family: Family, config: Config) -> Config:
-  """config.json with defaults filled in; fields by their first names.
+class Decoder(Family):
+  """A family of whose models `fields` says all."""
 
-  Raises:
-    ValueError: names all fields that are not known or have another value.
-  """
-  given, wrong = {}, []
-  for k, v in family.inner(config).items():
-    name = family.aliases.get(k, k)
-    if name in given and given[name] != v:
-      wrong.append(f'{name}={given[name]!r} and {k}={v!r}')
-    given[name] = v
-  defaults = dict(family.defaults)
-  defaults |= {k: v[0] for k, v in family.only.items()}
-  defaults.setdefault('max_position_embeddings', 2048)
-  for k, v in given.items():
-    known = k in defaults or k in BOOKKEEPING or k in family.ignored
-    if not known and v is not None:
-      wrong.append(f'{k}={v!r} (not known to {family.name})')
-  c = {k: given.get(k, v) for k, v in defaults.items()}
-  c |= {k: given[k] for k in ('rope_scaling', 'rope_parameters') if k in given}
-  c['rope_theta'] = given.get('rope_theta', family.theta)
-  c['router_aux_loss_coef'] = given.get('router_aux_loss_coef', family.aux)
-  for k, v in c.items():
-    if k in family.only:
-      valid = family.only[k]
-      if v not in valid or isinstance(v, bool) != isinstance(valid[0], bool):
-        wrong.append(f'{k}={v!r} (ours: {" or ".join(map(repr, valid))})')
-    elif k in defaults and (wanted := _wanted(family, k, v, defaults[k])):
-      wrong.append(f'{k}={v!r} ({wanted} is wanted)')
-  folders.refuse(f'{family.name}: cannot represent', wrong)
-  rope.read(c)
-  folders.refuse(f'{family.name}: cannot represent', family.check(c))
-  return c
+  def unlike(self, c, config):
+    return unlike(self.fields(c), config)
 
 
-def _wanted(family: Family, name: str, value: Any, default: Any) -> str:
-  """What a field must be instead; '' where nothing is wrong."""
-  if value is None and (name in family.optional or default is None):
-    return ''
-  if name in family.free:
-    return ''
-  if isinstance(default, bool):
-    return '' if isinstance(value, bool) else 'true or false'
-  if isinstance(default, float):
-    fits = type(value) in (int, float) and math.isfinite(value)
-    return '' if fits else 'a finite number'
-  if isinstance(default, tuple):
-    return '' if isinstance(value, list | tuple) else 'a list'
-  if isinstance(default, str):
-    return '' if isinstance(value, str) else 'a string'
-  least = 0 if name in family.from_0 else 1
-  fits = type(value) is int and least <= value <= _LARGEST
-  return '' if fits else f'a whole number from {least}'
+def unlike(fields: dict[str, Config], config: Any) -> list[str]:
+  """In what our config differs from fields, but for training."""
+  wrong = []
+  for group, own in fields.items():
+    for name, theirs in own.items():
+      ours = config[group][name]
+      if name not in _TRAINING and _plain(ours) != _plain(theirs):
+        wrong.append(f'{group}.{name}={ours!r} (theirs: {theirs!r})')
+  return wrong
+
+
+def _plain(value: Any) -> Any:
+  """Call strings by name and arguments, whatever their order."""
+  if isinstance(value, tuple | list):
+    return [_plain(v) for v in value]
+  if isinstance(value, str) and '(' in value:
+    name, keywords = registry.parse(value)
+    return name, {k: _plain(v) for k, v in keywords.items()}
+  return value
 
 
 # Our call strings.
@@ -238,10 +231,11 @@ def sparse(layers: Sequence[bool]) -> str:
 class Kinds:
   """What the call strings of our config say, for `to_config`."""
 
-  def __init__(self, model: Any, moe: Any, sparse_layers: Sequence[bool]):
+  def __init__(self, config: Any):
     """Raises ValueError for a string that is none."""
-    self.sparse = tuple(sparse_layers)
+    self.config, model, moe = config, config.model, config.moe
     n = model.num_layers
+    self.sparse = pattern.sparse_layers(moe.layers, n)
     parsed = [registry.parse(s) for s in model.attention]
     self.attentions = [parsed[i % len(parsed)] for i in range(n)]
     self.ffn = registry.parse(model.ffn)[1]

@@ -11,9 +11,10 @@ from moe_jax.conversion.families import base
 _METHODS = ('greedy', 'group_limited_greedy')
 
 
-class DeepseekV2(base.Family):
+class DeepseekV2(base.Decoder):
   model_types = ('deepseek_v2',)
   architecture = 'DeepseekV2ForCausalLM'
+  each = 'n_routed_experts'
   symbols = (1, 2)
   aliases = {
     'num_experts': 'n_routed_experts',

@@ -7,14 +7,16 @@ that predict further tokens: they are left out, and 0 is written of them.
 Published in FP8.
 """
 
-from moe_jax.conversion import latent, parts, predicting, rope
+from moe_jax.conversion import latent, parts, rope
 from moe_jax.conversion.families import base
 
 
-class DeepseekV3(base.Family):
+class DeepseekV3(base.Decoder):
   model_types = ('deepseek_v3',)
   architecture = 'DeepseekV3ForCausalLM'
+  each = 'n_routed_experts'
   symbols = (0, 1)
+  predicts = True
   aliases = {
     'num_local_experts': 'n_routed_experts',
     'num_mtp_layers': 'num_nextn_predict_layers',
@@ -82,12 +84,6 @@ class DeepseekV3(base.Family):
       at, to = parts.layer(i)
       parts.selection_bias(t, f'{at}.mlp.gate.e_score_correction_bias', to)
     return t
-
-  def skipped(self, name, c):
-    return predicting.skipped(name, c)
-
-  def written(self, config):
-    return predicting.written(super().written(config))
 
   def to_config(self, model, moe, kinds):
     return latent.config(model, moe, kinds) | {

@@ -8,9 +8,10 @@ from moe_jax.conversion import biased
 from moe_jax.conversion.families import base
 
 
-class Dots1(base.Family):
+class Dots1(base.Decoder):
   model_types = ('dots1',)
   architecture = 'Dots1ForCausalLM'
+  each = 'n_routed_experts'
   aliases = {'num_local_experts': 'n_routed_experts'}
   defaults = biased.DEFAULTS | {
     'vocab_size': 152064,

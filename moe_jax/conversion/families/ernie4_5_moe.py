@@ -9,9 +9,10 @@ from moe_jax.conversion import parts, rope
 from moe_jax.conversion.families import base
 
 
-class Ernie45Moe(base.Family):
+class Ernie45Moe(base.Decoder):
   model_types = ('ernie4_5_moe',)
   architecture = 'Ernie4_5_MoeForCausalLM'
+  each = 'moe_num_experts'
   symbols = (1, 2)
   theta = 500_000.0
   aliases = {

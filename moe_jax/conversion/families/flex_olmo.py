@@ -8,9 +8,10 @@ from moe_jax.conversion import parts, rope
 from moe_jax.conversion.families import base
 
 
-class FlexOlmo(base.Family):
+class FlexOlmo(base.Decoder):
   model_types = ('flex_olmo',)
   architecture = 'FlexOlmoForCausalLM'
+  each = 'num_experts'
   aux = 0.01
   symbols = (None, 100257)
   aliases = {'num_local_experts': 'num_experts'}

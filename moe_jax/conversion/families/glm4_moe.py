@@ -5,13 +5,15 @@ GLM-4.5 Team, "GLM-4.5: Agentic, Reasoning, and Coding (ARC) Foundation Models",
 tokens are left out, and 0 is written of them.
 """
 
-from moe_jax.conversion import biased, predicting
+from moe_jax.conversion import biased
 from moe_jax.conversion.families import base
 
 
-class Glm4Moe(base.Family):
+class Glm4Moe(base.Decoder):
   model_types = ('glm4_moe',)
   architecture = 'Glm4MoeForCausalLM'
+  each = 'n_routed_experts'
+  predicts = True
   aliases = {
     'num_local_experts': 'n_routed_experts',
     'num_mtp_layers': 'num_nextn_predict_layers',
@@ -49,12 +51,6 @@ class Glm4Moe(base.Family):
 
   def table(self, c, memory=False):
     return biased.table(c, *self._own(c), memory)
-
-  def skipped(self, name, c):
-    return predicting.skipped(name, c)
-
-  def written(self, config):
-    return predicting.written(super().written(config))
 
   def to_config(self, model, moe, kinds):
     own = biased.config(model, moe, kinds)

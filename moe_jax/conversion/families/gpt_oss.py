@@ -11,11 +11,17 @@ from moe_jax.conversion.families import base
 _KINDS = ('sliding_attention', 'full_attention')
 
 
-class GptOss(base.Family):
+class GptOss(base.Decoder):
   model_types = ('gpt_oss',)
   architecture = 'GptOssForCausalLM'
   aliases = {'num_experts': 'num_local_experts'}
   theta = 150_000.0
+  scaling = {
+    'rope_type': 'yarn',
+    'factor': 32.0,
+    'truncate': False,
+    'original_max_position_embeddings': 4096,
+  }
   defaults = {
     'vocab_size': 201088,
     'hidden_size': 2880,
@@ -39,16 +45,6 @@ class GptOss(base.Family):
   only = {'hidden_act': ('silu',)}
   # Of OpenAI's own code; the first is what rope_scaling says as well.
   ignored = ('initial_context_length', 'experts_per_token')
-
-  def inner(self, config):
-    yarn = {
-      'rope_type': 'yarn',
-      'factor': 32.0,
-      'truncate': False,
-      'original_max_position_embeddings': 4096,
-    }
-    said = config.get('rope_scaling') or config.get('rope_parameters')
-    return config if said else config | {'rope_scaling': yarn}
 
   def check(self, c):
     wrong, kinds = base.check_heads(c), c['layer_types'] or ()

@@ -9,7 +9,7 @@ from moe_jax.conversion import parts, rope
 from moe_jax.conversion.families import base
 
 
-class GraniteMoe(base.Family):
+class GraniteMoe(base.Decoder):
   model_types = ('granitemoe',)
   architecture = 'GraniteMoeForCausalLM'
   symbols = (1, 2)

@@ -10,14 +10,16 @@ from moe_jax.conversion import parts, rope
 from moe_jax.conversion.families import base
 
 _CHUNK, _FULL = 'chunked_attention', 'full_attention'
-_VISION = ('vision_model.', 'multi_modal_projector.')
 
 
-class Llama4(base.Family):
+class Llama4(base.Decoder):
   model_types = ('llama4_text', 'llama4')
   architecture = 'Llama4ForCausalLM'
   symbols = (1, 2)
   aliases = {'num_experts': 'num_local_experts'}
+  flags = ('attn_temperature_tuning',)
+  nested = ('text_config', 'language_model.')
+  beside = {'of images': ('vision_model.', 'multi_modal_projector.')}
   theta = 500_000.0
   defaults = {
     'prefix': '',
@@ -58,14 +60,6 @@ class Llama4(base.Family):
     *('cache_implementation', 'for_llm_compressor', 'vision_config'),
     '_attn_implementation_autoset',
   )
-
-  def inner(self, config):
-    if 'text_config' in config:
-      config = config['text_config'] | {'prefix': 'language_model.'}
-    tuned = config.get('attn_temperature_tuning')
-    if type(tuned) is int:  # early files have a 4 there, and mean true
-      config = config | {'attn_temperature_tuning': tuned > 0}
-    return config
 
   def check(self, c):
     wrong, n = base.check_heads(c), c['num_hidden_layers']
@@ -141,14 +135,6 @@ class Llama4(base.Family):
       parts.turned(t, *own, columns='GF')
       parts.shared(t, f'{ffn}.shared_expert', to, F)
     return t
-
-  def skipped(self, name, c):
-    return 'of images' if c['prefix'] and name.startswith(_VISION) else ''
-
-  def copies(self, c):
-    prefix = c['prefix']
-    names = super().copies(c)
-    return {prefix + k: prefix + v for k, v in names.items()}
 
   def to_config(self, model, moe, kinds):
     own = base.sizes_config(model, moe, kinds)

@@ -8,9 +8,10 @@ from moe_jax.conversion import parts, rope
 from moe_jax.conversion.families import base
 
 
-class Mixtral(base.Family):
+class Mixtral(base.Decoder):
   model_types = ('mixtral',)
   architecture = 'MixtralForCausalLM'
+  each = 'num_local_experts'
   symbols = (1, 2)
   aliases = {'num_experts': 'num_local_experts'}
   theta = 1e6

@@ -8,9 +8,10 @@ from moe_jax.conversion import parts, rope
 from moe_jax.conversion.families import base
 
 
-class Olmoe(base.Family):
+class Olmoe(base.Decoder):
   model_types = ('olmoe',)
   architecture = 'OlmoeForCausalLM'
+  each = 'num_experts'
   aux = 0.01
   symbols = (None, 50279)
   aliases = {'num_local_experts': 'num_experts'}

@@ -9,9 +9,10 @@ from moe_jax.conversion import parts, rope
 from moe_jax.conversion.families import base
 
 
-class Qwen3Moe(base.Family):
+class Qwen3Moe(base.Decoder):
   model_types = ('qwen3_moe',)
   architecture = 'Qwen3MoeForCausalLM'
+  each = 'num_experts'
   aliases = {'num_local_experts': 'num_experts'}
   defaults = {
     'vocab_size': 151936,
