@@ -44,6 +44,18 @@ def test_ours_says_what_theirs_said(name):
   assert fields(theirs) == fields(said)
 
 
+def test_no_concrete_method_is_overridden():
+  """Of families: abstract, or final."""
+  for family in hub.all_families().values():
+    own, *bases = type(family).__mro__
+    given = {k for k, v in vars(own).items() if callable(v)}
+    for other in bases[:-1]:
+      final = {k for k, v in vars(other).items() if callable(v)}
+      final -= getattr(other, '__abstractmethods__', frozenset())
+      wrong = {k for k in given & final if not k.startswith('__')}
+      assert not wrong, (family.name, wrong)
+
+
 def test_fields_are_those_of_the_schema():
   config = base.get_config()
   for said in open_models.PUBLISHED.values():

@@ -19,14 +19,9 @@ DEFAULTS: Config = {
 }
 
 
-def fields(c: Config, bias: str, qk_norm: bool) -> dict[str, Config]:
-  """Of our config; `bias` of the attention, `qk_norm` by heads."""
-  kind = base.attention(
-    kv_heads=base.kv_heads(c),
-    bias=bias,
-    qk_norm='head' if qk_norm else False,
-  )
-  router = rope.call(
+def router(c: Config) -> str:
+  """DeepSeek-V3's, as our call string has it."""
+  return rope.call(
     'sigmoid_top_k',
     k=c['num_experts_per_tok'],
     renormalize=c['norm_topk_prob'],
@@ -34,9 +29,18 @@ def fields(c: Config, bias: str, qk_norm: bool) -> dict[str, Config]:
     groups=c['n_group'],
     kept_groups=c['topk_group'],
   )
+
+
+def fields(c: Config, bias: str, qk_norm: bool) -> dict[str, Config]:
+  """Of our config; `bias` of the attention, `qk_norm` by heads."""
+  kind = base.attention(
+    kv_heads=base.kv_heads(c),
+    bias=bias,
+    qk_norm='head' if qk_norm else False,
+  )
   first, n = c['first_k_dense_replace'], c['num_hidden_layers']
   moe = base.moe_fields(
-    *(c, c['n_routed_experts'], c['moe_intermediate_size'], router),
+    *(c, c['n_routed_experts'], c['moe_intermediate_size'], router(c)),
     layers=base.sparse([i >= first for i in range(n)]),
     dense_branch='shared',
     dense_branch_d_ff=c['n_shared_experts'] * c['moe_intermediate_size'],
@@ -71,7 +75,6 @@ def table(c: Config, bias: str, qk_norm: bool, memory: bool) -> parts.Table:
 def config(model: Any, moe: Any, kinds: base.Kinds) -> Config:
   """Of a config.json, what `fields` reads."""
   return base.sizes_config(model, moe, kinds) | {
-    'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
     'head_dim': model.d_head,
     'n_routed_experts': moe.num_experts,
     'moe_intermediate_size': moe.d_ff,

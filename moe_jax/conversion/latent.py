@@ -93,7 +93,6 @@ def config(model: Any, moe: Any, kinds: base.Kinds) -> Config:
       del scaling['attention_factor']
   first = kinds.sparse.index(True)
   return own | {
-    'num_key_value_heads': model.num_heads,
     'kv_lora_rank': kinds.of('kv_rank', 0),
     'q_lora_rank': kinds.of('q_rank', 0) or None,
     'qk_rope_head_dim': kinds.of('d_rope', 0),

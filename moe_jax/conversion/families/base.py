@@ -313,6 +313,17 @@ def kv_heads(c: Config) -> int:
   return c.get('num_key_value_heads') or c['num_attention_heads']
 
 
+def bias(c: Config) -> str:
+  """Of the attention, as our call string has it."""
+  return 'all' if c['attention_bias'] else 'none'
+
+
+def top_k(c: Config) -> str:
+  """Our router: a softmax over all, the chosen renormalised or not."""
+  k, renormalize = c['num_experts_per_tok'], c['norm_topk_prob']
+  return rope.call('top_k', k=k, renormalize=renormalize)
+
+
 def check_heads(c: Config) -> list[str]:
   """What of the heads does not divide."""
   wrong, H = [], c['num_attention_heads']
@@ -334,18 +345,10 @@ def sizes_config(model: Any, moe: Any, kinds: Kinds) -> Config:
     'intermediate_size': model.d_ff,
     'num_hidden_layers': model.num_layers,
     'num_attention_heads': model.num_heads,
+    'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
     'hidden_act': kinds.act(),
     'rms_norm_eps': model.norm_eps,
     'tie_word_embeddings': model.tied_head,
     'num_experts_per_tok': kinds.router['k'],
     **rope.config(model.positions),
   }
-
-
-def sparse_by_step(c: Config) -> tuple[bool, ...]:
-  """By layer, from `decoder_sparse_step` and `mlp_only_layers` (Qwen)."""
-  dense, step = c['mlp_only_layers'] or (), c['decoder_sparse_step']
-  return tuple(
-    i not in dense and (i + 1) % step == 0
-    for i in range(c['num_hidden_layers'])
-  )

@@ -7,7 +7,7 @@ that predict further tokens: they are left out, and 0 is written of them.
 Published in FP8.
 """
 
-from moe_jax.conversion import latent, parts, rope
+from moe_jax.conversion import biased, latent, parts
 from moe_jax.conversion.families import base
 
 
@@ -63,16 +63,8 @@ class DeepseekV3(base.Decoder):
     return latent.check(c)
 
   def fields(self, c):
-    router = rope.call(
-      'sigmoid_top_k',
-      k=c['num_experts_per_tok'],
-      renormalize=c['norm_topk_prob'],
-      scaling=float(c['routed_scaling_factor']),
-      groups=c['n_group'],
-      kept_groups=c['topk_group'],
-    )
     own = base.moe_fields(
-      *(c, c['n_routed_experts'], c['moe_intermediate_size'], router),
+      *(c, c['n_routed_experts'], c['moe_intermediate_size'], biased.router(c)),
       balance=('loss_free_bias(rate=0.001)',),
       **latent.shared(c),
     )

@@ -98,7 +98,6 @@ class Ernie45Moe(base.Decoder):
     step = sparse[1] - sparse[0] if len(sparse) > 1 else 1
     shared = moe.dense_branch_d_ff // moe.d_ff
     return base.sizes_config(model, moe, kinds) | {
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
       'head_dim': model.d_head,
       'moe_intermediate_size': moe.d_ff,
       'moe_num_experts': moe.num_experts,

@@ -56,7 +56,7 @@ class GptOss(base.Decoder):
   def fields(self, c):
     own = {
       'kv_heads': base.kv_heads(c),
-      'bias': 'all' if c['attention_bias'] else 'none',
+      'bias': base.bias(c),
       'sinks': True,
     }
     full, size = base.attention(**own), c['sliding_window']
@@ -82,7 +82,7 @@ class GptOss(base.Decoder):
     for i in range(c['num_hidden_layers']):
       at, to = parts.layer(i)
       parts.norms(t, at, to, 'moe_norm')
-      parts.heads(t, at, to, 'all' if c['attention_bias'] else 'none')
+      parts.heads(t, at, to, base.bias(c))
       t.one(f'{at}.self_attn.sinks', 'H', f'{to}/attention/sinks', 'H')
       parts.router(t, f'{at}.mlp.router.weight', to)
       t.one(f'{at}.mlp.router.bias', 'E', f'{to}/moe/router/bias', 'E')
@@ -101,7 +101,6 @@ class GptOss(base.Decoder):
     return own | {
       'hidden_act': 'silu',
       'intermediate_size': moe.d_ff,
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
       'head_dim': model.d_head,
       'attention_bias': kinds.of('bias', 'none') == 'all',
       'sliding_window': max(sizes, default=None),

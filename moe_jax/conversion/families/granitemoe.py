@@ -44,7 +44,7 @@ class GraniteMoe(base.Decoder):
   def fields(self, c):
     kind = base.attention(
       kv_heads=base.kv_heads(c),
-      bias='all' if c['attention_bias'] else 'none',
+      bias=base.bias(c),
       scale=float(c['attention_multiplier']),
     )
     model = base.model_fields(
@@ -64,7 +64,7 @@ class GraniteMoe(base.Decoder):
     for i in range(c['num_hidden_layers']):
       at, to = parts.layer(i)
       parts.norms(t, at, to, 'moe_norm')
-      parts.heads(t, at, to, 'all' if c['attention_bias'] else 'none')
+      parts.heads(t, at, to, base.bias(c))
       ffn, own = f'{at}.block_sparse_moe', f'{to}/moe/experts'
       router = 'router' if memory else 'router.layer'
       parts.router(t, f'{ffn}.{router}.weight', to)
@@ -78,7 +78,6 @@ class GraniteMoe(base.Decoder):
     own = base.sizes_config(model, moe, kinds)
     return own | {
       'intermediate_size': moe.d_ff,
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
       'attention_bias': kinds.of('bias', 'none') == 'all',
       'embedding_multiplier': model.embedding_scale,
       'residual_multiplier': model.residual_scale,

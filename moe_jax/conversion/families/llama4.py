@@ -104,7 +104,7 @@ class Llama4(base.Decoder):
     turned, size = _turned(c, i), c['attention_chunk_size']
     own = {
       'kv_heads': base.kv_heads(c),
-      'bias': 'all' if c['attention_bias'] else 'none',
+      'bias': base.bias(c),
     }
     if turned:
       own['qk_norm'] = 'turned' if c['use_qk_norm'] else False
@@ -125,7 +125,7 @@ class Llama4(base.Decoder):
     for i, sparse in enumerate(_sparse(c)):
       at, to = parts.layer(i, prefix)
       parts.norms(t, at, to, 'moe_norm' if sparse else 'ffn_norm')
-      parts.heads(t, at, to, 'all' if c['attention_bias'] else 'none')
+      parts.heads(t, at, to, base.bias(c))
       ffn = f'{at}.feed_forward'
       if not sparse:
         parts.dense(t, ffn, to, c['intermediate_size_mlp'])
@@ -146,7 +146,6 @@ class Llama4(base.Decoder):
     return own | {
       'intermediate_size': moe.d_ff,
       'intermediate_size_mlp': model.d_ff,
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
       'head_dim': model.d_head,
       'num_local_experts': moe.num_experts,
       'moe_layers': [i for i, s in enumerate(kinds.sparse) if s],

@@ -70,7 +70,6 @@ class Mixtral(base.Decoder):
     own = base.sizes_config(model, moe, kinds)
     return own | {
       'intermediate_size': moe.d_ff,
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
       'head_dim': model.d_head,
       'sliding_window': kinds.of('size', None),
       'num_local_experts': moe.num_experts,

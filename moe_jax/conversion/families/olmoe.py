@@ -4,7 +4,7 @@ Niklas Muennighoff et al., "OLMoE: Open Mixture-of-Experts Language Models",
 2024, arXiv:2409.02060; transformers' `olmoe`.
 """
 
-from moe_jax.conversion import parts, rope
+from moe_jax.conversion import olmo
 from moe_jax.conversion.families import base
 
 
@@ -40,40 +40,12 @@ class Olmoe(base.Decoder):
     return base.check_heads(c) + [f'clip_qkv={clip!r}'] * (not fits)
 
   def fields(self, c):
-    kind = base.attention(
-      kv_heads=base.kv_heads(c),
-      bias='all' if c['attention_bias'] else 'none',
-      qk_norm='width',
-      clip=float(c['clip_qkv'] or 0),
-    )
-    router = rope.call(
-      'top_k', k=c['num_experts_per_tok'], renormalize=c['norm_topk_prob']
-    )
-    E, F = c['num_experts'], c['intermediate_size']
-    return {
-      'model': base.model_fields(c, attention=(kind,)),
-      'moe': base.moe_fields(c, E, F, router),
-    }
+    return olmo.fields(c, 'input', clip=float(c['clip_qkv'] or 0))
 
   def table(self, c, memory=False):
-    t = parts.table(c, E=c['num_experts'], F=c['intermediate_size'])
-    parts.frame(t, c['tie_word_embeddings'])
-    for i in range(c['num_hidden_layers']):
-      at, to = parts.layer(i)
-      parts.norms(t, at, to, 'moe_norm')
-      parts.heads(t, at, to, 'all' if c['attention_bias'] else 'none')
-      parts.wide_norms(t, at, to)
-      parts.router(t, f'{at}.mlp.gate.weight', to)
-      parts.experts(t, f'{at}.mlp.experts', f'{to}/moe/experts', memory=memory)
-    return t
+    names = 'input_layernorm', 'post_attention_layernorm'
+    return olmo.table(c, names, memory)
 
   def to_config(self, model, moe, kinds):
-    own = base.sizes_config(model, moe, kinds)
-    return own | {
-      'intermediate_size': moe.d_ff,
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
-      'attention_bias': kinds.of('bias', 'none') == 'all',
-      'clip_qkv': kinds.of('clip', 0.0) or None,
-      'num_experts': moe.num_experts,
-      'norm_topk_prob': kinds.router.get('renormalize', True),
-    }
+    clip = kinds.of('clip', 0.0) or None
+    return olmo.config(model, moe, kinds) | {'clip_qkv': clip}

@@ -5,7 +5,7 @@ Parameters", 2024, and "Qwen2 Technical Report", 2024, arXiv:2407.10671;
 transformers' `qwen2_moe`.
 """
 
-from moe_jax.conversion import parts, rope
+from moe_jax.conversion import parts, qwen
 from moe_jax.conversion.families import base
 
 
@@ -49,15 +49,12 @@ class Qwen2Moe(base.Decoder):
     kind = base.attention(
       kv_heads=base.kv_heads(c), bias='qkv' if c['qkv_bias'] else 'none'
     )
-    router = rope.call(
-      'top_k', k=c['num_experts_per_tok'], renormalize=c['norm_topk_prob']
-    )
     moe = base.moe_fields(
       c,
       c['num_experts'],
       c['moe_intermediate_size'],
-      router,
-      layers=base.sparse(base.sparse_by_step(c)),
+      base.top_k(c),
+      layers=base.sparse(qwen.sparse(c)),
       dense_branch='gated',
       dense_branch_d_ff=c['shared_expert_intermediate_size'],
     )
@@ -66,7 +63,7 @@ class Qwen2Moe(base.Decoder):
   def table(self, c, memory=False):
     t = parts.table(c, E=c['num_experts'], F=c['moe_intermediate_size'], O=1)
     parts.frame(t, c['tie_word_embeddings'])
-    for i, sparse in enumerate(base.sparse_by_step(c)):
+    for i, sparse in enumerate(qwen.sparse(c)):
       at, to = parts.layer(i)
       parts.norms(t, at, to, 'moe_norm' if sparse else 'ffn_norm')
       parts.heads(t, at, to, 'qkv' if c['qkv_bias'] else 'none')
@@ -82,15 +79,7 @@ class Qwen2Moe(base.Decoder):
     return t
 
   def to_config(self, model, moe, kinds):
-    own = base.sizes_config(model, moe, kinds)
-    return own | {
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
-      'head_dim': model.d_head,
+    return qwen.config(model, moe, kinds) | {
       'qkv_bias': kinds.of('bias', 'none') == 'qkv',
-      'decoder_sparse_step': 1,
-      'mlp_only_layers': [i for i, s in enumerate(kinds.sparse) if not s],
-      'moe_intermediate_size': moe.d_ff,
       'shared_expert_intermediate_size': moe.dense_branch_d_ff,
-      'num_experts': moe.num_experts,
-      'norm_topk_prob': kinds.router.get('renormalize', True),
     }

@@ -1,11 +1,10 @@
 """Qwen3-MoE: top-8 of 128, queries and keys normalised head by head.
 
 Qwen Team, "Qwen3 Technical Report", 2025, arXiv:2505.09388; transformers'
-`qwen3_moe`. A layer l is sparse where `mlp_only_layers` has it not and l + 1 is
-a multiple of `decoder_sparse_step`.
+`qwen3_moe`.
 """
 
-from moe_jax.conversion import parts, rope
+from moe_jax.conversion import parts, qwen
 from moe_jax.conversion.families import base
 
 
@@ -45,26 +44,23 @@ class Qwen3Moe(base.Decoder):
   def fields(self, c):
     kind = base.attention(
       kv_heads=base.kv_heads(c),
-      bias='all' if c['attention_bias'] else 'none',
+      bias=base.bias(c),
       qk_norm='head',
     )
-    router = rope.call(
-      'top_k', k=c['num_experts_per_tok'], renormalize=c['norm_topk_prob']
-    )
     E, F = c['num_experts'], c['moe_intermediate_size']
-    layers = base.sparse(base.sparse_by_step(c))
+    layers = base.sparse(qwen.sparse(c))
     return {
       'model': base.model_fields(c, attention=(kind,)),
-      'moe': base.moe_fields(c, E, F, router, layers=layers),
+      'moe': base.moe_fields(c, E, F, base.top_k(c), layers=layers),
     }
 
   def table(self, c, memory=False):
     t = parts.table(c, E=c['num_experts'], F=c['moe_intermediate_size'])
     parts.frame(t, c['tie_word_embeddings'])
-    for i, sparse in enumerate(base.sparse_by_step(c)):
+    for i, sparse in enumerate(qwen.sparse(c)):
       at, to = parts.layer(i)
       parts.norms(t, at, to, 'moe_norm' if sparse else 'ffn_norm')
-      parts.heads(t, at, to, 'all' if c['attention_bias'] else 'none')
+      parts.heads(t, at, to, base.bias(c))
       t.norm(f'{at}.self_attn.q_norm', f'{to}/attention/query_norm', 'J')
       t.norm(f'{at}.self_attn.k_norm', f'{to}/attention/key_norm', 'J')
       if not sparse:
@@ -75,14 +71,6 @@ class Qwen3Moe(base.Decoder):
     return t
 
   def to_config(self, model, moe, kinds):
-    own = base.sizes_config(model, moe, kinds)
-    return own | {
-      'num_key_value_heads': kinds.of('kv_heads', 0) or model.num_heads,
-      'head_dim': model.d_head,
-      'attention_bias': kinds.of('bias', 'none') == 'all',
-      'decoder_sparse_step': 1,
-      'mlp_only_layers': [i for i, s in enumerate(kinds.sparse) if not s],
-      'moe_intermediate_size': moe.d_ff,
-      'num_experts': moe.num_experts,
-      'norm_topk_prob': kinds.router.get('renormalize', True),
+    return qwen.config(model, moe, kinds) | {
+      'attention_bias': kinds.of('bias', 'none') == 'all'
     }
