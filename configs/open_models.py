@@ -38,6 +38,34 @@ COMMON = {
     'share_experts': 1,
   },
 }
+_DEEPSEEK_POSITIONS = (
+  "rope(base=10000.0, scaling='yarn(factor=40.0, "
+  "original_length=4096, attention_factor=1.0)', "
+  'interleaved=True)'
+)
+_GPT_OSS = {
+  'model': {
+    'vocab_size': 201088,
+    'd_model': 2880,
+    'num_heads': 64,
+    'd_head': 64,
+    'd_ff': 2880,
+    'attention': (
+      "window(size=128, kv_heads=8, bias='all', sinks=True)",
+      "full(kv_heads=8, bias='all', sinks=True)",
+    ),
+    'norm_eps': 1e-05,
+    'positions': (
+      "rope(base=150000.0, scaling='yarn(factor=32.0, "
+      "original_length=4096, truncate=False)')"
+    ),
+  },
+  'moe': {
+    'd_ff': 2880,
+    'experts': 'clamped_glu(alpha=1.702, limit=7.0)',
+    'router': 'gpt_oss(k=4)',
+  },
+}
 MODELS = {
   'olmoe': {
     'model': {
@@ -155,11 +183,7 @@ MODELS = {
           'scale=0.1147213867929261)'
         ),
       ),
-      'positions': (
-        "rope(base=10000.0, scaling='yarn(factor=40.0, "
-        "original_length=4096, attention_factor=1.0)', "
-        'interleaved=True)'
-      ),
+      'positions': _DEEPSEEK_POSITIONS,
     },
     'moe': {
       'layers': 'from_1',
@@ -187,11 +211,7 @@ MODELS = {
           'q_rank=1536, scale=0.1147213867929261)'
         ),
       ),
-      'positions': (
-        "rope(base=10000.0, scaling='yarn(factor=40.0, "
-        "original_length=4096, attention_factor=1.0)', "
-        'interleaved=True)'
-      ),
+      'positions': _DEEPSEEK_POSITIONS,
     },
     'moe': {
       'layers': 'from_1',
@@ -220,11 +240,7 @@ MODELS = {
           'q_rank=1536, scale=0.1352337788608801)'
         ),
       ),
-      'positions': (
-        "rope(base=10000.0, scaling='yarn(factor=40.0, "
-        "original_length=4096, attention_factor=1.0)', "
-        'interleaved=True)'
-      ),
+      'positions': _DEEPSEEK_POSITIONS,
     },
     'moe': {
       'layers': 'from_3',
@@ -240,54 +256,12 @@ MODELS = {
     },
   },
   'gpt_oss_20b': {
-    'model': {
-      'vocab_size': 201088,
-      'num_layers': 24,
-      'd_model': 2880,
-      'num_heads': 64,
-      'd_head': 64,
-      'd_ff': 2880,
-      'attention': (
-        "window(size=128, kv_heads=8, bias='all', sinks=True)",
-        "full(kv_heads=8, bias='all', sinks=True)",
-      ),
-      'norm_eps': 1e-05,
-      'positions': (
-        "rope(base=150000.0, scaling='yarn(factor=32.0, "
-        "original_length=4096, truncate=False)')"
-      ),
-    },
-    'moe': {
-      'num_experts': 32,
-      'd_ff': 2880,
-      'experts': 'clamped_glu(alpha=1.702, limit=7.0)',
-      'router': 'gpt_oss(k=4)',
-    },
+    'model': _GPT_OSS['model'] | {'num_layers': 24},
+    'moe': _GPT_OSS['moe'] | {'num_experts': 32},
   },
   'gpt_oss_120b': {
-    'model': {
-      'vocab_size': 201088,
-      'num_layers': 36,
-      'd_model': 2880,
-      'num_heads': 64,
-      'd_head': 64,
-      'd_ff': 2880,
-      'attention': (
-        "window(size=128, kv_heads=8, bias='all', sinks=True)",
-        "full(kv_heads=8, bias='all', sinks=True)",
-      ),
-      'norm_eps': 1e-05,
-      'positions': (
-        "rope(base=150000.0, scaling='yarn(factor=32.0, "
-        "original_length=4096, truncate=False)')"
-      ),
-    },
-    'moe': {
-      'num_experts': 128,
-      'd_ff': 2880,
-      'experts': 'clamped_glu(alpha=1.702, limit=7.0)',
-      'router': 'gpt_oss(k=4)',
-    },
+    'model': _GPT_OSS['model'] | {'num_layers': 36},
+    'moe': _GPT_OSS['moe'] | {'num_experts': 128},
   },
   'llama4_scout': {
     'model': {
