@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import ml_dtypes
 import numpy as np
@@ -157,11 +158,12 @@ def shapes(table, places=None):
 
 def _stacked(path, places):
   """'decoder/layer_3/x' -> ('decoder/period/block_0/x', its place in it)."""
-  stack, layer, *rest = path.split('/')
-  if stack not in places or not layer.startswith('layer_'):
+  found = re.fullmatch(r'(balance/)?(\w+)/layer_(\d+)/(.*)', path)
+  if not found or found[2] not in places:
     return path, ()
-  module, block, repeat = places[stack][int(layer.removeprefix('layer_'))]
-  names = [stack, module, *([block] if block else []), *rest]
+  module, block, repeat = places[found[2]][int(found[3])]
+  names = [(found[1] or '') + found[2], module, block, found[4]]
+  names = [n for n in names if n]
   return '/'.join(names), (repeat,) if block else ()
 
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import tokenizers as library
 
+from configs import base
 from experiments import cli
+from moe_jax.conversion import hub, workdirs, writing
 from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
+from moe_jax.models import factory
 from moe_jax.runs import checkpoint, workdir as workdir_lib
 from tests import hub_folders, mains
 from tests.golden import checkpoints
@@ -77,6 +80,31 @@ def test_there_and_back(tmp_path):
   assert (half / 'model.safetensors.index.json').exists()
 
 
+def test_selection_without_a_bias_is_one_of_zeros(tmp_path):
+  """A run that balances by a loss has none to write."""
+  said = hub_folders.config('deepseek_v3')
+  values = hub_folders.tensors(said, 'float32')
+  config = workdirs.described(said, base.get_config())
+  found = hub.opened(hub_folders.write(tmp_path / 'old', said, values))
+  places = {k: s.places for k, s in factory.stacks(config).items()}
+  leaves = hub_folders.load(found, places)[1]
+  assert sum(k.startswith('balance/') for k in leaves) == 1
+  with config.unlocked():
+    config.moe.balance = ('switch_loss(weight=0.01)',)
+  leaves = {k: v for k, v in leaves.items() if k.startswith('params/')}
+  shapes = {k: v.shape for k, v in leaves.items()}
+  made = workdirs.fitted(config, shapes, said)
+  part = writing.parts(leaves | made.zeros, made.own)
+  got = {t.name: writing.whole(t, part, 'float32') for t in made.table}
+  bias = {k for k in values if k.endswith('e_score_correction_bias')}
+  want = values | {k: np.zeros_like(values[k]) for k in bias}
+  hub_folders.same_bits(got, want)
+  # But a rule of ours that moves another bias is more than theirs can say.
+  other = {'balance/decoder/layer_1/moe/state/fog': (8,)}
+  with pytest.raises(UserError, match='state/fog is filled by 0 tensors'):
+    workdirs.fitted(config, shapes | other, said)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('case', ['tight', 'untied'])
 def test_switch_transformers_go_the_same_way(tmp_path, case):
@@ -104,7 +132,7 @@ def test_nothing_is_written_of_what_does_not_fit(tmp_path):
 
 
 def test_a_config_of_json(tmp_path):
-  from configs import base, saved
+  from configs import saved
 
   path = tmp_path / 'config.json'
   said = {'seed': 3, 'model': {'attention': ['full()'], 'norm_eps': 1}}

@@ -9,7 +9,7 @@ import pytest
 
 from moe_jax.conversion import folders, fp8, hub, mxfp4, quantized, reading
 from moe_jax.errors import UserError
-from tests import hub_folders
+from tests import hub_folders, mains
 
 
 def fp4(nibble):
@@ -73,6 +73,124 @@ def test_fp8_is_that_of_a_loop(shape):
   np.testing.assert_array_equal(found['a'].all(), want)
   cut = slice(shape[0] // 3, shape[0] - 1), slice(101, shape[1] - 3)
   np.testing.assert_array_equal(found['a'].read(cut), want[cut])
+
+
+def fp8_value(byte):
+  """E4M3 by its bits: a sign, four of exponent (bias 7), three of mantissa."""
+  sign = -1.0 if byte & 128 else 1.0
+  exponent, mantissa = (byte >> 3) & 15, byte & 7
+  if exponent == 0:
+    return sign * mantissa / 8 * 2.0**-6
+  return sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+
+
+def bfloat16_bits(value):
+  """Of float32, rounded to nearest even by its bits."""
+  bits = value.view(np.uint32)
+  return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def through_the_command(tmp_path, said, packed, want):
+  """Folder -> workdir -> folders in float32 and as by default.
+
+  Args:
+    tmp_path: an empty folder.
+    said: config.json, which says how `packed` is quantised.
+    packed: tensors, some of them quantised.
+    want: all of them as float32, by their own names.
+
+  Returns:
+    What was said of the first conversion.
+  """
+  old = hub_folders.write(tmp_path / 'old', said, packed, shards=3)
+  run, full, half = (tmp_path / n for n in ('run', 'full', 'half'))
+  convert = lambda *args: mains.call('convert', f'--workdir={run}', *args)[1]
+  mesh = '--cpu_devices=8', '--mesh=exact(data=4, expert=2)'
+  said_of_it = convert(f'--from_hf={old}', *mesh)
+  convert(f'--to_hf={full}', '--dtype=float32', '--cpu_devices=8')
+  convert(f'--to_hf={half}', '--cpu_devices=8')
+  hub_folders.same_bits(want, hub_folders.stored(full))
+  out = hub_folders.stored(half)
+  assert out.keys() == want.keys()
+  for name, value in out.items():
+    if name.endswith('e_score_correction_bias'):
+      assert value.tobytes() == want[name].tobytes()
+      continue
+    assert value.dtype == ml_dtypes.bfloat16
+    wanted = bfloat16_bits(want[name])
+    np.testing.assert_array_equal(value.view(np.uint16), wanted, name)
+  new = json.loads((half / 'config.json').read_text())
+  assert 'quantization_config' not in new
+  assert new['dtype'] == new['torch_dtype'] == 'bfloat16'
+  return said_of_it
+
+
+@pytest.mark.slow
+def test_fp8_through_the_command(tmp_path):
+  """As DeepSeek-V3 lies on the hub, its layer of further tokens included.
+
+  Matrices are larger than a block and cut: 132 rows of the latent.
+  """
+  own = {'quant_method': 'fp8', 'weight_block_size': [128, 128], 'fmt': 'e4m3'}
+  said = hub_folders.config(
+    'deepseek_v3',
+    kv_lora_rank=130,
+    num_nextn_predict_layers=1,
+    quantization_config=own | {'activation_scheme': 'dynamic'},
+  )
+  rng = np.random.default_rng(0)
+  decoded = np.array([fp8_value(b) for b in range(256)], np.float32)
+  finite = np.array([b for b in range(256) if b & 127 != 127], np.uint8)
+  packed = hub_folders.tensors(said)
+  want = {k: v.astype(np.float32) for k, v in packed.items()}
+  for name, value in want.items():
+    if not re.search(r'_(proj|proj_with_mqa)\.weight$', name):
+      continue
+    low = rng.choice(finite, value.shape)
+    R, C = (-(-n // 128) for n in value.shape)
+    scale = rng.uniform(0.5, 2, (R, C)).astype(np.float32)
+    blocks = scale.repeat(128, 0).repeat(128, 1)
+    want[name] = decoded[low] * blocks[: value.shape[0], : value.shape[1]]
+    packed[name] = low.view(ml_dtypes.float8_e4m3fn)
+    packed[f'{name}_scale_inv'] = scale
+  latent = 'model.layers.1.self_attn.kv_a_proj_with_mqa.weight'
+  assert packed[f'{latent}_scale_inv'].shape == (2, 1)
+  further = {
+    name.replace('layers.2.', 'layers.3.'): value
+    for name, value in packed.items()
+    if 'layers.2.' in name
+  }
+  told = through_the_command(tmp_path, said, packed | further, want)
+  assert f'left out: {len(further)} tensors layers that predict' in told
+
+
+@pytest.mark.slow
+def test_mxfp4_through_the_command(tmp_path):
+  """As gpt-oss lies on the hub: the experts' matrices, not their biases."""
+  own = {'quant_method': 'mxfp4', 'modules_to_not_convert': ['lm_head']}
+  said = hub_folders.config(
+    'gpt_oss_20b',
+    hidden_size=64,
+    intermediate_size=32,
+    num_local_experts=4,
+    quantization_config=own,
+  )
+  rng = np.random.default_rng(0)
+  packed = hub_folders.tensors(said)
+  want = {k: v.astype(np.float32) for k, v in packed.items()}
+  names = [n for n in packed if n.endswith('experts.down_proj')]
+  names += [n for n in packed if n.endswith('experts.gate_up_proj')]
+  assert len(names) == 2 * said['num_hidden_layers']
+  for name in names:
+    E, K, N = packed.pop(name).shape
+    blocks = rng.integers(0, 256, (E, N, K // 32, 16), 'u1')
+    scales = rng.integers(118, 136, (E, N, K // 32), 'u1')
+    for e, n, g in np.ndindex(scales.shape):
+      row = [fp4(b >> h & 15) for b in blocks[e, n, g].tolist() for h in (0, 4)]
+      by = 2.0 ** (int(scales[e, n, g]) - 127)
+      want[name][e, 32 * g : 32 * g + 32, n] = np.array(row) * by
+    packed |= {f'{name}_blocks': blocks, f'{name}_scales': scales}
+  through_the_command(tmp_path, said, packed, want)
 
 
 def test_a_folder_in_fp8(tmp_path):
