@@ -4,6 +4,7 @@ import json
 import re
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 
@@ -149,6 +150,41 @@ def test_a_process_reads_the_slices_of_its_devices(tmp_path):
   np.testing.assert_array_equal(got, leaves[path][index])
   at = 'model.layers.1.block_sparse_moe.experts'
   assert sorted(read) == [(f'{at}.{e}.w3.weight', [6, 4]) for e in (1, 2)]
+
+
+def test_a_large_leaf_is_put_together_on_its_devices(tmp_path, monkeypatch):
+  """Of eight, two hold each expert: it is read once, some rows at a time."""
+  said = folders.config('mixtral_8x7b', num_local_experts=4)
+  directory = folders.write(tmp_path / 'a', said, folders.tensors(said))
+  found, own, leaves = load(directory)
+  path = 'params/decoder/layer_1/moe/experts/wi_up'
+  table = 'params/embedding/table'
+  mesh = jax.make_mesh((4, 2), ('x', 'y'), (jax.sharding.AxisType.Auto,) * 2)
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+  wanted = {
+    k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding)
+    for k, v in leaves.items()
+    if k in (path, table)
+  }
+  read = []
+
+  def counted(stored):
+    def one(slices):
+      read.append(slices[0].stop - slices[0].start)
+      return stored.read(slices)
+
+    return type(stored)(stored.shape, stored.dtype, one)
+
+  tensors_ = {k: counted(v) for k, v in found.tensors.items()}
+  monkeypatch.setattr(reading, 'AT_ONCE', 0)
+  monkeypatch.setattr(reading, 'STRIP', 3 * said['hidden_size'])
+  got = reading.load(tensors_, own, wanted)
+  for k, v in got.items():
+    assert v.sharding == sharding
+    for shard in v.addressable_shards:
+      np.testing.assert_array_equal(shard.data, leaves[k][shard.index])
+  # Ten rows of the table a device and its twin, and an expert's matrix.
+  assert sorted(read) == sorted([3, 3, 3, 1] * 4 + [6] * 4)
 
 
 EXPERT = 'model.layers.1.mlp.experts.3.up_proj.weight'

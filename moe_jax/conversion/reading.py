@@ -1,14 +1,17 @@
 """Tensors of a folder -> leaves of ours, a slice at a time.
 
-Beside the result there is one tensor in memory, of stacked experts one expert:
-of a leaf that is spread over a mesh each process reads what its devices hold.
+Beside the result there is one tensor in memory, of stacked experts one expert,
+and its copy on the way to a device: of a leaf that is spread over a mesh each
+process reads what its devices hold.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.conversion import folders, tensors
@@ -19,6 +22,9 @@ from moe_jax.models import by_layer
 Fills = dict[str, list[tuple[tuple[int, ...], tensors.Tensor, tensors.Part]]]
 BALANCE = 'balance/'
 GROUPS = ('params/', BALANCE)
+# Bytes of a leaf on a device, up to which it is made on the host.
+AT_ONCE = 1 << 24
+STRIP = 1 << 22  # numbers
 
 
 class _Place(tuple):
@@ -123,39 +129,61 @@ def _same(a: folders.Stored, b: folders.Stored) -> bool:
   return True
 
 
-def _strips(shape: tuple[int, ...], numbers: int = 1 << 24) -> Iterator[slice]:
-  step = max(1, numbers // max(1, math.prod(shape[1:])))
+def _strips(shape: Sequence[int], start: int = 0) -> Iterator[slice]:
+  """Of the first axis, some millions of numbers each."""
+  step = max(1, STRIP // max(1, math.prod(shape[1:])))
   for first in range(0, shape[0], step):
-    yield slice(first, min(first + step, shape[0]))
+    last = min(first + step, shape[0])
+    yield slice(start + first, start + last)
 
 
-def leaf(
+def pieces(
   own: Sequence[tuple[tuple[int, ...], tensors.Tensor, tensors.Part]],
   found: Mapping[str, folders.Stored],
   index: tensors.Slices,
-  dtype: Any = np.float32,
-) -> np.ndarray:
-  """A slice of a leaf, by (start, stop) of each of its axes."""
-  out = np.empty([s.stop - s.start for s in index], dtype)
+) -> Iterator[tuple[tensors.Slices, np.ndarray]]:
+  """A slice of a leaf, part by part.
+
+  Args:
+    own: what fills the leaf.
+    found: tensors by name.
+    index: (start, stop) of each axis.
+
+  Yields:
+    (where in the slice, what stands there in the tensor's dtype), of tensors
+    whose first axis is ours some rows, at least one expert where they are
+    stacked, and others whole.
+  """
+  shape = [s.stop - s.start for s in index]
   for at, t, part in own:
     lead = [i - s.start for i, s in zip(at, index)]
-    inside = zip(lead, out.shape)
+    inside = zip(lead, shape)
     if not all(0 <= i < n for i, n in inside):
       continue
-    _fill(out[tuple(lead)], t, part, index[len(at) :], found[t.name].read)
+    begin = tuple(slice(i, i + 1) for i in lead)
+    rest = index[len(at) :]
+    for first in _apart(t, part, rest):
+      value = t.read(part, (first, *rest[1:]), found[t.name].read)
+      start = first.start - rest[0].start
+      place = slice(start, start + first.stop - first.start)
+      ends = (slice(0, n) for n in shape[len(at) + 1 :])
+      yield (*begin, place, *ends), value[(None,) * len(at)]
+
+
+def _apart(t: tensors.Tensor, part: tensors.Part, wanted: tensors.Slices):
+  """The first axis of a part: at once where it lies across the tensor."""
+  first = wanted[0]
+  if part.axes.split()[0] != t.axes.split()[0]:
+    return [first]
+  return _strips([s.stop - s.start for s in wanted], first.start)
+
+
+def leaf(own, found, index, dtype=np.float32) -> np.ndarray:
+  """A slice of a leaf; as `pieces`."""
+  out = np.empty([s.stop - s.start for s in index], dtype)
+  for place, value in pieces(own, found, index):
+    out[place] = value
   return out
-
-
-def _fill(out, t, part, wanted, read):
-  """Casts into `out`; of stacked experts one at a time."""
-  first = t.axes.split()[0]
-  if len(t.shape) > 2 and part.axes.split()[0] == first:
-    start = wanted[0].start
-    for e in range(len(out)):
-      one = slice(start + e, start + e + 1)
-      out[e : e + 1] = t.read(part, (one, *wanted[1:]), read)
-  else:
-    out[...] = t.read(part, wanted, read)
 
 
 def load(
@@ -185,7 +213,34 @@ def _load(own, found, wanted):
   sharding = getattr(wanted, 'sharding', None)
   if sharding is None:
     return read((slice(None),) * len(wanted.shape))
-  return jax.make_array_from_callback(wanted.shape, sharding, read)
+  shard = math.prod(sharding.shard_shape(wanted.shape))
+  if shard * np.dtype(wanted.dtype).itemsize <= AT_ONCE:
+    return jax.make_array_from_callback(wanted.shape, sharding, read)
+  # Put together where it stays: the host holds a part of it at a time.
+  where = sharding.addressable_devices_indices_map(wanted.shape)
+  where = {d: bounds(index) for d, index in where.items()}
+  made: dict[jax.Device, jax.Array] = {}
+  for index in where.values():
+    alike = [d for d, other in where.items() if other == index]
+    if alike[0] in made:
+      continue
+    shape = [s.stop - s.start for s in index]
+    made |= {d: jnp.zeros(shape, wanted.dtype, device=d) for d in alike}
+    for place, value in pieces(own, found, index):
+      start = np.array([s.start for s in place], np.int32)
+      value = np.ascontiguousarray(value, wanted.dtype)
+      for d in alike:
+        made[d] = _put(made[d], jax.device_put(value, d), start)
+  arrays = [made[d] for d in where]
+  return jax.make_array_from_single_device_arrays(
+    wanted.shape, sharding, arrays
+  )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(x: jax.Array, value: jax.Array, start: jax.Array) -> jax.Array:
+  """`x` with `value` from `start` on, in the memory of `x`."""
+  return jax.lax.dynamic_update_slice(x, value, tuple(start))
 
 
 def guard(found: Mapping[str, Any], name: str, c: Mapping[str, Any]) -> None:
