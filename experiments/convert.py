@@ -55,6 +55,8 @@ def main(_: list[str]) -> None:
   if bool(_FROM.value) == bool(_TO.value):
     raise UserError('give one of --from_hf=FOLDER and --to_hf=FOLDER')
   processes.start(_CPU_DEVICES.value)
+  import jax
+
   from moe_jax.conversion import workdirs
 
   start = time.monotonic()
@@ -70,6 +72,8 @@ def main(_: list[str]) -> None:
       step=_STEP.value,
       max_shard=_MAX_SHARD.value,
     )
+  if jax.process_index() != 0:
+    return
   for line in done.lines:
     print(line)
   seconds = time.monotonic() - start

@@ -15,6 +15,8 @@ PATHS = [
   for name, names in {
     'bench': ['workdir'],
     'chaos': ['workdir'],
+    'convert': ['workdir', 'from_hf', 'to_hf'],
+    'describe': ['hf_config'],
     'evaluate': ['workdir', 'against'],
     'generate': ['workdir', 'out'],
     'parity': ['workdir'],

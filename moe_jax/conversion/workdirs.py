@@ -181,8 +181,11 @@ def to_hub(
     max_shard: bytes of a file.
 
   Raises:
-    ValueError: no family that can say all of the model; nothing was written.
+    ValueError: no family that can say all of the model, or several processes;
+      nothing was written.
   """
+  if jax.process_count() > 1:
+    raise UserError('one process writes a folder, whatever trained the model')
   writing.Replaced.check(directory)
   path = pathlib.Path(workdir)
   config = configs.from_dict(workdir_lib.read_config(workdir))
