@@ -1,0 +1,145 @@
+"""Text through a tokenizer.json of the hub: what comes first, what counts."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import tokenizers as library
+
+from moe_jax.conversion import hub, tokens
+from moe_jax.data import tokenizers
+from moe_jax.errors import UserError
+from moe_jax.runs import workdir as workdir_lib
+from moe_jax.training import generation, session as session_lib
+from tests import hub_folders, mains
+
+TEXT = ['the router sends each token to an expert', 'a naïve “gate” → ∅']
+END = '<|endoftext|>'
+
+
+def bpe(special):
+  """Byte-level pairs, with special tokens and a template that adds one."""
+  made = library.Tokenizer(library.models.BPE())
+  level = library.pre_tokenizers.ByteLevel
+  made.pre_tokenizer = level(add_prefix_space=False)
+  made.decoder = library.decoders.ByteLevel()
+  trainer = library.trainers.BpeTrainer(
+    vocab_size=290,
+    special_tokens=special,
+    initial_alphabet=level.alphabet(),
+    show_progress=False,
+  )
+  made.train_from_iterator(TEXT * 3, trainer)
+  made.post_processor = library.processors.TemplateProcessing(
+    single=f'{special[0]} $A', special_tokens=[(special[0], 0)]
+  )
+  return made
+
+
+def folder(path, special, size=296, **fields):
+  """With more rows than tokens, as published ones have."""
+  said = hub_folders.config('olmoe', vocab_size=size, **fields)
+  values = hub_folders.tensors(said, 'float32')
+  hub_folders.write(path, said, values)
+  bpe(special).save(str(path / 'tokenizer.json'))
+  return path
+
+
+@pytest.mark.parametrize(
+  ('fields', 'first', 'last'),
+  [
+    # A start symbol, and one of several that end.
+    ({'bos_token_id': 1, 'eos_token_id': [0, 2]}, '<s>', END),
+    # None, or one that no token has: the end of the document before it.
+    ({'bos_token_id': None, 'eos_token_id': 0}, END, END),
+    ({'bos_token_id': 295, 'eos_token_id': 0}, END, END),
+    ({'bos_token_id': 1, 'eos_token_id': 295}, '<s>', '<s>'),
+  ],
+)
+def test_what_stands_before_a_document(tmp_path, fields, first, last):
+  path = folder(tmp_path / 'a', [END, '<s>', '<pad>'], **fields)
+  # A field of null is a field that is left out: the class has none either.
+  found = hub.opened(path)
+  spec = tokens.spec(path, found)
+  made = tokenizers.build(tokenizers.at(spec, str(path / tokens.FILE)))
+  raw = json.loads((path / tokens.FILE).read_text())
+  ids = {t['content']: t['id'] for t in raw['added_tokens']}
+  assert (made.pad_id, made.eos_id) == (ids[first], ids[last])
+  assert made.vocab_size == 290 and made.sentinel_ids == ()
+  # Nothing is added, and what is no ASCII comes back.
+  for text in TEXT:
+    own = made.encode(text.encode())
+    assert not set(own.tolist()) & set(ids.values())
+    assert made.decode([*own, made.eos_id]) == text.encode()
+
+
+def test_a_file_without_such_a_token(tmp_path):
+  path = folder(tmp_path / 'a', [END], bos_token_id=None, eos_token_id=295)
+  with pytest.raises(UserError, match='no token with the id of an end or a st'):
+    tokens.spec(path, hub.opened(path))
+
+
+@pytest.mark.slow
+def test_text_is_continued_and_measured(tmp_path):
+  """Greedy tokens and bits per byte, by the logits of whole rows."""
+  path = folder(tmp_path / 'a', [END, '<s>'], eos_token_id=0)
+  run, text = tmp_path / 'run', tmp_path / 'text'
+  call = lambda name, *args: mains.call(
+    name, f'--workdir={run}', '--cpu_devices=8', *args
+  )
+  call('convert', f'--from_hf={path}')
+  text.mkdir()
+  # Each of a length of its own, by which validation's are told.
+  rng = np.random.default_rng(0)
+  words = [w for t in TEXT for w in t.split()]
+  documents = [' '.join(rng.choice(words, 9)) + '→' * n for n in range(64)]
+  for name, own in (('a', documents[::2]), ('b', documents[1::2])):
+    (text / f'{name}.txt').write_bytes('\n\n'.join(own).encode())
+  args = f'--config.data.dir={text}', '--config.data.seq_len=512'
+  call('evaluate', *args)
+  found = json.loads((run / 'evaluation/summary.json').read_text())
+  config = workdir_lib.load_config(run)
+  config.data.update(dir=str(text), seq_len=512)
+  session = session_lib.make(config, run, splits=('eval',))
+  by_size = {len(d.encode()): d for d in documents}
+  judged = [by_size[d.num_bytes] for d in session.data.documents]
+
+  generator = generation.Generator(str(run))
+  made, model = generator.tokenizer, generator._model(0)
+  N = 96
+  position = np.tile(np.arange(N, dtype=np.int32), (8, 1))
+
+  @jax.jit
+  def logits(ids):
+    row = {'inputs': ids, 'positions': position, 'segments': 0 * position + 1}
+    return model.apply(generator._variables, row, train=False)[0][0]
+
+  def after(ids):
+    """Of each token: before the first one stands the end of a document."""
+    whole = np.zeros((8, N), np.int32)
+    whole[:, 1 : 1 + len(ids)] = ids
+    return np.asarray(logits(whole), np.float64)[: 1 + len(ids)]
+
+  bits = 0.0
+  for document in judged:
+    ids = made.encode(document.encode())
+    x = after(ids)
+    targets = [*ids, made.eos_id]
+    nats = np.log(np.exp(x).sum(-1)) - x[np.arange(len(x)), targets]
+    bits += nats.sum() / math.log(2)
+  size = sum(len(d.encode()) for d in judged)
+  assert found['eval/bytes'] == size > sum(map(len, judged))
+  assert abs(found['eval/bits_per_byte'] * size / bits - 1) < 1e-5
+
+  prompts = [f'--prompt={document}' for document in TEXT]
+  out = call('generate', *prompts, '--temperature=0', '--length=12')[1]
+  for document in TEXT:
+    start = made.encode(document.encode()).tolist()
+    ids = list(start)
+    while len(ids) < len(start) + 12:
+      ids.append(int(after(ids)[-1].argmax()))
+      if ids[-1] == made.eos_id:
+        break
+    assert made.decode(ids[len(start) :]).decode(errors='replace') in out
