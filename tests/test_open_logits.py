@@ -5,6 +5,8 @@ with what transformers' greedy decoding made of them; two documents in one row.
 """
 
 import functools
+import math
+import re
 
 import flax.linen as nn
 import jax
@@ -15,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from configs import base
 from moe_jax.conversion import hub, reading, workdirs, writing
 from moe_jax.layers import boxes
-from moe_jax.models import factory
+from moe_jax.models import factory, stack
 from moe_jax.parallel import mesh as mesh_lib, rules
 from moe_jax.runs import checkpoint
 from moe_jax.training import generation
@@ -40,7 +42,8 @@ def marked(seldom):
 
 LENGTH = max(open_models.PROMPTS) + open_models.NEW_TOKENS
 MESHES = {
-  'exact(expert=2)': ('mixtral', 'deepseek_v3', 'gpt_oss'),
+  'exact(expert=2)': ('mixtral', 'gpt_oss'),  # of six experts
+  'exact(expert=4)': ('qwen3_moe', 'deepseek_v3'),
   'exact(data=2, expert=2, model=2)': (
     *('olmoe', 'qwen2_moe', 'deepseek_v2', 'gpt_oss', 'llama4_maverick'),
   ),
@@ -109,13 +112,37 @@ def close(got, want, frozen, times=1):
   np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
+def watched(model, blocks):
+  """Program of the logits, which puts each block's output into `blocks`."""
+
+  def watch(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    if isinstance(context.module, stack.Block):
+      put = lambda x: blocks.append(np.asarray(x))
+      jax.debug.callback(put, out[0][0], ordered=True)
+    return out
+
+  def run(variables, batch):
+    with nn.intercept_methods(watch):
+      return model.apply(variables, batch, train=False)[0]
+
+  return jax.jit(run)
+
+
 @pytest.mark.parametrize('case', marked(MORE))
 def test_logits_and_greedy_tokens_are_theirs(case, made):
-  frozen = open_models.frozen(case)
+  """And what each block gives."""
+  frozen, blocks = open_models.frozen(case), []
   config, variables, _, _ = made(case)
-  model = factory.make(config, V)
-  run = jax.jit(lambda v, b: model.apply(v, b, train=False)[0])
+  run = watched(factory.make(config, V), blocks)
   logits = np.asarray(run(variables, rows(frozen)))
+  jax.effects_barrier()
+  hidden = [
+    x[:2, :24][frozen['tokens'] > 0][:: open_models.EVERY] for x in blocks
+  ]
+  np.testing.assert_allclose(
+    hidden, frozen['hidden'], 0, 1e-5 * np.abs(frozen['hidden']).max()
+  )
   close(logits[:2, :24][frozen['tokens'] > 0], frozen['logits'], frozen)
   close(logits[4, :24], frozen['document_logits'], frozen)
   for i, n in enumerate(open_models.PROMPTS):
@@ -187,8 +214,8 @@ def test_a_mesh_changes_no_logits(mesh, case, made):
   Ours on one device and ours on a mesh are as far from theirs as each other.
   """
   frozen = open_models.frozen(case)
-  few = mesh == 'exact(expert=2)'
-  shape = mesh_lib.make(mesh, jax.devices()[: 2 if few else 8])
+  devices = math.prod(map(int, re.findall(r'\d+', mesh)))
+  shape = mesh_lib.make(mesh, jax.devices()[:devices])
   config, variables, _, _ = made(case, shape)
   model = factory.make(config, V, shape)
   batch = {k: np.resize(v, (8, LENGTH)) for k, v in rows(frozen).items()}
