@@ -70,7 +70,9 @@ def test_theirs_to_ours_to_theirs(tmp_path, case, dtype):
   }
 
 
-@pytest.mark.parametrize('case', ['tight', 'untied'])
+@pytest.mark.parametrize(
+  'case', ['tight', pytest.param('untied', marks=pytest.mark.slow)]
+)
 def test_ours_to_theirs_to_ours(tmp_path, case):
   """The tree is the one that `init` makes, and comes back bit by bit."""
   old = checkpoints.write(tmp_path / 'old', case)

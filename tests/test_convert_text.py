@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tokenizers as library
 
+from configs import saved
 from moe_jax.conversion import hub, tokens
 from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
 from moe_jax.runs import workdir as workdir_lib
-from moe_jax.training import generation, session as session_lib
+from moe_jax.training import generation, loop, session as session_lib
 from tests import hub_folders, mains
 
 TEXT = ['the router sends each token to an expert', 'a naïve “gate” → ∅']
@@ -81,29 +82,43 @@ def test_a_file_without_such_a_token(tmp_path):
     tokens.spec(path, hub.opened(path))
 
 
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A workdir that came of a folder, which is beside it, as its `text`."""
+  root = tmp_path_factory.mktemp('root')
+  path = folder(root / 'old', [END, '<s>'], eos_token_id=0)
+  (path / 'generation_config.json').write_text('{}')
+  call(root / 'run', 'convert', f'--from_hf={path}')
+  (root / 'text').mkdir()
+  for name, own in (('a', DOCUMENTS[::2]), ('b', DOCUMENTS[1::2])):
+    text = '\n\n'.join(own).encode()
+    (root / 'text' / f'{name}.txt').write_bytes(text)
+  return root / 'run'
+
+
+def call(workdir, name, *args):
+  return mains.call(name, f'--workdir={workdir}', '--cpu_devices=8', *args)
+
+
+# Each of a length of its own, by which validation's are told.
+WORDS = [w for t in TEXT for w in t.split()]
+DOCUMENTS = [
+  ' '.join(np.random.default_rng(n).choice(WORDS, 9)) + '→' * n
+  for n in range(64)
+]
+
+
 @pytest.mark.slow
-def test_text_is_continued_and_measured(tmp_path):
+def test_text_is_continued_and_measured(run):
   """Greedy tokens and bits per byte, by the logits of whole rows."""
-  path = folder(tmp_path / 'a', [END, '<s>'], eos_token_id=0)
-  run, text = tmp_path / 'run', tmp_path / 'text'
-  call = lambda name, *args: mains.call(
-    name, f'--workdir={run}', '--cpu_devices=8', *args
-  )
-  call('convert', f'--from_hf={path}')
-  text.mkdir()
-  # Each of a length of its own, by which validation's are told.
-  rng = np.random.default_rng(0)
-  words = [w for t in TEXT for w in t.split()]
-  documents = [' '.join(rng.choice(words, 9)) + '→' * n for n in range(64)]
-  for name, own in (('a', documents[::2]), ('b', documents[1::2])):
-    (text / f'{name}.txt').write_bytes('\n\n'.join(own).encode())
+  text = run.parent / 'text'
   args = f'--config.data.dir={text}', '--config.data.seq_len=512'
-  call('evaluate', *args)
+  call(run, 'evaluate', *args)
   found = json.loads((run / 'evaluation/summary.json').read_text())
   config = workdir_lib.load_config(run)
   config.data.update(dir=str(text), seq_len=512)
   session = session_lib.make(config, run, splits=('eval',))
-  by_size = {len(d.encode()): d for d in documents}
+  by_size = {len(d.encode()): d for d in DOCUMENTS}
   judged = [by_size[d.num_bytes] for d in session.data.documents]
 
   generator = generation.Generator(str(run))
@@ -134,7 +149,7 @@ def test_text_is_continued_and_measured(tmp_path):
   assert abs(found['eval/bits_per_byte'] * size / bits - 1) < 1e-5
 
   prompts = [f'--prompt={document}' for document in TEXT]
-  out = call('generate', *prompts, '--temperature=0', '--length=12')[1]
+  out = call(run, 'generate', *prompts, '--temperature=0', '--length=12')[1]
   for document in TEXT:
     start = made.encode(document.encode()).tolist()
     ids = list(start)
@@ -143,3 +158,31 @@ def test_text_is_continued_and_measured(tmp_path):
       if ids[-1] == made.eos_id:
         break
     assert made.decode(ids[len(start) :]).decode(errors='replace') in out
+
+
+@pytest.mark.slow
+def test_what_was_trained_on_goes_back(run, tmp_path):
+  """Its folder's files, dtypes and config, though another run's parameters."""
+  old, tuned, new = run.parent / 'old', tmp_path / 'tuned', tmp_path / 'new'
+  config = saved.get_config(str(run / 'config.json'))
+  with config.unlocked():
+    config.data.update(dir=str(run.parent / 'text'), seq_len=32)
+    config.train.update(init_from=str(run), optimizer='adamw()', steps=2)
+    config.train.update(eval_every=0, log_every=1, schedule=RATE)
+    config.moe.group_size = 32
+  loop.train(config, tuned)
+  call(tuned, 'convert', f'--to_hf={new}')
+  before, after = map(hub_folders.stored, (old, new))
+  assert before.keys() == after.keys()
+  for name, value in before.items():
+    assert value.dtype == after[name].dtype == np.float32
+    moved = np.abs(value - after[name]).max()
+    assert 0 < moved < 0.05, (name, moved)
+  said = json.loads((old / 'config.json').read_text())
+  types = dict.fromkeys(('dtype', 'torch_dtype'), 'float32')
+  assert json.loads((new / 'config.json').read_text()) == said | types
+  for name in ('tokenizer.json', 'generation_config.json'):
+    assert (new / name).read_bytes() == (old / name).read_bytes()
+
+
+RATE = 'constant(value=1e-2)'
