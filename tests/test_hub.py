@@ -229,6 +229,15 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
   assert '\n' not in str(e.value)
 
 
+def test_more_experts_than_tensors_are_told_before_they_are_listed(tmp_path):
+  said = folders.config('olmoe')
+  values = folders.tensors(said)
+  said['num_experts'] = 1 << 39
+  directory = folders.write(tmp_path / 'a', said, values)
+  with pytest.raises(UserError, match='num_experts is 549755813888, but there'):
+    hub.opened(directory)
+
+
 def test_an_index_is_held_to_what_there_is(tmp_path):
   said = folders.config('olmoe')
   directory = folders.write(

@@ -1,5 +1,6 @@
 """config.json of open models: what it makes, and what is refused."""
 
+import itertools
 import pathlib
 import re
 
@@ -105,11 +106,40 @@ def test_fields_are_those_of_the_schema():
     ('deepseek_v3', {'scoring_func': 'softmax'}, "scoring_func='softmax'"),
     ('gpt_oss_20b', {'layer_types': ['linear'] * 3}, "layer_types: 'linear'"),
     ('llama4_scout', {'moe_layers': [7]}, 'moe_layers=[7]'),
+    ('llama4_scout', {'text_config': [1]}, 'text_config=[1] is no object'),
+    ('qwen1_5_a2_7b', {'layer_types': ['x'] * 3}, "layer_types: 'x'"),
+    ('olmoe', {'router_aux_loss_coef': 'x'}, "router_aux_loss_coef='x' (a fin"),
+    (
+      'ernie4_5_moe',
+      {'num_hidden_layers': 1 << 39},
+      'num_hidden_layers=549755813888 (a whole number up to 65536',
+    ),
   ],
 )
 def test_what_is_not_handled_is_named(name, change, message):
   with pytest.raises(UserError, match=re.escape(message)):
     hub.read(hub_folders.config(name, **change))
+
+
+JUNK = (None, True, -1, 0.5, 'x', [[1]], [1, 'a'], {'a': 1}, 1 << 70)
+
+
+def test_whatever_stands_in_a_field_is_read_or_named():
+  """Each field of each family's."""
+  cases = [{'model_type': 'switch_transformers'}]
+  cases += map(hub_folders.config, hub_folders.CASES)
+  cases = {said['model_type']: said for said in cases}
+  assert len(cases) == len(hub.names())
+  more = {'rope_scaling', 'rope_theta', 'router_aux_loss_coef', 'text_config'}
+  for model_type, said in cases.items():
+    family = hub.of_type(model_type)
+    fields(said)
+    names = {*more, *family.defaults, *family.only, *family.aliases}
+    for name, junk in itertools.product(sorted(names), JUNK):
+      try:
+        fields(said | {name: junk})
+      except UserError as e:
+        assert '\n' not in str(e)
 
 
 def test_positions_in_both_forms():

@@ -324,6 +324,12 @@ def top_k(c: Config) -> str:
   return rope.call('top_k', k=k, renormalize=renormalize)
 
 
+def other_layers(c: Config) -> list[str]:
+  """What of `layer_types` is not of full attention."""
+  kinds = c['layer_types'] or ()
+  return [f'layer_types: {k!r}' for k in kinds if k != 'full_attention']
+
+
 def check_heads(c: Config) -> list[str]:
   """What of the heads does not divide."""
   wrong, H = [], c['num_attention_heads']

@@ -48,8 +48,7 @@ class Dots1(base.Decoder):
     wrong = base.check_heads(c)
     for name in ('n_routed_experts', 'n_shared_experts', 'num_experts_per_tok'):
       wrong += [f'{name} is missing'] * (c[name] is None)
-    kinds = set(c['layer_types'] or ()) - {'full_attention'}
-    wrong += [f'layer_types: {k}' for k in sorted(kinds)]
+    wrong += base.other_layers(c)
     windows = c['sliding_window'] and not c['layer_types']
     if windows and c['max_window_layers'] < c['num_hidden_layers']:
       wrong.append(f'max_window_layers={c["max_window_layers"]}')

@@ -71,11 +71,12 @@ class Llama4(base.Decoder):
       for k in c['layer_types'] or ()
       if k not in (_CHUNK, _FULL)
     ]
-    if not set(c['no_rope_layers'] or ()) <= {0, 1}:
+    if not all(t in (0, 1) for t in c['no_rope_layers'] or ()):
       wrong.append(f'no_rope_layers={c["no_rope_layers"]}')
     listed = c['moe_layers']
     if listed is not None and not (
-      isinstance(listed, list | tuple) and set(listed) <= set(range(n))
+      isinstance(listed, list | tuple)
+      and all(type(i) is int and 0 <= i < n for i in listed)
     ):
       wrong.append(f'moe_layers={listed}')
     return wrong

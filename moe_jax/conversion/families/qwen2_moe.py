@@ -42,8 +42,7 @@ class Qwen2Moe(base.Decoder):
   ignored = ('sliding_window', 'max_window_layers')
 
   def check(self, c):
-    kinds = set(c['layer_types'] or ()) - {'full_attention'}
-    return base.check_heads(c) + [f'layer_types={k}' for k in sorted(kinds)]
+    return base.check_heads(c) + base.other_layers(c)
 
   def fields(self, c):
     kind = base.attention(

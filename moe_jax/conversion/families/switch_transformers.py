@@ -113,7 +113,8 @@ class SwitchTransformers(base.Family):
 
   def check(self, c):
     n, decoder = c['num_layers'], c['num_decoder_layers']
-    wrong = [f'{k}={c[k]!r} (from 0)' for k in _FROM_0 if c[k] < 0]
+    known = lambda v: v is not None and v >= 0
+    wrong = [f'{k}={c[k]!r} (from 0)' for k in _FROM_0 if not known(c[k])]
     if decoder not in (None, n):
       wrong.append(
         f'num_layers={n} but num_decoder_layers={decoder}; ours has as many of '
