@@ -149,7 +149,9 @@ def test_text_is_continued_and_measured(run):
   assert abs(found['eval/bits_per_byte'] * size / bits - 1) < 1e-5
 
   prompts = [f'--prompt={document}' for document in TEXT]
-  out = call(run, 'generate', *prompts, '--temperature=0', '--length=12')[1]
+  out = call(run, 'generate', *prompts, '--temperature=0', '--length=12', MESH)[
+    1
+  ]
   for document in TEXT:
     start = made.encode(document.encode()).tolist()
     ids = list(start)
@@ -185,4 +187,5 @@ def test_what_was_trained_on_goes_back(run, tmp_path):
     assert (new / name).read_bytes() == (old / name).read_bytes()
 
 
+MESH = '--mesh=auto(expert=4)'
 RATE = 'constant(value=1e-2)'
