@@ -1,7 +1,10 @@
 """Open models' folders: to the last bit, a slice at a time, all accounted."""
 
 import json
+import pathlib
 import re
+import subprocess
+import sys
 import tracemalloc
 
 import jax
@@ -11,6 +14,8 @@ import pytest
 from moe_jax.conversion import hub, reading, tensors, writing
 from moe_jax.errors import UserError
 from tests import hub_folders as folders
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def load(directory):
@@ -189,6 +194,56 @@ def test_a_large_leaf_is_put_together_on_its_devices(tmp_path, monkeypatch):
       np.testing.assert_array_equal(shard.data, leaves[k][shard.index])
   # Ten rows of the table a device and its twin, and an expert's matrix.
   assert sorted(read) == sorted([3, 3, 3, 1] * 4 + [6] * 4)
+
+
+# Prints the result's bytes, and the peak of memory beside it.
+PEAK = """
+import re, sys
+import jax
+from moe_jax.conversion import hub, reading
+from tests import hub_folders
+
+found = hub.opened(sys.argv[1])
+shapes = hub_folders.shapes(found.table)
+own = reading.fills(found.table, shapes, {})
+place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+wanted = {
+  k: jax.ShapeDtypeStruct(v, 'float32', sharding=place)
+  for k, v in shapes.items()
+}
+small = {k: v for k, v in wanted.items() if 'experts' not in k}
+reading.load(found.tensors, own, small)
+def peak():
+  # Not of getrusage, which on Linux begins with that of whoever started this.
+  status = open('/proc/self/status').read()
+  return 1024 * int(re.search(r'VmHWM:\\s*(\\d+)', status)[1])
+
+before = peak()
+large = {k: v for k, v in wanted.items() if k not in small}
+made = reading.load(found.tensors, own, large)
+size = sum(v.nbytes for v in jax.block_until_ready(made).values())
+print(size, max(v.nbytes for v in made.values()), peak() - before - size)
+"""
+
+
+@pytest.mark.slow
+def test_the_host_holds_no_second_leaf(tmp_path):
+  """256 MiB of experts in float32, of tensors of 4 MiB."""
+  said = folders.config(
+    'olmoe', num_hidden_layers=1, hidden_size=1024, intermediate_size=1024
+  )
+  said |= {'num_experts': 64, 'num_attention_heads': 8}
+  said |= {'num_key_value_heads': 8, 'vocab_size': 50}
+  values = folders.tensors(said, 'float16')
+  directory = folders.write(tmp_path / 'a', said, values)
+  call = [sys.executable, '-c', PEAK, str(directory)]
+  out = subprocess.run(
+    call, check=True, capture_output=True, text=True, cwd=ROOT
+  )
+  size, leaf, beside = map(int, out.stdout.split())
+  assert size == 3 * leaf == 3 << 28
+  # Two tensors, and what the program of `reading._put` takes.
+  assert beside < leaf / 4, (beside, leaf)
 
 
 EXPERT = 'model.layers.1.mlp.experts.3.up_proj.weight'
