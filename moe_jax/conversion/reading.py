@@ -231,6 +231,8 @@ def _load(own, found, wanted):
       value = np.ascontiguousarray(value, wanted.dtype)
       for d in alike:
         made[d] = _put(made[d], jax.device_put(value, d), start)
+      # Else parts queue up in the host's memory on their way.
+      jax.block_until_ready([made[d] for d in alike])
   arrays = [made[d] for d in where]
   return jax.make_array_from_single_device_arrays(
     wanted.shape, sharding, arrays
