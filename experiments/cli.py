@@ -42,8 +42,10 @@ _LOST = (
 # To exit with, of a process that was told to end.
 _codes: list[int] = []
 # Flags of mains that are paths.
-_PATHS = {'workdir', 'workdirs', 'against', 'pretrained', 'out'}
-_PATHS |= {'from_hf', 'to_hf', 'hf_config'}
+_PATHS = {
+  *('workdir', 'workdirs', 'against', 'pretrained', 'out', 'replay'),
+  *('compare', 'text', 'from', 'from_hf', 'to_hf', 'hf_config'),
+}
 # Seconds that processes which fail alike may be apart.
 _TURN = 2
 _HELP = ('-h', '-help', '--help', '-helpshort', '--helpshort')

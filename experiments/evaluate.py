@@ -9,7 +9,9 @@
 Reads the config and the checkpoint of the run in the workdir, chooses a mesh of
 its own, prints the table and writes evaluation/summary.json there. With
 --against, also its scores less those of another run's newest checkpoint, by
-the same documents, with 95 % intervals of the difference.
+the same documents, with 95 % intervals of the difference. With --replay, on the
+text of a routing record (experiments.analyze) and with its choices of experts:
+also how many of them the router would make itself, by layer.
 """
 
 import os
@@ -25,6 +27,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 _AGAINST = flags.DEFINE_string(
   'against', '', 'Workdir of another run on the same data, to compare with.'
+)
+_REPLAY = flags.DEFINE_string(
+  'replay', '', 'Routing record whose choices are made again.'
 )
 _CONFIG = cli.define_fields(
   'config',
@@ -49,8 +54,11 @@ def main(_: list[str]) -> None:
   from moe_jax.runs import writers
 
   step = steps.chosen(_WORKDIR.value)
-  session, evaluate, state = _open(_WORKDIR.value, _CAPACITY.value, step)
-  summary = evaluate(state.params, state.balance) | evaluate.floor()
+  asked = _CAPACITY.value, step, _REPLAY.value
+  session, evaluate, state = _open(_WORKDIR.value, *asked)
+  summary = evaluate(state.params, state.balance)
+  if not _REPLAY.value:  # whose text may be none that a run was trained on
+    summary |= evaluate.floor()
   summary |= session.problem.described()
   summary['step'] = int(state.step)
   if _AGAINST.value:
@@ -58,7 +66,8 @@ def main(_: list[str]) -> None:
     summary |= evaluate.against(state, other, theirs)
   workdir = os.path.join(_WORKDIR.value, 'evaluation')
   if jax.process_index() == 0:
-    out = os.path.join(workdir, 'summary.json')
+    file = 'replay.json' if _REPLAY.value else 'summary.json'
+    out = os.path.join(workdir, file)
     try:
       os.makedirs(workdir, exist_ok=True)
       writers.write_json(out, summary)
@@ -67,31 +76,22 @@ def main(_: list[str]) -> None:
     print(tables.end_of_run(summary, {'summary': out}), end='')
 
 
-def _open(workdir: str, factor: float | None = None, step: int | None = None):
+def _open(workdir, factor=None, step=None, replay=''):
   """Session, evaluator and state of a run, on the mesh that is asked for."""
   from moe_jax.runs import workdir as workdir_lib
-  from moe_jax.training import (
-    checks,
-    evaluation,
-    fresh_rules,
-    kept_data,
-    session as session_lib,
-  )
+  from moe_jax.training import checks, evaluation, fresh_rules
 
   config = workdir_lib.load_config(workdir)
   config.update_from_flattened_dict(cli.overrides('config', ('data', 'eval')))
   if factor is not None:
     config = checks.with_eval_factor(config, factor)
-  session = session_lib.make(
-    config, workdir, mesh_spec=_MESH.value, splits=('eval',)
-  )
-  state, data = fresh_rules.of_run(session, workdir, step)
-  kept_data.check(
-    session.data,
-    workdir,
-    data['fingerprint'],
-    'its validation documents may have been trained on',
-  )
+  if replay:
+    from moe_jax.analysis import replaying
+
+    session = replaying.opened(config, workdir, replay, mesh_spec=_MESH.value)
+    state, _ = fresh_rules.of_run(session, workdir, step)
+  else:
+    session, state = evaluation.of_run(config, workdir, _MESH.value, step)
   return session, evaluation.Evaluator(session), state
 
 

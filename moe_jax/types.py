@@ -25,6 +25,7 @@ from flax import struct
 # those of zero-computation experts, which never leave the token's device.
 KEPT, CAPACITY, RECEIVER, PADDING, UNSENT, LOCAL = range(6)
 CAUSES = ('kept', 'capacity', 'receiver', 'padding', 'unsent', 'local')
+OWN = -2  # in `Tokens.forced`
 
 
 @struct.dataclass
@@ -36,8 +37,9 @@ class Tokens:
     ids: int32 [B, L], of the vocabulary.
     positions: int32 [B, L], within the segment.
     segments: int32 [B, L], which sequence of a packed row; 0 is padding.
-    forced: int32 [B, L, M, K], experts to be used, for `replay`, in each of M
-      MoE layers.
+    forced: int32 [B, L, M, K], experts to be used, for `replay` and `forced`,
+      in each of M MoE layers; -1 is nobody, and OWN a token whose experts the
+      router `forced` chooses itself.
     step: int32 scalar, of training.
     part: int32 [2], which micro-batch of how many these are: the groups of a
       device are numbered through all of them.
@@ -63,6 +65,8 @@ class Context:
     carry: what the router of the previous MoE layer left (leaves [T, ...]).
     ids_T, positions_T, segments_T: int32, as in Tokens; None if not known.
     forced_TK: int32, experts to be used, or None.
+    given_TK: the same, for all routers: in place of those that they would
+      choose. None but by `forced`.
     step: int32 scalar of training, or None.
     layer: int32 scalar, the number of the MoE layer in its stack.
     layer_key: PRNG key of this layer and step, the same for all groups.
@@ -82,6 +86,7 @@ class Context:
   positions_T: jax.Array | None = None
   segments_T: jax.Array | None = None
   forced_TK: jax.Array | None = None
+  given_TK: jax.Array | None = None
   step: jax.Array | None = None
   layer: jax.Array | None = None
   layer_key: jax.Array | None = None
@@ -134,6 +139,7 @@ class Routing:
       their sum once it is known who was seated.
     first_fit: whether a token takes the first of its choices that has room, and
       no other (no-token-left-behind).
+    given: whether the experts are those of `Context.given_TK`.
   """
 
   token_N: jax.Array
@@ -154,6 +160,7 @@ class Routing:
   weight_on: str = struct.field(pytree_node=False, default='output')
   renormalize_kept: bool = struct.field(pytree_node=False, default=False)
   first_fit: bool = struct.field(pytree_node=False, default=False)
+  given: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
@@ -230,9 +237,9 @@ class MoEAux:
     load_E: int32, assignments that wanted each expert, before drops.
     cause: int32 [6], assignments by cause, in the order of CAUSES.
     health: sums over real tokens, and their number, from which
-      `analysis.health` makes rates: see `layers.statistics`.
-    record: with `MoE.record`, the edges of all groups: int32 'token',
-      'expert', 'cause' and f32 'weight', [G, N]; else {}.
+      `training.health` makes rates: see `layers.statistics`.
+    record: with `MoE.record`, the edges of all groups, and what is known of
+      their tokens: see `layers.statistics.edges`; else {}.
   """
 
   loss: jax.Array

@@ -130,7 +130,7 @@ def test_short_windows_are_padded():
   for spec in ('span_corruption()', 'causal_lm()'):
     row = _example(spec, _window([]), 16)
     assert all(
-      (v == (-1 if k == 'document' else 0)).all() for k, v in row.items()
+      (v == (-1 if k.endswith('document') else 0)).all() for k, v in row.items()
     )
 
 
@@ -146,6 +146,10 @@ def test_a_targets_document_is_its_tokens():
       assert row['document'][i] == of[token]
     elif token > 258:  # a sentinel goes with its first token
       assert row['document'][i] == of[int(row['targets'][i + 1])]
+  seen = zip(row['encoder_inputs'].tolist(), row['encoder_document'])
+  kept = [(token, document) for token, document in seen if token in of]
+  assert len(kept) == 13  # 14 are noise
+  assert all(document == of[token] for token, document in kept)
 
 
 def test_noise_depends_on_the_generator_alone():

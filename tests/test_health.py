@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from moe_jax import types
-from moe_jax.analysis import health
 from moe_jax.balancing import base as balancing
 from moe_jax.layers import statistics
+from moe_jax.training import health
 
 
 def metrics(load, cause, used, **sums):

@@ -25,7 +25,6 @@ TRAINING = MODELS | {
   'data.batches',  # places of rows; what they hold is the problem's
   'runs',
   'planning',
-  'analysis',
 }
 ROOMS = {
   '__init__': {'citations'},
@@ -51,8 +50,8 @@ ROOMS = {
   'training': TRAINING,
   # Beside training. What is drawn or planned is numbers: no room makes it.
   'planning': {'errors', 'json_files'},
-  'plots': {'errors', 'json_files'},
-  'analysis': MODELS | {'models'},
+  'plots': {'errors', 'json_files', 'analysis.records', 'data.tokenizers'},
+  'analysis': TRAINING | {'training', 'data'},
   'conversion': TRAINING | {'training', 'data.objectives'},
   'parity': MODELS,
   'benchmarks': TRAINING | {'training'},

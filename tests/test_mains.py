@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax.analysis import recording
 from moe_jax.kernels import plain
 from moe_jax.parallel import check, distributed, mesh as mesh_lib
 from moe_jax.plots import report
-from moe_jax.training import generation, session as session_lib
+from moe_jax.runs import workdir as workdir_lib
+from moe_jax.training import fresh_rules, generation, session as session_lib
 from tests import mains
 from tests.main_run import EIGHT, E, Run, read
 
@@ -120,6 +122,24 @@ def test_evaluate_takes_another_factor_and_mesh(run, monkeypatch):
   assert shapes == [mesh_lib.exact(data=8)]
   with pytest.raises(ValueError, match='needs 2 devices, found 8'):
     run.evaluate('--mesh=exact(data=2)')
+
+
+@case('evaluate', 'replay')
+def test_evaluate_makes_a_records_choices_again(run):
+  """The routers go by ids, and would make them all themselves."""
+  config = workdir_lib.load_config(run.workdir)
+  opened = recording.opened(config, run.workdir, max_bytes=0)
+  state, _ = fresh_rules.of_run(opened, run.workdir)
+  recording.record(opened, state, run.root / 'routing')
+  before = (run.workdir / 'evaluation/summary.json').stat().st_mtime_ns
+  _, out = run.evaluate(f'--replay={run.root}/routing')
+  assert (run.workdir / 'evaluation/summary.json').stat().st_mtime_ns == before
+  found = read(run.workdir / 'evaluation/replay.json')
+  assert found['replay/decoder/0'] == 1.0
+  assert found['eval/loss'] == pytest.approx(run.rows()[-1]['eval/loss'])
+  assert "record's choices that decoder/0 makes, too  100.00 %" in out
+  with pytest.raises(ValueError, match=r'other tokens .* or data\.seq_len'):
+    run.evaluate(f'--replay={run.root}/routing', '--config.data.seq_len=8')
 
 
 @case('evaluate', 'config')

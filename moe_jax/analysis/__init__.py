@@ -1,1 +1,1 @@
-"""Routing, looked at: what methods compute on given logits."""
+"""Routing, looked at: recorded, measured, replayed; and on given logits."""

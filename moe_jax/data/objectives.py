@@ -57,7 +57,8 @@ class SpanCorruption:
   each span, and EOS: exactly seq_len for a full window (one less may be left
   where spans are of one token and half of all are noise). `targets` are each
   sentinel with its span, then EOS, `targets_length(seq_len)` long. Adds
-  `encoder_inputs`, `encoder_positions` and `encoder_segments`.
+  `encoder_inputs`, `encoder_positions`, `encoder_segments` and
+  `encoder_document`.
 
   Raffel et al., "Exploring the Limits of Transfer Learning with a Unified
   Text-to-Text Transformer", JMLR 2020, arXiv:1910.10683, sections 3.1.4 and
@@ -109,15 +110,17 @@ class SpanCorruption:
     kept[at] = sentinels
     told = np.insert(tokens_N, at, sentinels)
     of = np.insert(document_N, at, document_N[at])
-    told_mask = np.insert(noise_N, at, True)
+    told_mask, seen = np.insert(noise_N, at, True), document_N
     if len(tokens_N):  # a row of padding stays one
       kept = np.append(kept[~noise_N | first_N], eos)
+      seen = np.append(seen[~noise_N | first_N], document_N[-1])
       told = np.append(told[told_mask], eos)
       of = np.append(of[told_mask], document_N[-1])
     one_segment = np.arange(len(told)) == 0
     length = self.targets_length(seq_len)
     return {
       **encoder_row(kept, seq_len, pad),
+      'encoder_document': pad_to(seen, seq_len, -1),
       **decoder_row(told, of, one_segment, length, pad),
     }
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -20,6 +20,7 @@ from moe_jax.data import (
   batches,
   chosen,
   documents as documents_lib,
+  held_out,
   inventory,
   objectives,
   sources,
@@ -47,14 +48,6 @@ DEFAULTS = {
   'task': '',
   'task_file': '',
 }
-
-
-class Document(NamedTuple):
-  """A validation document."""
-
-  domain: str
-  name: str
-  num_bytes: int
 
 
 def load(
@@ -224,14 +217,16 @@ class Data(batches.Batches):
       chosen.capped(members, validation.bytes_N, validation_max_bytes)
       for members in halves
     ]
-    self._records_V = np.concatenate(kept)
-    self.documents = [
-      Document(d, validation.name(n), int(validation.bytes_N[n]))
-      for d, members in zip(self.domains, kept)
-      for n in members
-    ]
-    self._rows = self._windows(kept, length)
-    self.validation_rows = len(self._rows)
+    self._held = held_out.Rows(
+      validation,
+      kept,
+      self.domains,
+      seq_len=seq_len,
+      tokenizer=tokenizer,
+      objective=objective,
+    )
+    self.documents = self._held.documents
+    self.validation_rows = len(self._held)
     parts = (train.digest, validation.digest, tokenizer.key, *self.domains)
     if max_bytes and max_bytes < whole:
       parts += (str(max_bytes),)
@@ -247,7 +242,8 @@ class Data(batches.Batches):
       tokenizer=self.tokenizer,
       rng=np.random.default_rng([seed, 1, row]),
     )
-    del example['document']  # of use in validation only
+    for unused in ('document', 'encoder_document'):  # but in validation
+      example.pop(unused, None)
     return example
 
   def sources(self, seed: int, row: int) -> tuple[str, ...]:
@@ -259,41 +255,9 @@ class Data(batches.Batches):
       f'{self.domains[domain]}: {self._train.name(n)}' for n in found
     )
 
-  def _windows(self, kept, length):
-    """(documents of a domain, their first index, ends, start, stop) of rows.
-
-    Domains take turns, each by its share, as in training: where tokens of a
-    batch compete for seats, those of one domain alone would fight for the same.
-    """
-    rows, first, place = [], 0, []
-    for members in kept:
-      ends = np.cumsum(self._validation.tokens_N[members])
-      total = int(ends[-1]) if len(ends) else 0
-      for start in range(0, total, length):
-        stop = min(start + length, total)
-        rows.append((members, first, ends, start, stop))
-        place.append((start + stop) / total)
-      first += len(members)
-    return [rows[i] for i in np.argsort(place, kind='stable')]
-
   def validation_row(self, row: int) -> batches.Row:
-    """A window over a domain's documents laid end to end.
-
-    A domain's last one is padded. `document` [length] says which of
-    `documents` a target belongs to, -1 on padding.
-    """
-    window = objectives.Window(*np.zeros((2, 0), np.int32))
-    if row < len(self._rows):
-      members, first, ends, start, stop = self._rows[row]
-      window = streams.cut(self._validation, members, ends, start, stop)
-      place = np.searchsorted(members, window.document_N).astype(np.int32)
-      window = window._replace(document_N=first + place)
-    return self._objective.example(
-      window,
-      seq_len=self._seq_len,
-      tokenizer=self.tokenizer,
-      rng=np.random.default_rng([0, 2, row]),  # the same noise at each visit
-    )
+    """See `held_out.Rows.row`."""
+    return self._held.row(row)
 
   def train_texts(self, domain: str) -> Iterator[bytes]:
     """The training documents of a domain, as they are stored."""
@@ -302,7 +266,7 @@ class Data(batches.Batches):
 
   def validation_texts(self) -> Iterator[bytes]:
     """The bytes of `documents`."""
-    return self._validation.texts(self._records_V)
+    return self._held.texts()
 
   def kept(self) -> dict[str, Any]:
     """Sizes and digests of all domains, chosen or not: see `inventory`."""

@@ -36,6 +36,7 @@ from moe_jax.data import (
   batches,
   chains,
   docstrings,
+  held_out,
   intervals,
   inventory,
   objectives,
@@ -219,7 +220,7 @@ class TaskData(batches.Batches):
     )
     self._right_N = np.array([label for _, label in self._validation])
     self.documents = [
-      pipeline.Document(task.name, f'{i} {label}', len(label.encode()))
+      held_out.Document(task.name, f'{i} {label}', len(label.encode()))
       for i in range(len(held))
       for label in task.labels
     ]

@@ -348,7 +348,9 @@ class MoE:
     with jax.named_scope('balancing'):
       seen = self.balance, shared['states'], shared['router']
       aux = statistics.of(*seen, r, cause_GN, ctx, tokens, axes)
-    record = statistics.edges(r, seated, cause_GN) if self.record else {}
+    record = {}
+    if self.record:
+      record = statistics.edges(r, seated, cause_GN, T)
     carry = jax.tree.map(lambda v: v.reshape(B, L, *v.shape[2:]), r.carry)
     return y_GTD.reshape(B, L, D), carry, record, aux
 

@@ -1,9 +1,10 @@
 """What a layer tells of its routing: losses, loads, causes, health.
 
-All are sums; `analysis.health` makes rates of them. A sum over micro-batches,
+All are sums; `training.health` makes rates of them. A sum over micro-batches,
 layers or steps comes first, the division last.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,15 +66,48 @@ def of(
 
 
 def edges(
-  r: types.Routing, seated: types.Seated, cause_GN: jax.Array
+  r: types.Routing, seated: types.Seated, cause_GN: jax.Array, T: int
 ) -> dict[str, jax.Array]:
-  """`MoEAux.record`, leaves [G, N]: as routed, by the weights of the seated."""
-  return {
+  """`MoEAux.record`: as routed, by the weights of the seated.
+
+  Returns:
+    [G, N] int32 'token', 'expert', 'cause', f32 'weight'. Where edges are not
+    `choices` blocks, int32 'rank', the edge's among those of its token, the
+    largest weight first, N at nobody's. [G, T] f32, where there are affinities,
+    'entropy' in nats; 'margin', of the k-th affinity over the next, where every
+    token has k of more experts, else NaN.
+  """
+  found = {
     'token': r.token_N,
     'expert': r.expert_N,
     'weight': seated.routing.weight_N,
     'cause': cause_GN,
   }
+  if r.choices is None:
+    rank = functools.partial(_ranks, E=r.num_experts, T=T)
+    found['rank'] = jax.vmap(rank)(r.token_N, r.expert_N, found['weight'])
+  if r.probs_TE is not None:
+    found['entropy'] = balancing.entropy(r.probs_TE)
+    if r.choices and r.choices < r.num_experts and not r.first_fit:
+      top, _ = jax.lax.top_k(r.probs_TE, r.choices + 1)
+      sent_GN = r.expert_N < r.num_experts
+      sent_GT = sent_GN.reshape(-1, r.choices, T).all(1)
+      margin_GT = top[..., -2] - top[..., -1]
+      found['margin'] = jnp.where(sent_GT, margin_GT, jnp.nan)
+  return found
+
+
+def _ranks(token_N, expert_N, weight_N, E: int, T: int) -> jax.Array:
+  """int32 [N], place of an edge among its token's, by weight; N at nobody's."""
+  N = token_N.shape[0]
+  place_N = jnp.arange(N, dtype=jnp.int32)
+  queue_N = jnp.where(expert_N < E, token_N, T)
+  *_, order_N = jax.lax.sort((queue_N, -weight_N, place_N), num_keys=2)
+  count = jnp.zeros(T + 1, jnp.int32).at[queue_N].add(1)
+  start = jnp.cumsum(count) - count
+  rank_N = jnp.zeros(N, jnp.int32)
+  rank_N = rank_N.at[order_N].set(place_N - start[queue_N[order_N]])
+  return jnp.where(queue_N < T, rank_N, N)
 
 
 def sums(
@@ -93,8 +127,10 @@ def sums(
   Returns:
     'tokens' f32; 'used' int32 [USED], tokens by the number of experts that
     computed for them; 'bias' f32, the root mean square of the selection bias
-    times the tokens; where the router has affinities 'entropy' f32; and where
-    it has logits 'square' f32 their mean square, 'logsumexp' f32.
+    times the tokens; where the router has affinities 'entropy' f32; where it
+    has logits 'square' f32 their mean square, 'logsumexp' f32; and where
+    experts were given 'given' f32 how many, 'agreed' f32 those among them that
+    it would have chosen.
   """
   G, T = all_.mask_GT.shape
   kept_GN = (cause_GN == types.KEPT).astype(jnp.int32)
@@ -120,4 +156,7 @@ def sums(
     logits = jax.lax.stop_gradient(r.logits_TE)
     out['square'] = all_.tokens((logits**2).mean(-1))[0]
     out['logsumexp'] = all_.tokens(jax.nn.logsumexp(logits, -1))[0]
+  for name in ('given', 'agreed'):
+    if name in r.terms:
+      out[name] = all_.tokens(r.terms[name].astype(jnp.float32))[0]
   return out

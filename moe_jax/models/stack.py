@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -325,6 +326,17 @@ def tokens(batch: dict[str, Any], prefix: str = '') -> types.Tokens:
     step=batch.get('step'),
     part=batch.get('part'),
   )
+
+
+def with_moe(model: Any, change: Callable[[Any], Any], names=None) -> Any:
+  """The model with every MoE layer changed, of these stacks; None is all."""
+  fields = [f.name for f in dataclasses.fields(model)]
+  changed = {}
+  for name, config in model.stacks.items():
+    if names is None or name in names:
+      (field,) = (f for f in fields if getattr(model, f) is config)
+      changed[field] = config.with_moe(change)
+  return model.clone(**changed)
 
 
 def aux_by_layer(

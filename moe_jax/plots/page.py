@@ -36,8 +36,8 @@ summary { cursor: pointer; } pre { overflow-x: auto; font-size: .82rem;
 """
 
 
-def page(title: str, body: Sequence[str]) -> str:
-  """The whole page; `body` is HTML, `title` is text."""
+def page(title: str, body: Sequence[str], head: Sequence[str] = ()) -> str:
+  """The whole page; `body` and `head` are HTML, `title` is text."""
   return '\n'.join(
     [
       '<!DOCTYPE html>',
@@ -47,6 +47,7 @@ def page(title: str, body: Sequence[str]) -> str:
       '<meta name="viewport" content="width=device-width, initial-scale=1">',
       f'<title>{html.escape(title)}</title>',
       f'<style>{_CSS}</style>',
+      *head,
       '</head>',
       '<body>',
       f'<h1>{html.escape(title)}</h1>',

@@ -100,6 +100,10 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
   mean = 'train/dropped' if 'train/dropped' in summary else 'moe/dropped'
   add('dropped in training', mean, _percent)
   add('dropped in evaluation', 'moe/eval_dropped', _percent)
+  for key in summary:
+    if key.startswith('replay/'):
+      layer = key.removeprefix('replay/')
+      add(f"record's choices that {layer} makes, too", key, _percent)
   add('load max/mean, all layers', 'moe/load_max', '{:.2f}'.format)
   for layer in _layers(summary):
     key = f'moe/layer_{layer}/load_max'

@@ -170,6 +170,22 @@ class Problem(abc.ABC):
   ) -> batches.Batches:
     """Reads or builds the data; what is built is kept in `cache_dir`."""
 
+  def read(
+    self, directory: str, *, cache_dir: str, max_bytes: int = 0
+  ) -> batches.Batches:
+    """Other text, for validation alone: all of a folder, a domain a file.
+
+    Args:
+      directory: of .txt files.
+      cache_dir: where what is built is kept.
+      max_bytes: cap of the text, the same for each domain; 0 for none.
+
+    Raises:
+      ValueError: the problem is not of running text, or there is none.
+    """
+    del cache_dir, max_bytes
+    raise self.lacks(f'text={directory!r}', 'running text')
+
   def keep(self, data: batches.Batches, workdir: str) -> None:
     """Writes what of the data a run's parameters cannot be read without.
 

@@ -123,5 +123,22 @@ class Corpus(Language):
       validation_max_bytes=self.max_bytes,
     )
 
+  def read(self, directory, *, cache_dir, max_bytes=0):
+    from moe_jax.data import held_out
+
+    spec = self.data.tokenizer
+    if tokenizers.learns(spec):
+      raise UserError(
+        f'the run keeps no {KEPT} of its data.tokenizer, {spec!r}'
+      )
+    tokenizer = self.tokenizer().fitted((), cache_dir)
+    return held_out.Folder(
+      self.data,
+      directory,
+      tokenizer,
+      cache_dir=cache_dir,
+      max_bytes=max_bytes,
+    )
+
   def judge(self, out, batch, data):
     return tokens.of_documents(out, batch, data)

@@ -19,9 +19,10 @@ from moe_jax.problems import base, tokens
 
 
 class Row(NamedTuple):
-  """A row of validation, as a document."""
+  """A row of validation, as a document; its chain is its domain."""
 
   name: str
+  domain: str
 
 
 class Rows(batches.Batches):
@@ -30,7 +31,9 @@ class Rows(batches.Batches):
   def __init__(self, chains: markov.Chains, key: str, length: int, held: int):
     self.chains, self.length, self.validation_rows = chains, length, held
     self.fingerprint = key
-    self.documents = [Row(f'row {i}') for i in range(held)]
+    self.documents = [
+      Row(f'row {i}', f'chain {self._draws(1, i)[1]}') for i in range(held)
+    ]
 
   def train_row(self, seed, row):
     return self._row(0, seed, row)
@@ -41,9 +44,8 @@ class Rows(batches.Batches):
     return self._row(1, row, real=real) | {'document': document}
 
   def _row(self, *seed, real=True):
-    count, states = self.chains.start_CS.shape
-    rng = np.random.default_rng(seed)
-    chain = int(rng.integers(count))
+    states = self.chains.start_CS.shape[1]
+    rng, chain = self._draws(*seed)
     targets_L = self.chains.draw(rng, chain, self.length)
     inputs_L = np.append(np.int32(states + chain), targets_L[:-1])
     return {
@@ -52,6 +54,11 @@ class Rows(batches.Batches):
       'positions': np.arange(self.length, dtype=np.int32),
       'segments': np.full(self.length, real, np.int32),
     }
+
+  def _draws(self, *seed):
+    """A row's generator, and its chain, the first draw."""
+    rng = np.random.default_rng(seed)
+    return rng, int(rng.integers(self.chains.start_CS.shape[0]))
 
 
 @registry.register

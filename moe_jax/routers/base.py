@@ -12,8 +12,12 @@ import jax.numpy as jnp
 
 from moe_jax import registry, types
 from moe_jax.errors import UserError
+from moe_jax.kernels import chosen
 
 Params = Any
+Chosen = chosen.Chosen
+# Of routers that rank by no scores; of those by whom experts choose.
+fixed, best_tokens = chosen.fixed, chosen.best_tokens
 
 
 class Router(abc.ABC):
@@ -197,7 +201,7 @@ class Linear(Matrix):
     as_f32 = {k: v.astype(jnp.float32) for k, v in found.items()}
     return as_f32 | {'logits_TE': logits_TE}
 
-  def choose(self, found, ctx, k, **options) -> 'Chosen':
+  def choose(self, found, ctx, k, **options) -> Chosen:
     """As the function, by `affinities`; or k draws, which know no bias."""
     scores_TE = found['probs_TE']
     if self.sample and ctx.train:
@@ -233,63 +237,6 @@ def affinities(
   return {'logits_TE': logits_TE} | found
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-  """The experts that the tokens of a group chose, K each.
-
-  Attributes:
-    expert_TK: int32, the best first; E is nobody.
-    ctx: of the group.
-    score_TK: f32, what they were chosen by, if they were.
-    solved_E: as in `types.Routing`.
-  """
-
-  expert_TK: jax.Array
-  ctx: types.Context
-  score_TK: jax.Array | None = None
-  solved_E: jax.Array | None = None
-
-  def of(self, v_TE: jax.Array) -> jax.Array:
-    """[T, K], the chosen experts' entries, with their gradient."""
-    return jnp.take_along_axis(v_TE, self.expert_TK, -1)
-
-  def routing(
-    self,
-    weight_TK: jax.Array,
-    used_TK: jax.Array | None = None,
-    log_weight_TK: jax.Array | None = None,
-    chosen_TK: jax.Array | None = None,
-    **rest: Any,
-  ) -> types.Routing:
-    """The edges: all first choices, then all second ones; no padding.
-
-    The seating order, too, of every published top-k code.
-
-    Args:
-      weight_TK: f32 combine weights.
-      used_TK: bool, the choices that are sent; None is all.
-      log_weight_TK, chosen_TK: `Routing.log_weight_N`, `Routing.chosen_N`.
-      **rest: further fields of Routing.
-    """
-    E, (T, K) = self.ctx.num_experts, self.expert_TK.shape
-    real_T1 = self.ctx.mask_T[:, None]
-    sent_TK = real_T1 if used_TK is None else real_T1 & used_TK
-    edges = lambda v_TK, empty, at_TK=real_T1: (
-      None if v_TK is None else jnp.where(at_TK, v_TK, empty).T.reshape(-1)
-    )
-    return types.Routing(
-      token_N=jnp.tile(jnp.arange(T, dtype=jnp.int32), K),
-      expert_N=edges(self.expert_TK, E, sent_TK).astype(jnp.int32),
-      weight_N=edges(weight_TK, 0.0, sent_TK),
-      log_weight_N=edges(log_weight_TK, -jnp.inf),
-      chosen_N=edges(chosen_TK, E),
-      solved_E=self.solved_E,
-      num_experts=E,
-      choices=K,
-      **rest,
-    )
-
-
 def biased(
   scores_TE: jax.Array, ctx: types.Context, K: int
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -311,7 +258,7 @@ def choose(
   then: Callable[[jax.Array], jax.Array] = lambda scores_TE: scores_TE,
   seats: int | None = None,
 ) -> Chosen:
-  """The k experts of the largest scores, biased.
+  """The k experts of the largest scores, biased; or those that were given.
 
   Args:
     scores_TE, ctx: as `biased` takes them.
@@ -320,12 +267,7 @@ def choose(
     seats: of a token, for the rule that solves; None is k.
   """
   scores_TE, solved_E = biased(scores_TE, ctx, seats or k)
-  scores_TE = then(scores_TE)
-  if k == 1:  # the largest alone needs no sort
-    best_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
-    return Chosen(best_T1, ctx, scores_TE.max(-1, keepdims=True), solved_E)
-  score_TK, expert_TK = jax.lax.top_k(scores_TE, k)
-  return Chosen(expert_TK, ctx, score_TK, solved_E)
+  return chosen.best(then(scores_TE), ctx, k, solved_E)
 
 
 _NOISES = 'jitter input_dropout sample second_policy gaussian heun'.split()
@@ -370,11 +312,15 @@ def from_experts(
   token_N = token_EC.reshape(-1).astype(jnp.int32)
   E, real_N = len(token_EC), ctx.mask_T[token_N]
   expert_N = jnp.repeat(jnp.arange(E, dtype=jnp.int32), token_EC.shape[1])
+  if ctx.given_TK is not None:
+    open_TE = chosen.members(ctx) | chosen.own(ctx)
+    real_N &= open_TE[token_N, expert_N]
   return types.Routing(
     token_N=token_N,
     expert_N=jnp.where(real_N, expert_N, E),
     weight_N=jnp.where(real_N, weight_EC.reshape(-1), 0.0),
     num_experts=E,
+    given=ctx.given_TK is not None,
     **rest,
   )
 

@@ -50,10 +50,10 @@ class BaseLayer(base.Matrix):
       expert_T1 = self.auction(scores_TE, ctx.mask_T)[:, None]
     else:
       expert_T1 = jnp.argmax(scores_TE, -1, keepdims=True)
+    chosen = base.fixed(expert_T1, ctx, solved_E)
     # Padding is at expert E, which has no logit; its weight becomes 0.
-    near_T1 = jnp.minimum(expert_T1, ctx.num_experts - 1)
+    near_T1 = jnp.minimum(chosen.expert_TK, ctx.num_experts - 1)
     weight_T1 = jax.nn.sigmoid(jnp.take_along_axis(logits_TE, near_T1, -1))
-    chosen = base.Chosen(expert_T1, ctx, solved_E=solved_E)
     return chosen.routing(weight_T1, **base.affinities(logits_TE))
 
   def auction(self, scores_TE, mask_T):

@@ -64,7 +64,7 @@ class CappedExpertChoice(base.Matrix):
     scores_TE = jnp.where(ctx.mask_T[:, None], scores_TE, -1e9)
     reachable = jnp.clip(self.cap * ctx.mask_T.sum() / E, 1, rows)
     plan_ET = self.solve(scores_TE.T, reachable)
-    _, token_EC = jax.lax.top_k(plan_ET, rows)
+    token_EC = base.best_tokens(plan_ET, ctx, rows)
     weight_EC = jnp.take_along_axis(probs_TE.T, token_EC, -1)
     # The best are seated first, which A, 1 for most, does not tell.
     best_EC = jnp.argsort(-jax.lax.stop_gradient(weight_EC), -1)

@@ -45,7 +45,7 @@ class ExpertChoice(base.Matrix):
     T, E = probs_TE.shape
     scores_TE = jnp.where(ctx.mask_T[:, None], probs_TE, -1.0)
     rows = base.rows(self.choices, T, E)
-    _, token_EC = jax.lax.top_k(jax.lax.stop_gradient(scores_TE).T, rows)
+    token_EC = base.best_tokens(scores_TE.T, ctx, rows)
     return base.from_experts(
       *(token_EC, jnp.take_along_axis(probs_TE.T, token_EC, -1), ctx),
       logits_TE=logits_TE,

@@ -41,7 +41,7 @@ class Hash(base.Choosing):
     first_T1 = hash_T1 % E
     expert_TK = jnp.concatenate([first_T1, (first_T1 + far_TK) % E], axis=1)
     weight_TK = jnp.full(expert_TK.shape, 1 / self.k, jnp.float32)
-    return base.Chosen(expert_TK, ctx).routing(weight_TK)
+    return base.fixed(expert_TK, ctx).routing(weight_TK)
 
 
 def mix(x):

@@ -46,4 +46,4 @@ class Random(base.Choosing):
     level_TE = jax.vmap(lambda k: jax.random.uniform(k, (E,)))(key_T)
     _, expert_TK = jax.lax.top_k(level_TE, self.k)
     weight_TK = jnp.full((T, self.k), 1 / self.k)
-    return base.Chosen(expert_TK, ctx).routing(weight_TK)
+    return base.fixed(expert_TK, ctx).routing(weight_TK)

@@ -28,4 +28,4 @@ class RoundRobin(base.Choosing):
     T = len(x_TD)
     turn_TK = self.k * jnp.arange(T)[:, None] + jnp.arange(self.k)
     weight_TK = jnp.full((T, self.k), 1 / self.k)
-    return base.Chosen(turn_TK % ctx.num_experts, ctx).routing(weight_TK)
+    return base.fixed(turn_TK % ctx.num_experts, ctx).routing(weight_TK)

@@ -68,7 +68,7 @@ class TopK(base.Choosing, base.Linear):
     policy = self.second_policy if ctx.train or self.policy_in_eval else 'all'
     found = self.affinities(params, x_TD, ctx)
     chosen = self.choose(found, ctx, self.k)
-    if policy == 'sampled':
+    if policy == 'sampled' and ctx.given_TK is None:
       expert_TK = self.sampled(chosen.expert_TK, found['logits_TE'], ctx)
       chosen = dataclasses.replace(chosen, expert_TK=expert_TK)
     log_TK = chosen.of(found['log_probs_TE'])

@@ -11,7 +11,37 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from moe_jax.errors import NotFiniteError, UserError
-from moe_jax.training import session as session_lib, step as step_lib, trail
+from moe_jax.training import (
+  fresh_rules,
+  kept_data,
+  session as session_lib,
+  step as step_lib,
+  trail,
+)
+
+
+def of_run(
+  config: Any, workdir: str, mesh_spec: str = '', step: int | None = None
+) -> tuple[session_lib.Session, Any]:
+  """A session of a run's config on its validation set, and a state of it.
+
+  Args:
+    config, workdir: of the run.
+    mesh_spec: in place of the config's mesh.
+    step: of the checkpoint; None is the newest.
+
+  Raises:
+    ValueError: no checkpoint, or other data than it was trained beside.
+  """
+  s = session_lib.make(config, workdir, mesh_spec=mesh_spec, splits=('eval',))
+  state, data = fresh_rules.of_run(s, workdir, step)
+  kept_data.check(
+    s.data,
+    workdir,
+    data['fingerprint'],
+    'its validation documents may have been trained on',
+  )
+  return s, state
 
 
 class Evaluator:
@@ -35,7 +65,8 @@ class Evaluator:
     Returns:
       The problem's scores, 'eval/loss' among them; 'eval/seconds'; of an MoE
       model moe/eval_dropped and moe/eval_wasted (share of the seats left
-      empty).
+      empty); of a model whose routers are given their experts (`forced`)
+      'replay/<layer>', the share of these that they would choose themselves.
 
     Raises:
       FloatingPointError: the loss is not finite; names of what.
@@ -53,6 +84,11 @@ class Evaluator:
       )
       metrics['moe/eval_dropped'] = trail.dropped(cause_QC)
       metrics['moe/eval_wasted'] = trail.wasted(cause_QC, held * count)
+    if 'agreed' in sums:
+      for name, given, agreed in zip(
+        step_lib.moe_layers(s.model), sums['given'], sums['agreed'], strict=True
+      ):
+        metrics[f'replay/{name}'] = float(agreed / max(given, 1))
     metrics['eval/seconds'] = time.monotonic() - start
     return metrics
 
@@ -62,7 +98,9 @@ class Evaluator:
     for batch in s.validation():
       count += 1
       out = self._step(params, balance, s.put(batch))
-      out = {k: out[k] for k in ('sums', 'cause') if k in out}
+      out = out.get('health', {}) | out
+      kept = ('sums', 'cause', 'given', 'agreed')
+      out = {k: out[k] for k in kept if k in out}
       sums = out if sums is None else jax.tree.map(jnp.add, sums, out)
     return jax.device_get(sums), count
 

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_jax.analysis import health
 from moe_jax.parallel import mesh as mesh_lib
 from moe_jax.planning import counts
 from moe_jax.training import (
   clock as clock_lib,
+  health,
   session as session_lib,
   trail,
   tuning,

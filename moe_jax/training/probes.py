@@ -14,6 +14,7 @@ import numpy as np
 
 from moe_jax import registry, types
 from moe_jax.errors import UserError
+from moe_jax.models import stack
 from moe_jax.training import (
   checks,
   evaluation,
@@ -146,13 +147,9 @@ def _with_factor(session, factor) -> session_lib.Session:
 
 def _position_sums(session, name):
   """(params, balance, batch) -> int32 [2, L]: dropped and kept by position."""
-  model = session.model
   length = session.lengths[name]
-  stack = model.stacks[name]
-  recording = stack.with_moe(lambda m: dataclasses.replace(m, record=True))
-  own = dataclasses.fields(model)
-  (field,) = (f.name for f in own if getattr(model, f.name) is stack)
-  model = model.clone(**{field: recording})
+  recorded = lambda m: dataclasses.replace(m, record=True)
+  model = stack.with_moe(session.model, recorded, (name,))
 
   def run(params, balance, batch):
     variables = {'params': params} | ({'balance': balance} if balance else {})

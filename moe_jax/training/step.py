@@ -27,6 +27,16 @@ def moe_aux(model, aux) -> list[tuple[str, Any]]:
   ]
 
 
+def moe_layers(model) -> list[str]:
+  """'decoder/1' of every MoE layer, encoder first."""
+  return [
+    f'{name}/{layer}'
+    for name, config in model.stacks.items()
+    for layer, sparse in enumerate(config.sparse)
+    if sparse
+  ]
+
+
 def evaluated(model, variables: dict[str, Any], batch) -> tuple[Any, Any]:
   """What a model returns in evaluation mode: its output, MoEAux by stack."""
   # The same draws for every batch, for the few routers that are random in

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from moe_jax import types
-from moe_jax.analysis import health
 from moe_jax.parallel import axes as axes_lib
-from moe_jax.training import checks, session as session_lib
+from moe_jax.training import checks, health, session as session_lib
 
 WINDOWS = 40  # of the curve
 # Of `analysis.health`: means over layers, then over steps.

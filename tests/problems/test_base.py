@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from moe_jax.data import batches, pipeline
+from moe_jax.data import batches, held_out
 from moe_jax.models import factory
 from moe_jax.problems import base, causal_lm, classification, span_corruption
 from moe_jax.runs import config_history
@@ -140,7 +140,7 @@ def test_two_models_are_compared_by_document():
   """What makes documents hard for both is in no interval."""
   rng = np.random.default_rng(0)
   documents = [
-    pipeline.Document('ab'[i % 2], str(i), int(n))
+    held_out.Document('ab'[i % 2], str(i), int(n))
     for i, n in enumerate(rng.integers(100, 5000, 30))
   ]
   data = types.SimpleNamespace(documents=documents, domains=('a', 'b'))
