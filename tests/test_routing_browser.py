@@ -78,6 +78,11 @@ def test_the_page_opens_and_is_used(tab, path):
   assert NAMES[0] in said and 'token 39' in said and 'loss' in said
   assert count('#card .row') == 2 and count('#card .row.now .pick') == K
 
+  # A byte inside a character is shown in it, and said by its number.
+  at = HOSTILE.index(b'\xa9') + 1
+  tab.move(f'#passages .passage:first-child .t:nth-child({at})')
+  assert '‘\\xa9’' in card(tab)
+
   # The layer's selector changes who took the tokens; so do keys.
   classes = '[...document.querySelectorAll("#passages .t")].map(t=>t.className)'
   before = tab.js(classes)

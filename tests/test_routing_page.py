@@ -15,9 +15,7 @@ from moe_jax.analysis import records
 from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
 from moe_jax.plots import (
-  routing_figures,
   routing_page,
-  routing_sections,
   routing_text,
 )
 
@@ -28,7 +26,7 @@ HOSTILE = (
 NAMES = '<b>code</b>', '"C" & co', '</script>'
 M, K, E, D = 2, 2, 5, 3
 METRICS = {
-  'words': ['Experts <i>differ</i>.', 'By 0.5.'],
+  'words': ['Experts <i>differ</i>.', 'By 0.5.', 'So.', 'Dead: <b>3</b>.'],
   'domain_specialisation/value': [0.1, 0.2],
   'domain_specialisation/null': [0.01, 0.02],
   'domain_specialisation/null_low': [0.0, 0.01],
@@ -180,7 +178,8 @@ def test_hostile_text_stays_text(written):
     '</script><img src=x onerror=alert(1)>"\'&amp;<!-- \\xff\\xc3 \\u202e‧‧'
     '\\u0000 café‧ https://example.org/\\r\n'
   )
-  assert 'Experts &lt;i&gt;differ&lt;/i&gt;.' in text
+  assert '<p>Experts &lt;i&gt;differ&lt;/i&gt;.</p>' in text
+  assert '<p class="alarm">Dead: &lt;b&gt;3&lt;/b&gt;.</p>' in text
   assert sum(p['tokens'] for p in data['passages']) > 0.95 * len(made)
 
 
@@ -281,6 +280,19 @@ def test_spelling():
   assert piece('\u2066\ufeff'.encode()) == ['\\u2066\\ufeff']
 
 
+def test_padding_where_a_row_begins_reads_what_it_stands_for():
+  made = part([(0, b'abcdef')])
+  made.token[[0, 3, 5]] = 0, 0, 1
+  made.next[4] = 1  # the end of the text is itself
+  sample = routing_text.Sample((made,), np.zeros((M, D, E)), np.ones(D))
+  schema = records.Schema((1, 3), (E, E), K, 384, domains=NAMES)
+  special = {0: 'pad', 1: 'eos'}
+  data = routing_text.pack(sample, schema, tokenizers.Bytes().decode, special)
+  arrays, words = unpack(data), np.array(data['words'])
+  assert ''.join(words[arrays['shown']]) == '⟨pad⟩bcde⟨eos⟩'
+  assert ''.join(words[arrays['token']]) == '⟨pad⟩bc⟨pad⟩e⟨eos⟩'
+
+
 def test_tokens_without_a_tokenizer_are_numbers():
   sample = routing_text.Sample(
     (part(TEXTS[:1]),), np.zeros((M, D, E)), np.ones(D)
@@ -294,79 +306,6 @@ def test_tokens_without_a_tokenizer_are_numbers():
   assert '⟨eos⟩' not in data['words']  # an id with a text keeps it
 
 
-def test_metrics_that_are_absent_or_new(written):
-  schema = written[0]
-  titles = lambda metrics: [
-    s.title
-    for s in (*routing_sections.SECTIONS, routing_sections.rest(metrics))
-    if list(s.draw(metrics, schema))
-  ]
-  assert titles({}) == []
-  assert titles({'domain_specialisation/value': [None, None]}) == []
-  # Of other shapes, or no numbers at all.
-  odd = {k: [['a'], 3] for k in ('drops/by_position_value', 'drops/edges')}
-  assert titles(odd | {'drops/value': 'none', 'adaptive/histogram': []}) == []
-  found = titles({'mine/of_value': [0.1, 0.2], 'mine/of_null': [0.1, 0.1]})
-  assert found == ['What else was measured']
-  null = {'paths/entropy_null': 8, 'paths/tokens': 12}
-  assert routing_sections.scalars(METRICS | null) == [
-    ('Paths: entropy', '7.25', '8'),
-    ('Paths: tokens', '12', ''),
-    ('Saturation', 'one <checkpoint>', ''),
-  ]
-
-
-def test_panels_are_the_metrics_by_layer():
-  schema = records.Schema((1, 3), (E, E), K, 9)
-  (panel,) = routing_sections.panels(
-    METRICS, {'domain_specialisation/': 't'}, schema
-  )
-  np.testing.assert_array_equal(panel.value, [0.1, 0.2])
-  np.testing.assert_array_equal(panel.null_high, [0.02, 0.03])
-  np.testing.assert_array_equal(panel.low, [0.05, 0.15])
-  fig = routing_figures.by_layer([panel], schema.layers)
-  lines = {l.get_label(): l.get_ydata() for l in fig.axes[0].lines}
-  np.testing.assert_array_equal(lines['measured'], panel.value)
-  np.testing.assert_array_equal(lines['by chance'], panel.null)
-
-
-def test_checkpoints_stand_in_order():
-  schema = records.Schema((1, 3), (E, E), K, 9)
-  metrics = {'saturation/top_1_value': [0.1, 0.1]}
-  for at, value in (('1000', 0.9), ('untrained', 0.1), ('200', 0.5)):
-    metrics[f'saturation_{at}/top_1_value'] = [value, value / 2]
-    metrics[f'saturation_{at}/top_1_null'] = [0.0, 0.2]
-  (section,) = [s for s in routing_sections.SECTIONS if 'settle' in s.title]
-  ((_, fig, _),) = section.draw(metrics, schema)
-  ax = fig.axes[0]
-  names = [t.get_text() for t in ax.get_xticklabels()]
-  assert names == ['untrained', '200', '1,000']
-  lines = {l.get_label(): list(l.get_ydata()) for l in ax.lines}
-  assert lines['layer 1'] == [0.1, 0.5, 0.9]
-  assert lines['by chance'] == [0.1] * 3
-  assert not list(routing_sections.rest(metrics).draw(metrics, schema))
-
-
-def test_what_is_lost_is_of_the_own_layers():
-  schema = records.Schema((1,), (E,), K, 9, names=('decoder/1',))
-  rng = np.random.default_rng(0)
-  lost_MEX, cka_MEE = rng.normal(size=(2, E, D + 1)), rng.random((2, E, E))
-  metrics = {
-    'importance/layers': ['encoder/0', 'decoder/1'],
-    'importance/removed': lost_MEX.tolist(),
-    'importance/domains': list('abc'),
-    'outputs/layers': ['decoder/1'],
-    'outputs/cka': cka_MEE.tolist(),
-  }
-  (section,) = [s for s in routing_sections.SECTIONS if 'gone' in s.title]
-  ((name, fig, _),) = section.draw(metrics, schema)  # cka is of more layers
-  mesh = fig.axes[0].collections[0].get_array().reshape(D, E)
-  assert name == 'gone'
-  np.testing.assert_array_equal(
-    np.sort(mesh, 1), np.sort(lost_MEX[1, :, :D].T, 1)
-  )
-
-
 def test_an_encoder_has_a_page_of_its_own(tmp_path):
   write(tmp_path, TEXTS[:1], metrics={})
   second = {'committee/value': [0.5, 0.25], 'words': ['Mine.']}
@@ -377,15 +316,9 @@ def test_an_encoder_has_a_page_of_its_own(tmp_path):
   read = lambda name: (tmp_path / name).read_text()
   assert 'href="report_encoder.html"' in read('report.html')
   assert 'Mine.' not in read('report.html')
+  assert 'ommittee' not in read('report.html')
   assert 'Mine.' in read('report_encoder.html')
   assert 'that all domains share' in read('report_encoder.html')
-
-
-def test_an_expert_that_no_domain_has_is_white():
-  count = np.zeros((1, 2, 3))
-  count[0, :, 0], count[0, 0, 1] = (4, 8), 4
-  lift = routing_figures.lifts(count[0])
-  np.testing.assert_allclose(lift, [[2 / 3, 2, 1], [4 / 3, 0, 1]])
 
 
 def test_a_record_without_tokens_is_refused(tmp_path):

@@ -125,10 +125,12 @@ def _reader(spec: str, folder: pathlib.Path):
 
 
 def _lead(words: Any) -> str:
-  """The overview: a string, or sentences; each a paragraph."""
+  """The overview: three sentences in large letters; what follows are alarms."""
   said = [words] if isinstance(words, str) else list(words or ())
-  lines = ''.join(f'<p>{html.escape(str(s))}</p>' for s in said)
-  return f'<div class="lead">{lines}</div>' if lines else ''
+  lines = [html.escape(str(s)) for s in said]
+  lead = ''.join(f'<p>{s}</p>' for s in lines[:3])
+  alarms = ''.join(f'<p class="alarm">{s}</p>' for s in lines[3:])
+  return f'<div class="lead">{lead}</div>{alarms}' if lines else ''
 
 
 def _facts(schema: records.Schema) -> list[tuple[str, str]]:
