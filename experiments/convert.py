@@ -1,10 +1,12 @@
-"""Open models in and out: a folder of the hub to a workdir, and back.
+"""Models of models, and open models in and out; the result is a workdir.
 
+  python -m experiments.convert --method='upcycle()' --from=DENSE --workdir=MOE
+  python -m experiments.convert --method='mix()' --from=A,B,C --workdir=BTX
   python -m experiments.convert --from_hf=FOLDER --workdir=RUN
   python -m experiments.convert --to_hf=FOLDER --workdir=TUNED --dtype=bfloat16
 
-A folder has config.json, safetensors, whole or sharded with an index, and, for
-text, tokenizer.json. The workdir is one that every program takes:
+Methods: moe_jax/conversion/README.md. A folder has config.json, safetensors,
+whole or sharded, and, for text, tokenizer.json. Every program takes a workdir:
 
   python -m experiments.generate --workdir=RUN --prompt='The capital of'
   python -m experiments.evaluate --workdir=RUN --config.data.dir=TEXT
@@ -26,6 +28,9 @@ from configs import base
 from experiments import cli, modules, processes
 from moe_jax.errors import UserError
 
+_METHOD = flags.DEFINE_string('method', '', "Call string, as 'mix()'.")
+_SOURCES = flags.DEFINE_list('from', [], 'Workdirs that the method is given.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of what the method draws.')
 _FROM = flags.DEFINE_string('from_hf', '', 'Folder to read.')
 _TO = flags.DEFINE_string('to_hf', '', 'Folder to write; new or empty.')
 _WORKDIR = flags.DEFINE_string(
@@ -52,16 +57,19 @@ flags.adopt_module_key_flags(modules)
 def main(_: list[str]) -> None:
   """Converts, and says what was done."""
   modules.allow()
-  if bool(_FROM.value) == bool(_TO.value):
-    raise UserError('give one of --from_hf=FOLDER and --to_hf=FOLDER')
+  if sum(map(bool, (_METHOD.value, _FROM.value, _TO.value))) != 1:
+    raise UserError('give one of --from_hf=FOLDER, --to_hf=FOLDER and --method')
   processes.start(_CPU_DEVICES.value)
   import jax
 
-  from moe_jax.conversion import workdirs
+  from moe_jax.conversion import making, workdirs
 
-  start = time.monotonic()
-  if _FROM.value:
-    made, out = _WORKDIR.value, base.get_config()
+  start, made = time.monotonic(), _WORKDIR.value
+  if _METHOD.value:
+    given = {'seed': _SEED.value, 'step': _STEP.value}
+    done = making.make(_METHOD.value, _SOURCES.value, made, **given)
+  elif _FROM.value:
+    out = base.get_config()
     done = workdirs.from_hub(_FROM.value, made, out, _MESH.value)
   else:
     made = _TO.value

@@ -24,8 +24,8 @@ from typing import Any
 from moe_jax.errors import UserError
 
 FAMILIES = ('routers', 'balancing', 'experts', 'local_experts', 'dispatch')
-# What else is built as a method is: of a run, not of a layer.
-OTHERS = ('problems', 'analysis.metrics')
+# What else is built as a method is: of runs, not of a layer.
+OTHERS = ('problems', 'analysis.metrics', 'conversion.methods')
 _FORM = "a name, or a call with keywords such as 'top_k(k=2)'"
 _LONGEST, _SHOWN = 10_000, 400  # characters of a call string
 _allowed = {'moe_jax'}

@@ -52,7 +52,7 @@ ROOMS = {
   'planning': {'errors', 'json_files'},
   'plots': {'errors', 'json_files', 'analysis.records', 'data.tokenizers'},
   'analysis': TRAINING | {'training', 'data'},
-  'conversion': TRAINING | {'training', 'data.objectives'},
+  'conversion': TRAINING | {'training', 'data.objectives', 'citations'},
   'parity': MODELS,
   'benchmarks': TRAINING | {'training'},
   'studies': BASE | {'runs', 'training', 'plots', 'benchmarks.machine'},

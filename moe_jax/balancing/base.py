@@ -11,8 +11,7 @@ A mean of products is not the product of means, so the scope is part of the
 method, and none depends on the mesh. Nor on micro-batches: a layer returns sums
 that add up over them (`evaluate`), and `losses` is the function of the total.
 
-The router's parameters are no sums over tokens, of which every device and
-micro-batch has its part: a rule that reads them does so in the function.
+A rule that reads the router's parameters, no sums, does so in the function.
 """
 
 import abc
@@ -117,10 +116,12 @@ class Balance(abc.ABC):
     scope: one of SCOPES. Rules with a state are 'global', others have a loss.
     solves: whether it has a `solve`.
     reads_matrix: whether `loss` reads the router's matrix, `router['kernel']`.
+    devices: equal blocks of experts, by number, that it tells apart.
   """
 
   weight: float
   scope: str
+  devices: int = 1
   solves = False
   reads_matrix = False
 
@@ -354,8 +355,7 @@ def check_router(rules: Sequence[Balance], router: Any) -> None:
 
 def splits(rules: Sequence[Balance]) -> bool:
   """Whether losses of parts of a batch add up: none is of 'global' sums."""
-  whole = [r for r in rules if r.scope == 'global']
-  return all(type(r).loss is Balance.loss for r in whole)
+  return all(r.scope != 'global' or type(r).loss is Balance.loss for r in rules)
 
 
 def solver(

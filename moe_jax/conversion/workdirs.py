@@ -195,10 +195,10 @@ def to_hub(
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.model.vocab_size = rows
-  began, lineage = _began(path, config)
+  began, lineage = origin(path, config)
   said = json_files.read(began / 'config.json') if began else None
   fitting = fitted(config, shapes, said)
-  leaves = _restored(path / 'checkpoints', shapes, step) | fitting.zeros
+  leaves = restored(path / 'checkpoints', shapes, step) | fitting.zeros
   if not dtype:
     dtype = lineage.get('dtype', 'float32')
     own_types = lineage.get('dtypes', {})
@@ -282,7 +282,7 @@ def fitted(
   return Fitted(family.name, theirs, table, own, copies, zeros)
 
 
-def _began(path: pathlib.Path, config: Any) -> tuple[Any, dict[str, Any]]:
+def origin(path: pathlib.Path, config: Any) -> tuple[Any, dict[str, Any]]:
   """`hub/` of the workdir that a run's parameters came from, and lineage."""
   for _ in range(8):
     if (path / HUB / LINEAGE).is_file():
@@ -306,7 +306,7 @@ def _files(path: pathlib.Path, began: pathlib.Path | None) -> dict[str, bytes]:
   return found
 
 
-def _restored(directory, shapes, step) -> dict[str, jax.Array]:
+def restored(directory, shapes, step) -> dict[str, jax.Array]:
   """Leaves in host memory, once."""
   cpu = jax.local_devices(backend='cpu')[0]
   place = jax.sharding.SingleDeviceSharding(cpu)

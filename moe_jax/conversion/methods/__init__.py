@@ -1,0 +1,1 @@
+"""Models to a model: one file a method; the contract is `base`."""
