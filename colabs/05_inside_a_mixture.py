@@ -32,7 +32,8 @@ from moe_jax.training import fresh_rules, loop, state as state_lib
 
 SMALL = bool(os.environ.get('MOE_JAX_SMALL'))  # the size that tests run
 STEPS = 48 if SMALL else 512
-TRAIN_BYTES, TEXT_BYTES = (400_000, 60_000) if SMALL else (0, 400_000)
+# Of the training text, 0 being all; of each domain's held-out text.
+TRAIN_BYTES, TEXT_BYTES = (400_000, 20_000) if SMALL else (0, 130_000)
 
 # %% [markdown]
 # ## A run
@@ -46,7 +47,7 @@ SHARES = (0.25,) if SMALL else (0.125, 0.25, 0.5)
 run = pathlib.Path(tempfile.mkdtemp()) / 'run'
 config = reference.get_config('fine').unlock()
 config.data.max_bytes = TRAIN_BYTES
-config.eval.max_bytes = 20_000
+config.eval.max_bytes = TEXT_BYTES
 config.train.update(
   steps=STEPS,
   schedule=reference.schedule(STEPS, reference.PEAKS['fine']),
@@ -67,7 +68,7 @@ print(f'held out: {summary["eval/bits_per_byte"]:.3f} bits a byte')
 # the same model before its first step.
 
 # %%
-session = recording.opened(config, run, max_bytes=TEXT_BYTES)
+session = recording.opened(config, run)
 saved = {round(s * STEPS): None for s in (*SHARES, 1.0)}
 for step in saved:
   state, _ = fresh_rules.of_run(session, run, step)
@@ -86,8 +87,9 @@ print(len(final), 'tokens of', ', '.join(schema.domains))
 # ## Look first
 #
 # A held-out passage, each byte in the colour of its first expert: the seven most
-# frequent ones have a colour, the rest are grey. Look for a colour that keeps to a
-# kind of character, and for one that keeps to a stretch of text.
+# frequent ones have a colour, the rest are grey; ▸ begins a row of the batch,
+# before which the model sees nothing. Look for a colour that keeps to a kind of
+# character, and for one that keeps to a stretch of text.
 
 # %%
 WIDE, HIGH = 72, 9
@@ -125,7 +127,7 @@ with style.house():
     )
     for i, t in enumerate(token_n):
       shown = texts[t].decode('latin-1')
-      shown = {'\n': '¶', ' ': ''}.get(shown, style.plain(shown))
+      shown = {'\n': '¶', ' ': '', '': '▸'}.get(shown, style.plain(shown))
       ax.text(
         *(i % WIDE, i // WIDE, shown),
         ha='center',

@@ -56,7 +56,8 @@ def measure(
   Returns:
     'layers', their names; 'loss' [X] of the model as it is, by domain, the last
     of them all; 'removed', 'removed_low', 'removed_high' [M, E, X], nan at
-    experts that a layer lacks; and with siblings 'replaced', ...
+    experts that a layer lacks, the limits also where a domain has one document;
+    and with siblings 'replaced', ...
 
   Raises:
     ValueError: a router from which no expert can be taken.
@@ -100,7 +101,10 @@ def measure(
     by = functools.partial(_by_domain, of, domain_D, size_D)
     found[name] = by(np.ones(len(whole_D)))
     times = base.resample(len(whole_D), DRAWS, 0, domain_D)
-    found |= base.interval([by(times_D) for times_D in times], f'{name}_')
+    limits = base.interval([by(times_D) for times_D in times], f'{name}_')
+    for limit_MEX in limits.values():  # one document says nothing of others
+      limit_MEX[..., :-1][..., np.bincount(domain_D) < 2] = np.nan
+    found |= limits
   return found
 
 

@@ -193,8 +193,12 @@ def write(
   abstract = session(model).abstract_state
   wanted = checkpoint.named(abstract)
   made = _filled(model, wanted)
+  # In host memory: an accelerator may be smaller than what is put together.
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+  alone = jax.process_count() == 1
   state = jax.tree.structure(abstract).unflatten(
-    jax.device_put(made[k], v.sharding) for k, v in wanted.items()
+    jax.device_put(made[k], place if alone else v.sharding)
+    for k, v in wanted.items()
   )
   kept = configs.to_dict(model.config)
   data = {'rows': 0, 'fingerprint': '', 'config': kept}

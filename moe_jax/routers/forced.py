@@ -5,7 +5,9 @@ and Inference Routers", 2025, arXiv:2510.11370 (recalled), replays in the
 trainer the choices that the sampler's routers made; gradients flow through the
 trainer's own softmax at these. So here: the experts are those of a record,
 everything else (weights, carries, what rules see) is the router's own. What a
-run did happens again in another layer, dispatch, mesh or codebase.
+run did happens again in another layer, dispatch, mesh or codebase; to the bit
+in one compiled program, which is given OWN and then the record (another one may
+round otherwise in the last digit).
 
 The batch brings 'forced' [B, L, M, K], the experts of each of M MoE layers:
 fewer than the router chooses, -1 is nobody, OWN (-2) anywhere in a token's is

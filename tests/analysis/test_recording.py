@@ -170,6 +170,7 @@ def test_edges_that_experts_chose_stand_by_weight():
   assert routed['cause'].tolist() == [[0, 0, cause], [0] * 3, [cause] * 3]
 
 
+@pytest.mark.slow
 def test_both_stacks_of_an_encoder_decoder(tmp_path):
   """Hash routers again; the encoder's tokens know their documents."""
   opened, state = session(

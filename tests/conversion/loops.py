@@ -31,37 +31,56 @@ SPARSE = DENSE | {
 @functools.cache
 def _of(fields):
   config = tiny.config(**dict(fields))
-  return config, _shapes(config)
+  return config, shapes(config)
 
 
-def _shapes(config):
-  """Of a state's leaves."""
+def shapes(config):
+  """Of the leaves of a state, as a tree."""
   from moe_jax.training import session as session_lib
 
-  state = session_lib.plan(config, 'auto()', splits=()).abstract_state
-  return {k: v for k, v in checkpoint.named(state).items() if k != 'step'}
+  return session_lib.plan(config, 'auto()', splits=()).abstract_state
 
 
-def random(config, seed=0, optimizer=False, shapes=None):
-  """A random model, and state of its optimizer."""
+def random(config, state, seed=0, optimizer=False):
+  """A random model, whose state's `shapes` these are."""
   rng = np.random.default_rng(seed)
-  draw = lambda v: (
-    np.asarray(rng.standard_normal(v.shape) / v.shape[-1] ** 0.5, np.float32)
-    if np.issubdtype(v.dtype, np.floating)
-    else np.full(v.shape, 3, v.dtype)
-  )
   leaves = {
-    k: draw(v)
-    for k, v in (shapes or _shapes(config)).items()
-    if optimizer or not k.startswith('opt_state/')
+    k: _draw(rng, v)
+    for k, v in checkpoint.named(state).items()
+    if k.startswith(('params/', 'balance/') + ('opt_state/',) * optimizer)
   }
   return trees.unstacked(config, leaves)
 
 
+def _draw(rng, v):
+  if not np.issubdtype(v.dtype, np.floating):
+    return np.full(v.shape, 7, v.dtype)
+  width = v.shape[-1] if v.shape else 1
+  return np.asarray(rng.standard_normal(v.shape) / width**0.5, v.dtype)
+
+
 def made(seed=0, optimizer=False, **fields):
   """A random model of these fields over tiny ones."""
-  config, shapes = _of(tuple(sorted(fields.items())))
-  return random(config, seed, optimizer, shapes)
+  config, state = _of(tuple(sorted(fields.items())))
+  return random(config, state, seed, optimizer)
+
+
+def write_run(path, step, seed=0, **fields):
+  """A run whose optimizer and balancing rules have seen something."""
+  import jax
+
+  from moe_jax.runs import configs, workdir as workdir_lib
+
+  config, state = _of(tuple(sorted(fields.items())))
+  rng = np.random.default_rng(seed)
+  state = jax.tree.map(lambda v: _draw(rng, v), state)
+  # Second moments have no sign.
+  state = state.replace(opt_state=jax.tree.map(np.abs, state.opt_state))
+  kept = configs.to_dict(config)
+  workdir_lib.prepare(path, kept, restart=False, allow=())
+  workdir_lib.release(path)
+  with checkpoint.Checkpointer(path / 'checkpoints', 1) as saved:
+    saved.save(step, jax.device_put(state, jax.devices()[0]), {'config': kept})
 
 
 def dense(seed=0, **rest):

@@ -127,8 +127,8 @@ def olmo(router):
   said = hub_folders.config('flex_olmo', num_local_experts=2)
   config = workdirs.described(said, base_config.get_config())
   config = trees.with_fields(config, {'moe.router': router})
-  a, b = (loops.random(config, seed=0) for _ in range(2))
-  merged = run('flex(k=3)', a, b).config
+  model = loops.random(config, loops.shapes(config))
+  merged = run('flex(k=3)', model, model).config
   return trees.with_fields(merged, {'model.vocab_size': said['vocab_size']})
 
 

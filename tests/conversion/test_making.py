@@ -15,7 +15,7 @@ from moe_jax import citations, registry
 from moe_jax.conversion import lineage, making, trees
 from moe_jax.errors import UserError
 from moe_jax.runs import checkpoint, workdir as workdir_lib
-from tests import mains, saved, tiny
+from tests import mains, saved
 from tests.conversion import loops
 
 TOKENS = 4 * 8 * 16  # of four steps
@@ -27,9 +27,8 @@ def convert(method, sources, workdir, *flags):
   return mains.call('convert', '--cpu_devices=8', *call, *flags)[1]
 
 
-def run(path, seed=0, steps=(4,), **fields):
-  config = tiny.config(**(loops.DENSE | {'seed': seed} | fields))
-  saved.run(config, path, steps=steps)
+def run(path, seed=0, **fields):
+  loops.write_run(path, 4, seed, **(loops.DENSE | fields))
   return path
 
 
@@ -182,8 +181,10 @@ def test_it_trains_on(seed_run, tmp_path):
 
   call(made, tmp_path / 'new', f'--config.train.init_from={made}')
   call(carried, carried, '--allow=train,data')
-  for path in (tmp_path / 'new', carried):
+  for path, count in ((tmp_path / 'new', 2), (carried, 7 + 2)):
     assert max(checkpoint.steps(path / 'checkpoints')) == 2
+    counts = trees.read(path, optimizer=True).counts
+    assert counts and set(map(int, counts.values())) == {count}
   found = lineage.of(tmp_path / 'new')
   assert [s['name'] for s in found.stages] == ['seed', 'new']
 

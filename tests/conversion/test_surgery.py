@@ -198,6 +198,7 @@ def test_local_experts_stay():
     run('duplicate()', model)
 
 
+@pytest.mark.slow
 def test_factored_moments_go_along():
   """Of [D, E] sums over D have experts, sums over E none."""
   fields = {'train.optimizer': 'adafactor(min_dim=4)'}

@@ -1,14 +1,12 @@
 """A model off the device: by layer, and back into a workdir bit by bit."""
 
-import jax
 import numpy as np
 import pytest
 
 from moe_jax.conversion import trees, workdirs
 from moe_jax.errors import UserError
-from moe_jax.runs import checkpoint, configs, workdir as workdir_lib
-from moe_jax.training import session as session_lib
-from tests import tiny
+from moe_jax.runs import checkpoint
+from tests.conversion import loops
 
 FIELDS = {
   'model.num_layers': 5,
@@ -29,32 +27,16 @@ def leaves(workdir):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  return written(tmp_path_factory.mktemp('trees') / 'run', FIELDS)
-
-
-def written(path, fields):
-  """A run whose optimizer and balancing rule have seen something."""
-  config, rng = tiny.config(**fields), np.random.default_rng(0)
-  abstract = session_lib.plan(config, splits=()).abstract_state
-  draw = lambda v: jax.device_put(
-    rng.standard_normal(v.shape).astype(v.dtype)
-    if np.issubdtype(v.dtype, np.floating)
-    else np.full(v.shape, 7, v.dtype),
-    v.sharding,
-  )
-  state = jax.tree.map(draw, abstract)
-  workdir_lib.prepare(path, configs.to_dict(config), restart=False, allow=())
-  workdir_lib.release(path)
-  with checkpoint.Checkpointer(path / 'checkpoints', 1) as kept:
-    kept.save(3, state, {'data_step': 3})
+  path = tmp_path_factory.mktemp('trees') / 'run'
+  loops.write_run(path, 3, **FIELDS)
   return path
 
 
 @pytest.mark.slow
 def test_factored_moments_there_and_back(tmp_path):
   factored = {'train.optimizer': 'adafactor(min_dim=4, momentum=0.9)'}
-  run = written(tmp_path / 'run', FIELDS | factored)
-  test_there_and_back(run, tmp_path, True)
+  loops.write_run(tmp_path / 'run', 3, **(FIELDS | factored))
+  test_there_and_back(tmp_path / 'run', tmp_path, True)
 
 
 @pytest.mark.parametrize('optimizer', [True, False])

@@ -74,7 +74,10 @@ SAME = [
 
 @pytest.mark.parametrize('row', SAME, ids=lambda row: row.spec)
 def test_its_own_choices_give_the_same_to_the_bit(row):
-  """Biased choices, too, of training where training differs."""
+  """Biased choices, too, of training where training differs.
+
+  To the bit in one program; and as the router alone has it.
+  """
   import jax
   import jax.numpy as jnp
 
@@ -83,12 +86,17 @@ def test_its_own_choices_give_the_same_to_the_bit(row):
   ctx = ctx.replace(selection_bias_E=bias_E, train=row.train)
   router, params, _ = routing.build(row)
   live = jax.jit(router)(params, x_TD, ctx)
-  ctx = ctx.replace(forced_TK=jnp.asarray(recorded(live, len(x_TD)), int))
-  again = forcing(router)(params, x_TD, ctx)
+  run, given_TK = forcing(router), jnp.asarray(recorded(live, len(x_TD)), int)
+  own_TK = jnp.full_like(given_TK, OWN)
+  own, again = (
+    run(params, x_TD, ctx.replace(forced_TK=v)) for v in (own_TK, given_TK)
+  )
   assert again.given and not live.given
   for name in ('token_N', 'expert_N', 'weight_N', 'probs_TE'):
-    a, b = getattr(live, name), getattr(again, name)
+    wanted, a, b = (getattr(r, name) for r in (live, own, again))
     np.testing.assert_array_equal(a, b, name)
+    if wanted is not None:
+      np.testing.assert_allclose(a, wanted, rtol=1e-5, atol=1e-7)
   np.testing.assert_array_equal(again.terms['agreed'], again.terms['given'])
 
 
@@ -114,12 +122,23 @@ def test_other_choices_have_the_weights_of_the_router():
 
 def test_tokens_of_its_own_choice():
   """OWN is a token that is routed as ever; -1 beside it means nothing."""
-  logits = np.log([[0.1, 0.2, 0.7], [0.7, 0.1, 0.2]])
-  given = np.array([[OWN, -1], [1, -1]], np.int32)
+  logits = np.log([[0.1, 0.2, 0.7], [0.7, 0.1, 0.2], [0.7, 0.1, 0.2]])
+  given = np.array([[OWN, -1], [1, -1], [0, -1]], np.int32)
   r = routing.by_logits("forced(router='top_k(k=2)')", logits, forced_TK=given)
-  np.testing.assert_array_equal(routing.choices(r), [[2, 1], [1, 3]])
-  want = [[7 / 9, 2 / 9], [1 / 8, 0]]  # the other 7/8 is not sent
+  np.testing.assert_array_equal(routing.choices(r), [[2, 1], [1, 3], [0, 3]])
+  # The shares of the best others, 7/8 and 2/9, are not sent.
+  want = [[7 / 9, 2 / 9], [1 / 8, 0], [7 / 9, 0]]
   np.testing.assert_allclose(routing.weights(r), want, rtol=1e-6)
+
+
+def test_tokens_that_experts_are_given():
+  """Each has room for two, and the first is given one."""
+  probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+  given = np.array([[-1, -1], [1, -1], [1, 0], [-1, -1]], np.int32)
+  spec = "forced(router='expert_choice(choices=1.0)')"
+  r = routing.by_logits(spec, np.log(probs), forced_TK=given)
+  found = {k: round(v, 4) for k, v in routing.table(r).items() if k[1] < 2}
+  assert found == {(1, 1): 0.2, (2, 1): 0.3, (2, 0): 0.7}
 
 
 @pytest.mark.parametrize(
