@@ -138,7 +138,8 @@ def get_config() -> ml_collections.ConfigDict:
   # is no part of an MoE layer (a dense student's from a sparse teacher).
   train.init_from = ''
   train.init_dense = False
-  # What is trained: 'all', 'non_moe', 'moe', 'attention', 'ffn' (dense FFNs).
+  # What is trained: 'all', 'non_moe', 'moe', 'attention', 'ffn' (dense FFNs),
+  # 'experts(of=(1,))'.
   train.trainable = 'all'
   # Workdir of a run whose probabilities are learnt, with the weight `distill`.
   train.teacher = ''
@@ -152,6 +153,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval.max_bytes = 0  # of each domain's validation text; 0 is all
   config.eval.max_examples = 0  # of a task's validation; 0 is all
   # What else is measured of the last state: 'capacity_factors(values=(1.0,))',
-  # 'drop_by_position()', 'logits()'.
+  # 'drop_by_position()', 'logits()', 'experts_by_domain()', 'switching()'.
   config.eval.probes = ()
   return config

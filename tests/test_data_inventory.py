@@ -116,6 +116,7 @@ def test_examples_of_a_task_by_label(tmp_path):
   assert ';' not in said
 
 
+@pytest.mark.slow
 def test_a_run_says_so(tmp_path):
   """On a resume, and as `evaluate` asks; of a run without the file, too."""
   fields = tiny.corpus(tmp_path) | {'train.steps': 2, 'moe.layers': 'none'}

@@ -74,6 +74,7 @@ def _share_a_run(train, validation):
   return bool((of_train[np.minimum(at, len(of_train) - 1)] == wanted).any())
 
 
+@pytest.mark.slow
 def test_library_has_no_docstrings(half):
   code = [e.text for e in half if e.domain == 'code']
   for text in code[::4]:
@@ -94,6 +95,7 @@ def test_library_has_no_tests_tables_or_licences(documents):
   assert not [text for text in code if b'# Copyright' in text]
 
 
+@pytest.mark.slow
 def test_library_is_large_enough_to_measure_with(library):
   for domain in stdlib.DOMAINS:
     texts = [t for d, _, t in library['validation'] if d == domain]

@@ -271,9 +271,10 @@ def test_resume_is_bitwise(taught, tmp_path):
   shutil.copytree(whole, work)
   shutil.rmtree(work / 'checkpoints' / '4')
   (work / 'summary.json').unlink()
-  first = session.programs.pop('teacher')
+  name = f'teacher {session.config.train.teacher}'
+  first = session.programs.pop(name)
   again = loop.train(session.config, str(work), session=session)
-  assert session.programs['teacher'] is not first
+  assert session.programs[name] is not first
   assert again['train/loss'] == summary['train/loss']
   assert again['eval/loss'] == summary['eval/loss']
   a, b = saved(work), saved(whole)

@@ -1,7 +1,7 @@
 """Random small configs: refused in one line, or they train, and lose nothing.
 
 `MOE_JAX_FUZZ=5000 pytest -n 0 -m slow tests/test_fuzz_configs.py` traces as
-many and trains one in sixteen. By default twenty are traced, and two trained:
+many and trains one in sixteen. By default 21 are traced, and two trained:
 to trace a model's step takes a CPU-second, to compile it four.
 """
 
@@ -55,7 +55,7 @@ def quiet():
   jax.clear_caches()
 
 
-@pytest.mark.parametrize(('seed', 'count'), cases(5, 4, LONG or 200))
+@pytest.mark.parametrize(('seed', 'count'), cases(7, 3, LONG or 200))
 def test_any_config_is_traced_or_refused(seed, count):
   found = []
 
@@ -72,6 +72,8 @@ def test_a_step_is_finite_and_loses_nothing(seed, count):
   @examples(seed, count, fuzz_configs.sane(), st.data())
   def train(flat, data):
     draw = lambda *shape: data.draw(fuzz_configs.masks(*shape))
+    if count == 1:  # by default
+      flat = flat | {'model.num_layers': 1}
     # What is refused makes room for another one.
     hypothesis.assume(fuzz_configs.trained(flat, draw, 0))
 

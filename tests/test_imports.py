@@ -55,7 +55,9 @@ ROOMS = {
   'conversion': TRAINING | {'training', 'data.objectives', 'citations'},
   'parity': MODELS,
   'benchmarks': TRAINING | {'training'},
-  'studies': BASE | {'runs', 'training', 'plots', 'benchmarks.machine'},
+  'studies': BASE
+  | {'runs', 'training', 'plots', 'benchmarks.machine'}
+  | {'conversion', 'problems', 'planning', 'data.batches'},
   'citations': BASE | {'balancing.base', 'planning', 'plots.tables'},
 }
 # What else a room must do without; nothing imports TensorFlow, which is slow

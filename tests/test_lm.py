@@ -18,7 +18,10 @@ SPARSE = [n for n in NAMES if n != 'dense']
 FEW = ('switch', 'deepseek_v3', 'moe_plus_plus')
 # What no preset is for: replay needs recorded experts; these go with any router
 # of a matrix, with any router.
-NO_PRESET = {'replay', 'simbal', 'shared_low_rank'}
+NO_PRESET = {
+  *('replay', 'forced', 'sample_top_1', 'flex_olmo', 'simbal'),
+  'shared_low_rank',
+}
 
 # By hand, at d = 128 with 8 experts' worth: a gated FFN is 288 wide, an
 # ungated one 432. Experts, those of a token, their width, the shared FFN's.

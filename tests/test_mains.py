@@ -139,7 +139,7 @@ def test_evaluate_makes_a_records_choices_again(run):
   assert found['eval/loss'] == pytest.approx(run.rows()[-1]['eval/loss'])
   assert "record's choices that decoder/0 makes, too  100.00 %" in out
   with pytest.raises(ValueError, match=r'other tokens .* or data\.seq_len'):
-    run.evaluate(f'--replay={run.root}/routing', '--config.data.seq_len=8')
+    run.evaluate(f'--replay={run.root}/routing', '--config.data.seq_len=32')
 
 
 @case('evaluate', 'config')

@@ -68,7 +68,7 @@ def logits_and_grads(model, variables, b, train=True):
   [
     {'model.qk_norm': True, 'model.tied_head': False},
     {'moe.extra_ffn': 'after'},
-    T5,
+    pytest.param(T5, marks=pytest.mark.slow),
   ],
   ids=['rope', 'extra', 't5'],
 )
@@ -137,6 +137,7 @@ def test_scan_and_remat_start_alike(change):
 
 
 @each_change
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing(change):
   """Of the same parameters, with drops: logits, gradients and losses."""
   v, b, want = four_layers()
@@ -148,6 +149,7 @@ def test_scan_and_remat_change_nothing(change):
   )
 
 
+@pytest.mark.slow
 def test_remat_dispatch_runs_no_all_to_all_again():
   """Saved by name, the exchanges of forward serve backward too."""
   from moe_jax.parallel import hlo, mesh as mesh_lib
@@ -169,7 +171,11 @@ def test_remat_dispatch_runs_no_all_to_all_again():
   assert found == {'none': 4, 'full': 6, 'dispatch': 4}
 
 
-@pytest.mark.parametrize('overrides', [{}, T5], ids=['rope', 't5'])
+@pytest.mark.parametrize(
+  'overrides',
+  [{}, pytest.param(T5, marks=pytest.mark.slow)],
+  ids=['rope', 't5'],
+)
 def test_cache_decodes_what_the_whole_sequence_gives(overrides):
   overrides = DROPLESS | overrides
   config, model = build(**overrides)

@@ -133,14 +133,16 @@ def exchanged(jaxpr):
 @pytest.mark.parametrize(
   ('dispatch', 'remat', 'layers'),
   [
-    (test_planning.SCATTER, 'none', 4),
+    pytest.param(test_planning.SCATTER, 'none', 4, marks=pytest.mark.slow),
     pytest.param(test_planning.SCATTER, 'full', 2, marks=pytest.mark.slow),
     pytest.param(test_planning.SCATTER, 'dots', 2, marks=pytest.mark.slow),
     (test_planning.SCATTER, 'dispatch', 2),
-    ('scatter(pipeline_degree=2)', 'full', 2),
+    pytest.param(
+      'scatter(pipeline_degree=2)', 'full', 2, marks=pytest.mark.slow
+    ),
     (test_planning.GATHER, 'none', 2),
     pytest.param(test_planning.GATHER, 'full', 2, marks=pytest.mark.slow),
-    (test_planning.GATHER, 'dispatch', 2),
+    pytest.param(test_planning.GATHER, 'dispatch', 2, marks=pytest.mark.slow),
     ('ragged_all_to_all()', 'full', 2),
   ],
 )

@@ -322,6 +322,7 @@ def test_an_evaluation(made):
   ref.compare(scores, judged(made, 0))
 
 
+@pytest.mark.slow
 def test_the_speed_of_a_run(run):
   found = run.summary
   assert all(found[k] > 0 for k in TIMINGS)
@@ -358,6 +359,7 @@ def test_the_summary(run, steps):
     'loss': steps[S]['loss'],
     'distill_loss': steps[S]['distill_loss'],
     'steps': S,
+    'tokens': S * 8 * run.session.lengths['decoder'],
     'jax': jax.__version__,
     'platform': 'cpu',
     'devices': 8,

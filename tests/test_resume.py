@@ -87,7 +87,6 @@ class Runs:
       'train': step,
       'evaluate': Evaluate(),
       'rate': 1.0,
-      'teacher': None,
     }
     fields = {'config': config, 'programs': programs}
     session = dataclasses.replace(self._made, **fields)

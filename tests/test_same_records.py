@@ -141,6 +141,7 @@ def state(session, workdir):
     return jax.device_get(saved.restore(session.abstract_state)[0])
 
 
+@pytest.mark.slow
 def test_another_seed_draws_otherwise(session, whole):
   """From the same state, on the same batch: noise alone is another."""
   first = state(session, whole)

@@ -90,6 +90,7 @@ def test_a_run_starts_from_another(corpus, source, tmp_path, mesh):
   assert any(np.abs(state[k]).max() for k in state if k.startswith('balance/'))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_read_it(corpus, source, tmp_path):
   copy = tmp_path / 'copy'
   copy.mkdir()

@@ -13,11 +13,15 @@ from tests import mains, tiny
 PATHS = [
   (name, flag)
   for name, names in {
+    'analyze': ['workdir', 'compare', 'text'],
     'bench': ['workdir'],
+    'branch': ['workdir', 'from'],
     'chaos': ['workdir'],
-    'convert': ['workdir', 'from_hf', 'to_hf'],
+    'convert': ['workdir', 'from', 'from_hf', 'to_hf'],
     'describe': ['hf_config'],
-    'evaluate': ['workdir', 'against'],
+    'embed': ['from', 'out'],
+    'ensemble': ['workdir', 'from'],
+    'evaluate': ['workdir', 'against', 'replay'],
     'generate': ['workdir', 'out'],
     'parity': ['workdir'],
     'report': ['workdirs', 'workdir'],

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from moe_jax.studies import (
+  commands,
   origins,
   report,
   results,
@@ -155,7 +156,7 @@ def test_pretraining_comes_first_and_once(tmp_path, monkeypatch, fake):
   assert ('base', 0) not in [r.key for r in part]
   with pytest.raises(ValueError, match="'base', which has not been run: run"):
     fake_study.sweep(study, tmp_path / 'w', part)
-  command = runner.command(study, part[0], origins.Origins('W'), 'toy.py')
+  command = commands.of(study, part[0], origins.Origins('W'), 'toy.py')
   assert '--config.train.init_from=W/runs/base/0' in command
 
 

@@ -130,7 +130,7 @@ def steps(fields, kind, choice, clip=0.0, accumulate=1):
   # Parameters of noise, the rest of a start: nothing is compiled for them.
   first = jax.tree.map(jnp.zeros_like, state_lib.abstract(tx, lay, mesh))
   first = first.replace(params=noise(first.params, 0, 0.5))
-  mask = tuning.trained(lay.params, choice)
+  mask = tuning.trained(lay.batch_dims(), choice)
   step = step_lib.make_train_step(
     model, tx, problem=problem, seed=0, accumulate=accumulate, trained=mask
   )
@@ -212,6 +212,56 @@ def test_a_router_without_parameters_goes_with_its_layer():
   assert not tuning.router_moves({'moe': frozen}) and tuning.router_moves(None)
 
 
+def test_one_expert_alone_is_trained(fields):
+  """Its slices, its column, nothing else: decay, moments and norm, too."""
+  whole = steps(fields, 'decoder', 'all').gradient
+  run, wanted, square = steps(fields, 'decoder', 'experts(of=(2,))'), 0, 0.0
+  for name, value in run.before.items():
+    after, own = run.after[name], '/moe/experts/' in name
+    if not own and '/moe/router/' not in name:
+      np.testing.assert_array_equal(after, value, err_msg=name)
+      continue
+    axis = list(value.shape).index(4) if own else -1
+    apart = lambda v, at=axis: np.moveaxis(v, at, 0)
+    moved = (apart(after) != apart(value)).any(tuple(range(1, value.ndim)))
+    assert moved.tolist() == [False, False, True, False], name
+    # Nothing of the others is in the moments, or in the norm.
+    held, want = apart(run.gradient[name]), apart(whole[name])
+    np.testing.assert_allclose(held[2], want[2], atol=1e-6)
+    assert not held[[0, 1, 3]].any() and held[2].any()
+    square += (want[2].astype(np.float64) ** 2).sum()
+    wanted += held[2].size
+  assert run.trained == wanted > 0
+  assert run.norm == pytest.approx(square**0.5, rel=1e-3)
+  before, after = run.states  # the others' bias would not be theirs
+  assert all(np.array_equal(after[k], v) for k, v in before.items())
+
+
+def test_experts_are_told_by_their_numbers():
+  dims = {'moe': {'experts': {'wi': 1}, 'router': {'kernel': 0}}}
+  mask = tuning.trained(dims, 'experts(of=(1,), router=False)')
+  assert mask['moe']['router']['kernel'] is False
+  shared = {'moe': {'experts': {'wi': 1, 'basis': 0}}, 'ffn': {'wi': 0}}
+  mask = tuning.trained(shared, 'experts(of=(0, 2))')
+  assert mask['moe']['experts']['basis'] is mask['ffn']['wi'] is False
+  shapes = {'moe': {'experts': {'wi': (3, 5, 7), 'basis': (5,)}}}
+  shapes = shapes | {'ffn': {'wi': (5,)}}
+  tree = jax.tree.map(np.zeros, shapes, is_leaf=lambda v: type(v) is tuple)
+  assert tuning.size(tree, mask) == 2 * 5 * 7
+  for choice, message in {
+    'experts(of=1)': 'a tuple of the numbers of experts',
+    'experts(of=(-1,))': 'a tuple of the numbers of experts',
+    'expert(of=(1,))': "unknown train.trainable 'expert'; valid: experts",
+  }.items():
+    with pytest.raises(ValueError, match=message):
+      tuning.trained(dims, choice)
+  with pytest.raises(ValueError, match=r'of=\(5,\).*; there are 3 of them'):
+    tuning.size(tree, tuning.trained(shared, 'experts(of=(5,))'))
+  odd = {'moe': {'experts': {'wi': 1}, 'router': {'tree': 0}}}
+  with pytest.raises(ValueError, match="one has 'tree'"):
+    tuning.trained(odd, 'experts(of=(1,))')
+
+
 @pytest.mark.parametrize('choice', tuning.CHOICES[1:])
 def test_gradients_are_those_of_the_whole(fields, choice):
   """Of the trained leaves; norms are of these alone."""
@@ -260,7 +310,8 @@ def test_wrong_fields(overrides, message):
 
 
 def test_an_unknown_choice():
-  with pytest.raises(ValueError, match='valid: all, attention, ffn, moe'):
+  wanted = r'valid: all, attention, experts\(\), ffn, moe'
+  with pytest.raises(ValueError, match=wanted):
     tuning.trained({}, 'router')
 
 

@@ -76,6 +76,31 @@ def differences(summary: Mapping[str, Any]) -> Table:
   return ('less the other run', 'bits/byte', '95 % interval, paired'), rows
 
 
+def ensemble(summary: Mapping[str, Any]) -> list[Table]:
+  """Bits a byte by domain, of an ensemble and its models; and differences.
+
+  Below 0 the ensemble has fewer bits per byte than the model.
+  """
+  models = summary['models']
+  rows = []
+  for name in (*records.domains(summary), ''):
+    key = f'eval/{name}/bits_per_byte' if name else records.BITS
+    values = [records.number(s, key) for s in (summary, *models.values())]
+    rows.append((name or 'overall', *(_cell(v, 4) for v in values)))
+  header = ('bits/byte', 'ensemble', *models)
+  apart = []
+  for model, found in summary['difference'].items():
+    value, low, high = (
+      records.number(found, f'{DIFFERENCE}{end}')
+      for end in ('', '_low', '_high')
+    )
+    ends = ' to '.join(_signed(v, 4) for v in (low, high))
+    weight = _cell(records.number(summary['weights'], model), 3)
+    apart.append((model, weight, _signed(value, 4), ends))
+  less = ('ensemble less', 'mean weight', 'bits/byte', '95 % interval, paired')
+  return [(header, rows), (less, apart)]
+
+
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
   """Names and values of what else the end of a run tells."""
   found = []

@@ -71,6 +71,24 @@ def keys(
   return found
 
 
+def sources(
+  study: study_lib.Study, arm: study_lib.Arm, seed: int
+) -> list[tuple[str, int]]:
+  """The runs of the sources of an arm; seeds take turns, as in `keys`."""
+  found = []
+  for name in arm.sources:
+    seeds = study.arm(name).seeds
+    found.append((name, seeds[arm.seeds.index(seed) % len(seeds)]))
+  return found
+
+
+def needs(
+  study: study_lib.Study, arm: study_lib.Arm, seed: int
+) -> list[tuple[str, int]]:
+  """All runs that must be there before a run can begin."""
+  return [*keys(study, arm, seed).values(), *sources(study, arm, seed)]
+
+
 def closure(study: study_lib.Study, only: Sequence[str]) -> set[str]:
   """Names of arms, and of all that they need."""
   wanted: set[str] = set()
@@ -81,6 +99,7 @@ def closure(study: study_lib.Study, only: Sequence[str]) -> set[str]:
       wanted.add(name)
       named = study.arm(name)
       left += [n for f in FIELDS if (n := getattr(named, f))]
+      left += named.sources
   return wanted
 
 

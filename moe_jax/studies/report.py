@@ -16,6 +16,7 @@ from moe_jax.errors import UserError
 from moe_jax.plots import ablations, style
 from moe_jax.runs import writers
 from moe_jax.studies import (
+  fairness,
   lawful,
   power,
   results,
@@ -33,6 +34,13 @@ OUTCOMES = (
   verdicts.NOT_RUN,
 )
 
+
+_FAIR = (
+  'Tokens and FLOPs are of all stages, each counted once; latency is seconds '
+  'of an evaluation, on a machine that did other things, too. Where what is '
+  f'declared to be matched is off by more than {fairness.MOST:.0%} no winner '
+  'is named.'
+)
 
 # Of `summary`; '0' is where the interval lies to it.
 HEADER = (
@@ -124,23 +132,34 @@ def land(
   for name in (power.FILE, lawful.FILE, *laws):  # where there are such
     if (source / name).exists():
       shutil.copyfile(source / name, target / name)
-  rows = map(results.for_keeping, results.read(source / results.FILE))
-  lines = [json.dumps(r, allow_nan=False) + '\n' for r in rows]
+  rows = results.read(source / results.FILE)
+  kept = [results.for_keeping(r, study) for r in rows]
+  lines = [json.dumps(r, allow_nan=False) + '\n' for r in kept]
   (target / results.FILE).write_text(''.join(lines))
 
 
 def _record(v: verdicts.Verdict, study: study_lib.Study) -> dict[str, Any]:
-  return dataclasses.asdict(v.claim) | {
-    'verdict': v.outcome,
-    'pairs': v.pairs,
-    'values': v.values,
-    'difference': v.difference,
-    'low': v.low,
-    'high': v.high,
-    'against_0': v.against_0,
-    'reason': v.reason,
-    'note': study.notes.get(v.claim.name, ''),
+  declared = {
+    k: value
+    for k, value in dataclasses.asdict(v.claim).items()
+    if k not in ('matched', 'varied') or value
   }
+  beside = {'fairness': v.beside.record()} if v.beside else {}
+  return (
+    declared
+    | beside
+    | {
+      'verdict': v.outcome,
+      'pairs': v.pairs,
+      'values': v.values,
+      'difference': v.difference,
+      'low': v.low,
+      'high': v.high,
+      'against_0': v.against_0,
+      'reason': v.reason,
+      'note': study.notes.get(v.claim.name, ''),
+    }
+  )
 
 
 def _point(metric, arm, rows) -> ablations.Point | None:
@@ -186,6 +205,12 @@ def page(
   if study.notes:
     parts.append('## Notes')
     parts += [f'- `{name}`: {text}' for name, text in study.notes.items()]
+  beside = [v for v in found if v.beside]
+  if beside:
+    parts += ['## What was matched', _FAIR]
+  for v in beside:
+    table_of = table(v.beside.header, v.beside.cells())
+    parts.append(f'`{v.claim.name}`:\n\n{table_of}')
   for law in fitted:
     text, cells = lawful.told(law)
     parts += [f'## {law.spec["title"]}', text]

@@ -88,7 +88,7 @@ def digest(config: Any, origins: Mapping[str, str] | None = None) -> str:
 def arm_digests(study: study_lib.Study, arm: study_lib.Arm) -> list[str]:
   """`digests` of an arm: the same for all of its seeds."""
   names = {'init_from': arm.init_from, 'teacher': arm.teacher}
-  named = {k: v for k, v in names.items() if v}
+  named = {k: v for k, v in names.items() if v} | arm.made
   return digests(study.config_of(arm, 0), named)
 
 
@@ -129,15 +129,20 @@ def source(workdir: pathlib.Path, path: str) -> str:
   return where if pathlib.Path(where).name == path else path
 
 
-def for_keeping(row: Row) -> Row:
-  """The row without numbers by domain, with seven digits of the others."""
+def for_keeping(row: Row, study: study_lib.Study | None = None) -> Row:
+  """The row without numbers by domain, with seven digits of the others.
+
+  Those by domain stay that a claim of the study names.
+  """
+  claims = study.claims if study else ()
+  named = ' '.join(m for c in claims for m in c.metrics)
   short = lambda v: float(f'{v:.7g}') if isinstance(v, float) else v
   out = dict(row)
   if 'metrics' in row:
     out['metrics'] = {
       k: short(v)
       for k, v in row['metrics'].items()
-      if not re.fullmatch(r'eval/[^/]+/.+', k)
+      if k in named or not re.fullmatch(r'eval/[^/]+/.+', k)
     }
   if 'curve' in row:
     out['curve'] = {k: [short(v) for v in x] for k, x in row['curve'].items()}

@@ -31,6 +31,13 @@ def fault(row: Any) -> str:
   for name in _MORE:
     if name in row and not isinstance(row[name], str):
       return f'{name!r} is {_shown(row, name)}'
+  for name in ('needs', 'domains'):
+    if not isinstance(row.get(name, []), list):
+      return f'{name!r} is {_shown(row, name)}'
+  if not all(map(_is_key, row.get('needs', ()))):
+    return f"'needs' is {_shown(row, 'needs')}"
+  if not all(isinstance(d, str) for d in row.get('domains', ())):
+    return f"'domains' is {_shown(row, 'domains')}"
   if not re.fullmatch(_DIRECTORY, row.get('pretrained', 'runs/x/0')):
     return f"'pretrained' is {_shown(row, 'pretrained')}"
   if type(row.get('seed')) is not int:
@@ -53,6 +60,12 @@ def fault(row: Any) -> str:
   except ValueError:
     return 'a number in it is not finite'
   return ''
+
+
+def _is_key(value: Any) -> bool:
+  """[arm, seed], of a run that another needs."""
+  pair = isinstance(value, list) and len(value) == 2
+  return pair and isinstance(value[0], str) and type(value[1]) is int
 
 
 def _is_curve(curve: Any) -> bool:

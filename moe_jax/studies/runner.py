@@ -4,27 +4,27 @@ WORKDIR/results.jsonl          a line a run
 WORKDIR/locks/                 who does what, see `queue`
 WORKDIR/study.txt              where the study file is, if elsewhere
 WORKDIR/runs/<arm>/<seed>/     the workdir of a run, with log.txt
+WORKDIR/runs/<arm>/<seed>/start_<n>/   made by conversions to begin with
 WORKDIR/data/, WORKDIR/jit_cache/   shared by all runs
 """
 
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import time
 from collections.abc import Callable, Sequence
 
 import jax
 
-from moe_jax import registry
 from moe_jax.benchmarks import machine
 from moe_jax.errors import UserError
-from moe_jax.runs import configs
 from moe_jax.studies import (
+  commands,
   estimates,
   origins,
   queue,
   results,
+  stages,
   study as study_lib,
 )
 from moe_jax.training import loop, session as session_lib
@@ -94,39 +94,6 @@ def _task(task: str) -> tuple[int, int]:
   return int(index), int(count)
 
 
-def command(
-  study: study_lib.Study, run: Run, found: origins.Origins, path: str
-) -> str:
-  """What runs this run alone; paths of the command line by their names.
-
-  Args:
-    study, run: of the run.
-    found: whose workdirs are named.
-    path: of the study, as it is to be named.
-  """
-  flat = {**study.flags, **run.arm.overrides, 'seed': run.seed}
-  flat = results.placeholders(flat)
-  fields = found.fields(study, run.arm, run.seed)
-  flat |= {f'train.{k}': v for k, v in fields.items()}
-  parts = [
-    'python -m experiments.train',
-    f'--config={path}:{study.size}',
-    *_modules(study, run),
-    *(f'--config.{k}={v}' for k, v in flat.items()),
-    f'--workdir={found.workdir}/{run.directory}',
-  ]
-  return ' '.join([parts[0], *map(shlex.quote, parts[1:])])
-
-
-def _modules(study: study_lib.Study, run: Run) -> list[str]:
-  """The flag of the modules that the run's call strings import, if any."""
-  values = configs.flatten(study.config_of(run.arm, run.seed)).values()
-  named = [
-    m for m in registry.allowed() if f'{m}.' in ' '.join(map(str, values))
-  ]
-  return [f'--allow_modules={",".join(named)}'] if named else []
-
-
 def sweep(
   study: study_lib.Study,
   workdir: str,
@@ -180,7 +147,7 @@ def sweep(
   if len(left) < len(todo):
     say(f'{len(todo) - len(left)} of {len(todo)} runs are finished already')
   failed, sessions = [], {}
-  needs = lambda run: list(origins.keys(study, run.arm, run.seed).values())
+  needs = lambda run: origins.needs(study, run.arm, run.seed)
   with contextlib.closing(queue.take(root, left, needs, len(rows))) as turns:
     for run in turns:
       lacking = _lacking(study, run, results.read(path))
@@ -192,7 +159,8 @@ def sweep(
       sessions[run.arm.name] = session
       results.append(path, row)
       if done:
-        results.append(pathlib.Path(done), results.for_keeping(row))
+        kept = results.for_keeping(row, study)
+        results.append(pathlib.Path(done), kept)
       if row['status'] == results.FAILED:
         failed.append(row)
       now = results.read(path)
@@ -227,7 +195,7 @@ def _from_done(study, done, rows, todo) -> list[results.Row]:
   begin = [r for r in todo if r.key not in known | new.keys()]
   while begin:
     run = begin.pop()
-    for key in origins.keys(study, run.arm, run.seed).values():
+    for key in origins.needs(study, run.arm, run.seed):
       if 'pretrained' not in new.get(key, {'pretrained': ''}):
         del new[key]
         begin.append(Run(study.arm(key[0]), key[1]))
@@ -237,7 +205,7 @@ def _from_done(study, done, rows, todo) -> list[results.Row]:
 def _check_origins(study, left, finished, found) -> None:
   here = {r.key for r in left}
   for run in left:
-    for key in origins.keys(study, run.arm, run.seed).values():
+    for key in origins.needs(study, run.arm, run.seed):
       if key not in here | finished:
         raise UserError(
           f'arm {run.arm.name!r} needs {key[0]!r}, which has not been run: run '
@@ -255,7 +223,7 @@ def _lacking(study, run, rows) -> list[str]:
   latest = results.latest(rows)
   return [
     f'{key[0]!r} is {latest[key]["status"]}'
-    for key in origins.keys(study, run.arm, run.seed).values()
+    for key in origins.needs(study, run.arm, run.seed)
     if latest[key]['status'] != results.DONE
   ]
 
@@ -278,7 +246,7 @@ def _one(study, run, found, lacking, session, allow_download):
     'overrides': results.placeholders(run.arm.overrides),
     'flags': results.placeholders(study.flags),
     'config_digest': results.arm_digest(study, run.arm),
-    'command': command(study, run, found.anonymous(), study.path),
+    'command': commands.of(study, run, found.anonymous(), study.path),
     'commit': results.commit(),
     'date': results.today(),
     'machine': machine.describe(),
@@ -286,6 +254,8 @@ def _one(study, run, found, lacking, session, allow_download):
   row |= {
     k: name for k, (name, _) in origins.keys(study, run.arm, run.seed).items()
   }
+  needs = origins.needs(study, run.arm, run.seed)
+  row |= run.arm.made | {'needs': [list(key) for key in needs]}
   with config.unlocked():
     config.data.cache = config.data.cache or str(root / 'data')
     config.train.update(found.fields(study, run.arm, run.seed))
@@ -293,19 +263,30 @@ def _one(study, run, found, lacking, session, allow_download):
     if lacking:  # its last checkpoint would be of the middle of a run
       raise UserError(f'needs another run: {", ".join(lacking)}')
     with _logged(directory / 'log.txt'):
-      if session is None:
-        session = session_lib.make(
-          config, str(root), allow_download=allow_download
+      keys = origins.sources(study, run.arm, run.seed)
+      of = [found.directory(key) for key in keys]
+      begin = stages.converted(run.arm, run.seed, of, directory)
+      if run.arm.judge:
+        summary, data = stages.judged(run.arm, config, begin)
+      else:
+        if run.arm.convert:
+          with config.unlocked():
+            (config.train.init_from,) = begin
+        if session is None:
+          session = session_lib.make(
+            config, str(root), allow_download=allow_download
+          )
+        summary = loop.train(
+          config,
+          str(directory),
+          allow_download=allow_download,
+          session=session,
         )
-      summary = loop.train(
-        config,
-        str(directory),
-        allow_download=allow_download,
-        session=session,
-      )
-    if 'not_known' in summary:
-      raise UserError(f'to be trained anew: {summary["not_known"]}')
-    row['data'] = session.data.fingerprint[:16]
+        if 'not_known' in summary:
+          raise UserError(f'to be trained anew: {summary["not_known"]}')
+        data = session.data
+    row['data'] = data.fingerprint[:16]
+    row['domains'] = list(getattr(data, 'domains', ()))
     row['metrics'] = results.metrics(summary)
     if 'curve' in summary:
       row['curve'] = summary['curve']
@@ -369,7 +350,7 @@ def plan(
     finished = latest.get(run.key, {}).get('status') in results.FINISHED
     left += not finished
     mark = '# finished: ' if finished else ''
-    lines.append(f'{mark}{command(study, run, found, study.file)}')
+    lines.append(f'{mark}{commands.of(study, run, found, study.file)}')
   each = estimates.a_run(study, rows)
   estimate = 'for an unknown time'
   if each:

@@ -8,7 +8,10 @@ A study is a config file with more names in it:
                      differs, by dotted field. `config` is that of get_config,
                      command line included. `add(..., stage='pretrain')` makes a
                      run that other arms begin with, `init_from=name`, or learn
-                     from, `teacher=name`
+                     from, `teacher=name`. `add(..., sources=names,
+                     convert='mix()')` begins with what a conversion makes of
+                     such runs; with `judge='bayes()'` an arm is not trained,
+                     and what it would begin with is judged: see `stages`
   CLAIMS             a tuple of dicts, see `Claim`; fixed before any run
   SEEDS              {size: how many}
   SECONDS            {size: of one run, for estimates}
@@ -30,6 +33,7 @@ from typing import Any
 from moe_jax import registry
 from moe_jax.errors import UserError
 from moe_jax.runs import configs
+from moe_jax.studies import fairness
 
 SIZES = ('reference', 'quick', 'gpu', 'paper')
 DIRECTIONS = ('lower', 'higher', 'equal')
@@ -47,6 +51,12 @@ class Arm:
     seeds: values of `config.seed`.
     init_from: the 'pretrain' arm whose checkpoint it starts from, or ''.
     teacher: the 'pretrain' arm that it learns from, or ''.
+    sources: 'pretrain' arms that it is made of, in order.
+    convert: call strings of `conversion.methods`, one after the other: the
+      first is given the sources, what the last makes is the start.
+    rows: domains by whose embeddings the first conversion's router begins, a
+      row each, 'code+prose' for one of two; see `training.embeddings`.
+    judge: call string of `training.ensemble` of an arm that is not trained.
     stage: 'pretrain' arms run first, with one seed unless they name more; an
       arm with seed s begins with the s-th of these, in turn.
   """
@@ -57,6 +67,32 @@ class Arm:
   init_from: str = ''
   teacher: str = ''
   stage: str = 'arm'
+  sources: tuple[str, ...] = ()
+  convert: tuple[str, ...] = ()
+  rows: tuple[str, ...] = ()
+  judge: str = ''
+
+  def __post_init__(self):
+    what = f'arm {self.name}'
+    if self.sources and (self.init_from or not (self.convert or self.judge)):
+      raise UserError(
+        f'{what} has sources: it wants convert or judge, and no init_from'
+      )
+    if (self.convert or self.judge) and not self.sources:
+      raise UserError(f'{what} converts or judges: it wants sources')
+    if self.rows and not self.convert:
+      raise UserError(f'{what} has rows of a router: it wants convert')
+    if self.judge and (self.stage == 'pretrain' or self.teacher):
+      raise UserError(
+        f"{what} is judged, not trained: of stage 'arm', without a teacher"
+      )
+
+  @property
+  def made(self) -> dict[str, str]:
+    """What it is made of and how, by name; for digests."""
+    names = ('sources', 'convert', 'rows')
+    told = {k: ', '.join(getattr(self, k)) for k in names}
+    return {k: v for k, v in (told | {'judge': self.judge}).items() if v}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +113,8 @@ class Claim:
     kind: 'quality', or 'deterministic' for counts, costs and drops.
     seeds_needed: pairs without which there is no verdict.
     added: the day it was declared, of a claim that is younger than its study.
+    matched, varied: of `fairness.QUANTITIES`, what the arms have alike and what
+      differs by design: each in one of them, or none is declared.
   """
 
   name: str
@@ -91,6 +129,8 @@ class Claim:
   kind: str = 'quality'
   seeds_needed: int = 3
   added: str = ''
+  matched: tuple[str, ...] = ()
+  varied: tuple[str, ...] = ()
 
   @property
   def metrics(self) -> tuple[str, str]:
@@ -246,7 +286,19 @@ def _arms(module, size: str, default: int, config) -> tuple[Arm, ...]:
   found: list[Arm] = []
   first = config.seed
 
-  def add(name, overrides, *, seeds=0, init_from='', teacher='', stage='arm'):
+  def add(
+    name,
+    overrides,
+    *,
+    seeds=0,
+    init_from='',
+    teacher='',
+    stage='arm',
+    sources=(),
+    convert=(),
+    rows=(),
+    judge='',
+  ):
     if not name or set(name) - _NAME:
       raise UserError(f'arm {name!r}: a name of letters, digits, _ . - only')
     if stage not in STAGES:
@@ -254,7 +306,9 @@ def _arms(module, size: str, default: int, config) -> tuple[Arm, ...]:
     count = seeds or (1 if stage == 'pretrain' else default)
     every = tuple(range(first, first + count))
     origins = init_from or '', teacher or ''
-    found.append(Arm(name, dict(overrides), every, *origins, stage))
+    convert = (convert,) if isinstance(convert, str) else tuple(convert)
+    made = tuple(sources), convert, tuple(rows), judge
+    found.append(Arm(name, dict(overrides), every, *origins, stage, *made))
 
   module.sweep(add, size, config)
   _check_unique('arm', [a.name for a in found])
@@ -265,6 +319,9 @@ def _arms(module, size: str, default: int, config) -> tuple[Arm, ...]:
       name = getattr(a, field)
       if name and name not in before:
         raise registry.unknown(f'{field} of arm {a.name}', name, before)
+    for name in a.sources:
+      if name not in before:
+        raise registry.unknown(f'source of arm {a.name}', name, before)
     # What a 'pretrain' arm needs is declared before it.
     before += [a.name] if a.stage == 'pretrain' else []
   return tuple(found)
@@ -292,6 +349,7 @@ def _claim(fields: Mapping[str, Any], study: str, arms: set[str]) -> Claim:
   ):
     if value not in choices:
       raise registry.unknown(f'{field} of {what}', str(value), choices)
+  fairness.check(what, claim.matched, claim.varied)
   if not claim.smallest_effect >= 0:
     raise UserError(f'{what}: smallest_effect={claim.smallest_effect} < 0')
   if claim.direction == 'equal' and not claim.smallest_effect:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from moe_jax import registry
 from moe_jax.errors import UserError
-from moe_jax.studies import results, study as study_lib
+from moe_jax.studies import fairness, results, study as study_lib
 
 REPRODUCED = 'reproduced'
 CONTRADICTED = 'contradicted'
@@ -38,6 +38,7 @@ class Verdict:
     difference, low, high: mean of a less b over the pairs, and its 95 % paired
       t interval; nan where there are too few pairs.
     reason: of an outcome that the interval does not explain, or ''.
+    beside: of a claim that declares what is matched; None without pairs.
   """
 
   claim: study_lib.Claim
@@ -48,6 +49,7 @@ class Verdict:
   low: float
   high: float
   reason: str = ''
+  beside: fairness.FairnessReport | None = None
 
   @property
   def against_0(self) -> str:
@@ -125,8 +127,16 @@ def judge(
     # What is trained varies; what does not has not been trained, as a model
     # that says one label whatever it is asked.
     outcome, why = INCONCLUSIVE, 'no variance over the seeds'
+  beside = None
+  if claim.matched or claim.varied:
+    beside = fairness.report(
+      claim.arms, claim.matched, results.latest(rows), seeds
+    )
+    if outcome in (REPRODUCED, CONTRADICTED) and beside.unfair:
+      outcome, why = INCONCLUSIVE, beside.unfair
   means = tuple(float(np.mean([v[s] for s in seeds])) for v in (a, b))
-  return Verdict(claim, outcome, len(seeds), means, mean, low, high, why)
+  found = means, mean, low, high, why, beside
+  return Verdict(claim, outcome, len(seeds), *found)
 
 
 def differences(

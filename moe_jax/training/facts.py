@@ -77,6 +77,7 @@ def of_run(
     'mfu': None if speed is None else speed * flops / rate,
     'seconds': clock.seconds,
     'steps': session.config.train.steps,
+    'tokens': tokens(session),
     'jax': jax.__version__,
     'platform': jax.devices()[0].platform,
     'devices': jax.device_count(),
@@ -88,6 +89,12 @@ def of_run(
   if left_out:
     out['bad_records'] = left_out
   return out
+
+
+def tokens(session: session_lib.Session) -> int:
+  """Target tokens of all steps of a run, padding included."""
+  train = session.config.train
+  return train.steps * train.batch_size * session.lengths['decoder']
 
 
 def of_last(row: dict[str, Any]) -> dict[str, Any]:

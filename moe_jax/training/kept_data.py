@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from moe_jax import json_files
 from moe_jax.data import batches
@@ -44,6 +46,21 @@ def check(
     f'{workdir} was trained on other data ({str(fingerprint)[:12]}, now '
     f'{data.fingerprint[:12]}){named and f": {named}"}; {otherwise}'
   )
+
+
+def check_text(
+  data: batches.Batches, workdir: str | os.PathLike, otherwise: str
+) -> None:
+  """As `check`, where the domains that are read may be others."""
+  there, here = _read(pathlib.Path(workdir) / FILE).get('kept'), data.kept()
+  if there and (named := data.changes({**there, **_chosen(here)})):
+    raise UserError(
+      f'{workdir} was trained on other data: {named}; {otherwise}'
+    )
+
+
+def _chosen(kept: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in kept.items() if k.startswith('data.')}
 
 
 def _read(path):

@@ -58,8 +58,8 @@ def train(
     allow_download: lets TFDS download.
     debug_nonfinite: where a step is not finite, say which value was the first,
       and in which layer.
-    session: of a config that differs in its seed alone: its data and compiled
-      programs are used again.
+    session: of a config that differs in its seed, and in the runs that it
+      begins with or learns from: its data and compiled programs are used again.
 
   Returns:
     The summary, as in `summary.json` of process 0.
@@ -95,13 +95,13 @@ def train(
     earlier = resume.check(workdir, config_dict) if again else {}
     if session.data is None:
       session = session.open(workdir, allow_download)
-    session = session.with_seed(config.seed)
+    session = session.with_config(config)
     begin = teacher = None
     if not done:
       begin = start_lib.load(session, workdir)
-      # The runs that share a session have the same teacher.
-      load = lambda: teacher_lib.load(session)
-      teacher = session.program('teacher', load)
+      # Most runs that share a session have the same teacher.
+      name, load = config.train.teacher, lambda: teacher_lib.load(session)
+      teacher = session.program(f'teacher {name}', load) if name else None
   except Exception:
     (workdir_lib.withdraw if fresh else workdir_lib.release)(workdir)
     raise

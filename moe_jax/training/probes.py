@@ -17,6 +17,7 @@ from moe_jax.errors import UserError
 from moe_jax.models import stack
 from moe_jax.training import (
   checks,
+  domain_probes,
   evaluation,
   session as session_lib,
   step as step_lib,
@@ -37,6 +38,8 @@ def check(config) -> None:
   """Raises ValueError where `eval.probes` names what cannot be measured."""
   for spec in config.eval.probes:
     build(spec)
+    if registry.parse(spec)[0] in ANY:
+      continue
     if not checks.sparse_stacks(config):
       raise UserError(
         f'eval.probes has {spec!r}, which looks at MoE layers; this model has '
@@ -171,8 +174,11 @@ def _position_sums(session, name):
   return run
 
 
+# What is measured of a dense model, too.
+ANY = ('switching',)
 PROBES: dict[str, Any] = {
   'capacity_factors': capacity_factors,
   'drop_by_position': drop_by_position,
   'logits': logits,
+  **domain_probes.PROBES,
 }

@@ -83,11 +83,13 @@ class Session:
       self.programs[name] = make()
     return self.programs[name]
 
-  def with_seed(self, seed: int) -> 'Session':
-    """The same, data and programs included, with another `config.seed`."""
-    config = self.config.copy_and_resolve_references()
-    with config.unlocked():
-      config.seed = seed
+  def with_config(self, config) -> 'Session':
+    """The same, data and programs included, for another run.
+
+    Args:
+      config: which differs in its seed, and in the workdirs of the runs that it
+        begins with or learns from.
+    """
     return dataclasses.replace(self, config=config)
 
   @property
@@ -112,8 +114,9 @@ class Session:
 
   @property
   def trained(self) -> Any:
-    """Whether each parameter is trained; None where all are."""
-    return tuning.trained(self.layout.params, self.config.train.trainable)
+    """What of each parameter is trained, see `tuning`; None is all."""
+    choice = self.config.train.trainable
+    return tuning.trained(self.layout.batch_dims(), choice)
 
   def put(self, batch) -> dict[str, jax.Array]:
     """This process's rows of a global batch -> arrays on the mesh."""
@@ -228,7 +231,9 @@ def build(config, problem, shape, splits, make_mesh) -> Session:
   lay = state_lib.layout(model, batch)
   tx, schedule = make_optimizer(config, lay.batch_dims())
   sharding = NamedSharding(mesh, rules.spec(('batch',), mesh.shape))
-  return Session(config, problem, mesh, model, tx, schedule, lay, sharding)
+  made = Session(config, problem, mesh, model, tx, schedule, lay, sharding)
+  tuning.size(lay.params, made.trained)  # or raises
+  return made
 
 
 def make_optimizer(config, batch_dims):
@@ -243,7 +248,9 @@ def make_optimizer(config, batch_dims):
     batch_dims=tuning.select(batch_dims, mask),
   )
   # Masked, it has no state of frozen leaves, and clips by the others' norm.
-  return (tx if mask is None else optax.masked(tx, mask)), schedule
+  if mask is not None:
+    tx = optax.masked(tx, tuning.whole(mask))
+  return tx, schedule
 
 
 def make(

@@ -72,7 +72,8 @@ def make_train_step(
       they cost an extra forward pass: see `accumulation`.
     over_layers: 'sum' of the MoE layers' losses (Switch Transformer) or their
       'mean' (T5X).
-    trained: tree of bools, as from `tuning.trained`; None trains all.
+    trained: of each leaf what is trained, as `tuning.trained` has it; None
+      trains all.
     teacher: a model whose probabilities are learnt, too; see `teacher`.
     distill: weight of the teacher's cross-entropy, 1 - that of the labels'.
     skip: a step whose loss or gradient is not finite changes nothing; the

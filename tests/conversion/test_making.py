@@ -94,6 +94,7 @@ def test_an_upcycled_run_is_a_run(seed_run, tmp_path):
   assert stage['digest'] == digest and stage['flops'] > 6 * TOKENS * 1000
 
 
+@pytest.mark.slow
 def test_lineages(seed_run, branches, tmp_path):
   a, b, stranger = branches
   made = tmp_path / 'btx'
