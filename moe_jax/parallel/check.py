@@ -283,13 +283,17 @@ def _refuse(faults: Sequence[str]) -> None:
   # and goes last.
   sys.stdout.flush()
   if rank:
-    client.key_value_set(f'{_KEY}/left/{rank}', '1')
+    try:
+      client.key_value_set(f'{_KEY}/left/{rank}', '1')
+    except jax.errors.JaxRuntimeError:
+      pass  # read, and its service gone, before the answer was here
   else:
     print(f'error: {faults[0]}{more}', file=sys.stderr, flush=True)
     # Each is here already, but a busy host is slow to say so.
     end = time.monotonic() + _PATIENCE / 2
     for i in range(1, count):
       _get(client, f'{_KEY}/left/{i}', end)
+    time.sleep(1)  # who has said it is not yet gone
   os._exit(1)
 
 

@@ -50,8 +50,7 @@ class FlexOlmo(base.Choosing, base.Matrix):
     logits_TE = base.linear_logits(params, x_TD) + bias_E
     found = base.affinities(logits_TE)
     chosen = base.choose(found['probs_TE'], ctx, self.k)
-    log_TK = chosen.of(found['log_probs_TE'])
     weight_TK = chosen.of(found['probs_TE'])
     if self.renormalize:
-      weight_TK = jax.nn.softmax(log_TK)
-    return chosen.routing(weight_TK, log_weight_TK=log_TK, **found)
+      weight_TK = jax.nn.softmax(chosen.of(found['log_probs_TE']))
+    return chosen.routing(weight_TK, **found)

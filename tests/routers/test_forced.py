@@ -36,6 +36,7 @@ ROWS = (
     "forced(router='top_k(k=2)')",
     '2510.11370',
     forced,
+    always=True,
     extremes=True,
     context=True,
   ),
