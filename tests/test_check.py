@@ -207,13 +207,13 @@ def test_two_processes(fault):
   codes, err = [r.returncode for r in runs], ''.join(e for _, e in outs)
   if not fault:
     assert codes == [0, 0], err
-    lines = [x for x in outs[0][0].splitlines() if '[Gloo]' not in x]
-    assert lines[0].startswith('processes: 2, devices: 8 ')
-    assert sum(x.endswith(': 4 devices') for x in lines) == 2
-    assert lines[-1] == SUMMED
+    out = outs[0][0]  # C++ speaks between the lines, and in them
+    assert 'processes: 2, devices: 8 ' in out, out
+    assert out.count(': 4 devices') == 2 and SUMMED in out, out
   else:
     assert codes == [1, 1], err
     (line,) = [x for x in err.splitlines() if 'error: ' in x]
-    named = 'process 0' if fault == 'sum' else 'process 1'
-    assert f'error: {named} (' in line and FAULTS[fault] in line
-    assert fault != 'sum' or 'of process 1' in line
+    assert 'error: process ' in line and FAULTS[fault] in line, line
+    # Who sent it, not who first saw it.
+    guilty = 'of process 1' if fault == 'sum' else 'error: process 1 ('
+    assert guilty in line, line
