@@ -27,10 +27,6 @@ from moe_jax.experts import base as experts_base
 from moe_jax.routers import base as routers
 
 NAME = 'removal'  # of the rule's state: this file's
-_TAKEN = (
-  *('causal', 'first_fit', 'reads_experts', 'takes_bias', 'has_matrix'),
-  'compares',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,29 +50,10 @@ class Removal(balancing.Balance):
 
 
 @dataclasses.dataclass(frozen=True)
-class Without(routers.Router):
+class Without(routers.Around):
   """router: whose edges to experts that are out go to nobody."""
 
   router: routers.Router
-
-  def __post_init__(self):
-    for name in _TAKEN:
-      object.__setattr__(self, name, getattr(self.router, name))
-
-  def init(self, key, E, D):
-    return self.router.init(key, E, D)
-
-  def init_carry(self, T, E):
-    return self.router.init_carry(T, E)
-
-  def check(self, E):
-    self.router.check(E)
-
-  def experts_per_token(self, E):
-    return self.router.experts_per_token(E)
-
-  def most_edges(self, T):
-    return self.router.most_edges(T)
 
   def __call__(self, params, x_TD, ctx):
     r = self.router(params, x_TD, ctx)

@@ -73,14 +73,14 @@ def opened(
 
 
 class Replayed:
-  """Batches whose validation brings the choices of records; else as they are.
+  """Data whose validation brings the choices of records; else as they are.
 
   Attributes:
     records: by stack.
   """
 
   def __init__(
-    self, data: batches.Batches, found: Mapping[str, records.Record]
+    self, data: batches.HeldOut, found: Mapping[str, records.Record]
   ):
     self._data, self.records = data, found
 
@@ -90,7 +90,7 @@ class Replayed:
   def validation(
     self, *, batch_size: int, process_index: int = 0, process_count: int = 1
   ) -> Iterator[dict[str, np.ndarray]]:
-    """All rows in order, as `Batches.validation`, with 'forced'.
+    """All rows in order, as `HeldOut.validation`, with 'forced'.
 
     Raises:
       ValueError: other tokens than the record's.

@@ -13,12 +13,8 @@ from moe_jax.errors import UserError
 Row = dict[str, np.ndarray]
 
 
-class Batches(abc.ABC):
-  """Rows as batches: a pure function of (seed, first row, rows).
-
-  A global batch has the same rows in the same order on any number of processes
-  and threads; a process gets its contiguous slice. So the state of the data is
-  one integer, the rows there have been.
+class HeldOut(abc.ABC):
+  """Rows that are looked at, once and in order.
 
   Attributes:
     fingerprint: hash of all that is read: a run that is resumed on other data
@@ -32,6 +28,37 @@ class Batches(abc.ABC):
   left_out: int = 0
 
   @abc.abstractmethod
+  def validation_row(self, row: int) -> Row:
+    """Arrays of a row of validation; of padding, past the last one."""
+
+  def describe(self) -> str:
+    """A few lines for a person: what it is, and how much."""
+    return f'data {self.fingerprint[:12]}: {self.validation_rows} rows held out'
+
+  def validation(
+    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  ) -> Iterator[Row]:
+    """All of validation once, in order, as slices of global batches.
+
+    The last batch is padded.
+    """
+    mine = rows_of(batch_size, process_index, process_count)
+    make = lambda k: stack(
+      [self.validation_row(k * batch_size + i) for i in mine]
+    )
+    count = math.ceil(self.validation_rows / batch_size)
+    return prefetched(range(count), make)
+
+
+class Batches(HeldOut):
+  """Rows as batches: a pure function of (seed, first row, rows).
+
+  A global batch has the same rows in the same order on any number of processes
+  and threads; a process gets its contiguous slice. So the state of the data is
+  one integer, the rows there have been.
+  """
+
+  @abc.abstractmethod
   def train_row(self, seed: int, row: int) -> Row:
     """Arrays of a training row; rows are numbered through all epochs."""
 
@@ -39,14 +66,6 @@ class Batches(abc.ABC):
     """Names of what a training row was cut from; () where nothing has any."""
     del seed, row
     return ()
-
-  @abc.abstractmethod
-  def validation_row(self, row: int) -> Row:
-    """Arrays of a row of validation; of padding, past the last one."""
-
-  def describe(self) -> str:
-    """A few lines for a person: what it is, and how much."""
-    return f'data {self.fingerprint[:12]}: {self.validation_rows} rows held out'
 
   def kept(self) -> dict[str, Any]:
     """What a run remembers of it, small and of JSON's types."""
@@ -91,20 +110,6 @@ class Batches(abc.ABC):
     mine = rows_of(batch_size, 0, 1)
     check_counters(seed=seed, step=step)
     return stack([self.train_row(seed, step * batch_size + i) for i in mine])
-
-  def validation(
-    self, *, batch_size: int, process_index: int = 0, process_count: int = 1
-  ) -> Iterator[Row]:
-    """All of validation once, in order, as slices of global batches.
-
-    The last batch is padded.
-    """
-    mine = rows_of(batch_size, process_index, process_count)
-    make = lambda k: stack(
-      [self.validation_row(k * batch_size + i) for i in mine]
-    )
-    count = math.ceil(self.validation_rows / batch_size)
-    return prefetched(range(count), make)
 
 
 def check_counters(**counters: int) -> None:

@@ -97,7 +97,7 @@ class Rows:
     return self._source.texts(self._numbers_V)
 
 
-class Folder(batches.Batches):
+class Folder(batches.HeldOut):
   """All text of a folder of .txt files, a domain each; none to train on.
 
   Attributes:
@@ -163,9 +163,6 @@ class Folder(batches.Batches):
     self.validation_rows = len(self._held)
     parts = source.digest, tokenizer.key, str(max_bytes)
     self.fingerprint = hashlib.sha256('\n'.join(parts).encode()).hexdigest()
-
-  def train_row(self, seed, row):
-    raise NotImplementedError('text that is looked at is not trained on')
 
   def validation_row(self, row):
     return self._held.row(row)

@@ -172,7 +172,7 @@ class Problem(abc.ABC):
 
   def read(
     self, directory: str, *, cache_dir: str, max_bytes: int = 0
-  ) -> batches.Batches:
+  ) -> batches.HeldOut:
     """Other text, for validation alone: all of a folder, a domain a file.
 
     Args:

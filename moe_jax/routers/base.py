@@ -18,6 +18,11 @@ Params = Any
 Chosen = chosen.Chosen
 # Of routers that rank by no scores; of those by whom experts choose.
 fixed, best_tokens = chosen.fixed, chosen.best_tokens
+# Class attributes of `Router`.
+_OF_ROUTERS = (
+  *('causal', 'first_fit', 'reads_experts', 'takes_bias', 'has_matrix'),
+  'compares',
+)
 
 
 class Router(abc.ABC):
@@ -71,6 +76,36 @@ class Router(abc.ABC):
   def init_carry(self, T: int, E: int) -> Any:
     """What the first MoE layer's router finds in `ctx.carry`."""
     return ()
+
+
+class Around(Router):
+  """Something done to another router, whose parameters these are.
+
+  Attributes:
+    router: it, which the dataclass has as a field.
+  """
+
+  router: Router
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in _OF_ROUTERS:
+      object.__setattr__(self, name, getattr(self.router, name))
+
+  def init(self, key, E, D):
+    return self.router.init(key, E, D)
+
+  def init_carry(self, T, E):
+    return self.router.init_carry(T, E)
+
+  def check(self, E):
+    self.router.check(E)
+
+  def experts_per_token(self, E):
+    return self.router.experts_per_token(E)
+
+  def most_edges(self, T):
+    return self.router.most_edges(T)
 
 
 def init_linear(key: jax.Array, E: int, D: int, std: float | None = None):

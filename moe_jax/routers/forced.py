@@ -30,37 +30,19 @@ from moe_jax.errors import UserError
 from moe_jax.kernels import chosen
 from moe_jax.routers import base
 
-_TAKEN = ('causal', 'first_fit', 'reads_experts', 'takes_bias', 'has_matrix')
-
 
 @registry.register
 @dataclasses.dataclass(frozen=True)
-class Forced(base.Router):
+class Forced(base.Around):
   """router: a router or its call string, whose parameters these are."""
 
   router: base.Router | str = 'top_k()'
 
   def __post_init__(self):
-    put = lambda name, value: object.__setattr__(self, name, value)
     if isinstance(self.router, str):
-      put('router', registry.build('routers', self.router))
-    for name in (*_TAKEN, 'compares'):
-      put(name, getattr(self.router, name))
-
-  def init(self, key, E, D):
-    return self.router.init(key, E, D)
-
-  def init_carry(self, T, E):
-    return self.router.init_carry(T, E)
-
-  def check(self, E):
-    self.router.check(E)
-
-  def experts_per_token(self, E):
-    return self.router.experts_per_token(E)
-
-  def most_edges(self, T):
-    return self.router.most_edges(T)
+      built = registry.build('routers', self.router)
+      object.__setattr__(self, 'router', built)
+    super().__post_init__()
 
   def __call__(self, params, x_TD, ctx):
     given_TK = base.known(ctx, 'forced_TK', 'forced')
