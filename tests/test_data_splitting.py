@@ -105,6 +105,7 @@ def test_library_is_large_enough_to_measure_with(library):
     assert 0.03 < len(texts) / documents < 0.17
 
 
+@pytest.mark.slow
 def test_library_splits_share_no_64_bytes(documents, library):
   train, validation = (
     [text for _, _, text in library[s]] for s in ('train', 'validation')

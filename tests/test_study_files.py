@@ -257,7 +257,6 @@ def test_seeds_share_programs_and_nothing_else(tmp_path):
   assert second['eval/loss'] == alone['eval/loss']
 
 
-@pytest.mark.slow
 def test_tail_is_of_the_last_tenth(trained):
   first = trained[-1]
   assert first['train/averaged_steps'] == 2

@@ -216,17 +216,10 @@ def test_non_finite_loss_stops_and_names_the_checkpoint(made, tmp_path):
   made.programs['init'] = programs['init']
 
 
-def random_state(session):
-  """A state of noise: none that training knows."""
-  rng = np.random.default_rng(0)
-  draw = lambda v: (0.1 * rng.normal(size=v.shape)).astype(v.dtype)
-  return jax.tree.map(
-    lambda v: jax.device_put(draw(v), v.sharding), session.abstract_state
-  )
-
-
 def test_scores_are_sums_over_documents(made):
-  state = random_state(made)
+  parts = made.model, made.tx, made.dummy, made.shardings
+  init = made.program('init', lambda: state_lib.initializer(*parts))
+  state = init(jax.random.key(made.config.seed))  # the run's own
   evaluate = made.program('evaluate', lambda: evaluation.Evaluator(made))
   found = evaluate(state.params, state.balance) | evaluate.floor()
   for name in ('', 'a/', 'b/'):
@@ -365,7 +358,11 @@ def encoder_decoder(corpus, tmp_path_factory):
     },
   )
   session = session_lib.make(config, workdir)
-  state = random_state(session)
+  rng = np.random.default_rng(0)
+  draw = lambda v: (0.1 * rng.normal(size=v.shape)).astype(v.dtype)
+  state = jax.tree.map(
+    lambda v: jax.device_put(draw(v), v.sharding), session.abstract_state
+  )
   fields = configs.to_dict(config)
   workdir_lib.prepare(workdir, fields, restart=False, allow=())
   workdir_lib.release(workdir)

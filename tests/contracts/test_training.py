@@ -16,7 +16,7 @@ from moe_jax.training import (
 from tests import methods, tiny
 
 E, B, L, STEPS = 4, 8, 12, 30
-FEW = ('switch()', 'loss_free_bias()')
+FEW = ('loss_free_bias()',)  # of routers, the canary trains one
 
 
 def config(**fields):

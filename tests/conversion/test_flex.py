@@ -49,7 +49,8 @@ A, B, C = 1, 2, 3
 
 @pytest.mark.parametrize('k', [0, 2, 4])
 @pytest.mark.parametrize(
-  'router', ['gpt_oss(k=2)', 'top_k(k=2, renormalize=False)']
+  'router',
+  ['gpt_oss(k=2)', 'top_k(k=2, renormalize=False)', 'flex_olmo(k=2)'],
 )
 def test_to_opt_out_is_not_to_have_been_there(router, k):
   a, b, c = (owner(s, router) for s in (A, B, C))
