@@ -172,10 +172,12 @@ for arm, router in ARMS.items():
   # Compiled once; the seeds share it.
   session = session_lib.make(config_of(router), folder)
   for seed in SEEDS:
-    mine, workdir = session.with_seed(seed), f'{folder}/{arm}_{seed}'
+    config, workdir = config_of(router), f'{folder}/{arm}_{seed}'
+    with config.unlocked():
+      config.seed = seed
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-      loop.train(mine.config, workdir, session=mine)
+      loop.train(config, workdir, session=session.with_config(config))
     runs[arm, seed] = run = records.read(workdir)
     s = run.summary
     print(f'{arm:7} seed {seed}: {s["eval/nats_per_token"]:.4f} nats a token')

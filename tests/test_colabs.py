@@ -55,6 +55,7 @@ def test_what_it_imports_is_there(path):
 
 
 def test_rotation(monkeypatch):
+  monkeypatch.delenv('MOE_JAX_NOTEBOOKS', raising=False)
   monkeypatch.setattr(notebooks, 'changed', set)
   two = notebooks.due()
   assert len(two) == 2 and notebooks.due() == two
