@@ -57,7 +57,7 @@ ROOMS = {
   'benchmarks': TRAINING | {'training'},
   'studies': BASE
   | {'runs', 'training', 'plots', 'benchmarks.machine'}
-  | {'conversion', 'problems', 'planning', 'data.batches'},
+  | {'conversion', 'problems', 'planning', 'data.batches', 'analysis'},
   'citations': BASE | {'balancing.base', 'planning', 'plots.tables'},
 }
 # What else a room must do without; nothing imports TensorFlow, which is slow

@@ -5,7 +5,14 @@ from typing import Any
 
 from moe_jax import registry
 from moe_jax.runs import configs
-from moe_jax.studies import origins, results, stages, study as study_lib
+from moe_jax.studies import (
+  inside,
+  origins,
+  results,
+  stages,
+  study as study_lib,
+)
+from moe_jax.training import checks
 
 
 def of(
@@ -18,6 +25,7 @@ def of(
     found: whose workdirs are named.
     path: of the study, as it is to be named.
   """
+  config = study.config_of(run.arm, run.seed)
   flat = {**study.flags, **run.arm.overrides, 'seed': run.seed}
   flat = results.placeholders(flat)
   fields = found.fields(study, run.arm, run.seed)
@@ -40,6 +48,8 @@ def of(
     f'--workdir={found.workdir}/{run.directory}',
   ]
   calls.append(' '.join([parts[0], *map(shlex.quote, parts[1:])]))
+  if study.analysis and checks.sparse_stacks(config):
+    calls.append(inside.command(study, f'{found.workdir}/{run.directory}'))
   return ' && '.join(calls)
 
 

@@ -21,13 +21,14 @@ from moe_jax.errors import UserError
 from moe_jax.studies import (
   commands,
   estimates,
+  inside,
   origins,
   queue,
   results,
   stages,
   study as study_lib,
 )
-from moe_jax.training import loop, session as session_lib
+from moe_jax.training import checks, loop, session as session_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +285,8 @@ def _one(study, run, found, lacking, session, allow_download):
         )
         if 'not_known' in summary:
           raise UserError(f'to be trained anew: {summary["not_known"]}')
+        if study.analysis and checks.sparse_stacks(config):
+          summary |= inside.measured(study, directory, config.mesh)
         data = session.data
     row['data'] = data.fingerprint[:16]
     row['domains'] = list(getattr(data, 'domains', ()))

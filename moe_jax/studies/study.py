@@ -19,6 +19,9 @@ A study is a config file with more names in it:
   FIGURES            a tuple of dicts, see `plots.ablations`; one with 'sizes'
                      is of these alone
   LAWS               a tuple of dicts, scaling laws to fit, see `lawful`
+  ANALYSIS           options of a look inside each mixture that is trained, see
+                     `inside`; what claims, columns and figures name of it is
+                     kept
   NOTES              {size: {claim: why it came out so}}; the one that comes
                      afterwards
 """
@@ -39,6 +42,8 @@ SIZES = ('reference', 'quick', 'gpu', 'paper')
 DIRECTIONS = ('lower', 'higher', 'equal')
 KINDS = ('quality', 'deterministic')
 STAGES = ('pretrain', 'arm')
+# What ANALYSIS may say, as flags of experiments.analyze.
+ANALYSIS = {'checkpoints': 'newest', 'max_bytes': 2_000_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +157,7 @@ class Study:
     flags: what the command line changed, by dotted field.
     arms, claims: in the order declared; 'pretrain' arms first.
     seconds: one run's, as estimated in the file; 0 is unknown.
-    columns, figures, laws, notes: as in the file.
+    columns, figures, laws, notes, analysis: as in the file.
   """
 
   name: str
@@ -169,6 +174,7 @@ class Study:
   figures: tuple
   laws: tuple
   notes: Mapping[str, str]
+  analysis: Mapping[str, Any] | None = None
 
   def arm(self, name: str) -> Arm:
     """The arm of that name."""
@@ -262,6 +268,7 @@ def load(
     ),
     laws=tuple(getattr(module, 'LAWS', ())),
     notes=notes.get(size, {}),
+    analysis=_analysis(getattr(module, 'ANALYSIS', None), name),
   )
 
 
@@ -359,6 +366,13 @@ def _claim(fields: Mapping[str, Any], study: str, arms: set[str]) -> Claim:
   if claim.seeds_needed < (1 if claim.kind == 'deterministic' else 2):
     raise UserError(f'{what}: seeds_needed={claim.seeds_needed} is too few')
   return claim
+
+
+def _analysis(given, study: str) -> dict[str, Any] | None:
+  for field in given or ():
+    if field not in ANALYSIS:
+      raise registry.unknown(f'field of ANALYSIS in {study}', field, ANALYSIS)
+  return None if given is None else ANALYSIS | given
 
 
 def _check_unique(what: str, names: list[str]) -> None:
