@@ -2,8 +2,8 @@
 
 Tests mostly compile, each program once: XLA's expensive passes are off, and
 its newer way of emitting fusions, which saves two thirds of the time.
-`MOE_JAX_OPTIMIZED=1` leaves them on; CI does, for the slow tests. tests/bill.py
-prints what the session cost.
+`MOE_JAX_OPTIMIZED=1` leaves them on; CI does, for most slow tests.
+tests/bill.py prints what the session cost.
 """
 
 import functools
