@@ -100,8 +100,9 @@ def taken(
     index: by layer, numbers of experts in their new order; one may come twice.
 
   Raises:
-    ValueError: a number that there is not; a moment of the optimizer whose axis
-      of experts cannot be told.
+    ValueError: a number that there is not; an anchor of the router that is not
+      at its place; a moment of the optimizer whose axis of experts cannot be
+      told.
   """
   found = layers(model)
   D = model.config.model.d_model
@@ -111,6 +112,12 @@ def taken(
       raise UserError(
         f'expert {wrong[0]}: valid are 0 to {layer.num_experts - 1}'
       )
+    for e in range(layer.router.anchors):
+      if index[i][e] != e:
+        raise UserError(
+          f'expert {e} has to stay expert {e}: the router '
+          f'{routers.name(layer.router)} measures the others by it'
+        )
 
   def take(i, name, value):
     if i not in found:

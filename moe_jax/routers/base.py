@@ -40,6 +40,8 @@ class Router(abc.ABC):
     has_matrix: whether the parameter 'kernel' is [D, E], a column an expert.
     compares: when the tokens of a group are compared with one another, so that
       another group size is another method: 'never', in 'train', or 'always'.
+    anchors: how many of the first experts are what others are measured by, and
+      cannot leave their places.
   """
 
   causal = True
@@ -48,6 +50,7 @@ class Router(abc.ABC):
   takes_bias = True
   has_matrix = False
   compares = 'never'
+  anchors = 0
 
   def __post_init__(self):
     """Raises ValueError where own fields do not fit; each class adds to it."""

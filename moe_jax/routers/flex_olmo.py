@@ -32,6 +32,7 @@ class FlexOlmo(base.Choosing, base.Matrix):
 
   k: int = 2
   renormalize: bool = False
+  anchors = 1
 
   def __post_init__(self):
     super().__post_init__()

@@ -66,6 +66,17 @@ def test_to_opt_out_is_not_to_have_been_there(router, k):
   assert trees.digest(left) != trees.digest(run(f'flex(k={k})', a, b))
 
 
+def test_the_anchor_cannot_leave(tmp_path):
+  merged = run('flex()', owner(A, 'flex_olmo(k=2)'), owner(B, 'flex_olmo(k=2)'))
+  use = tmp_path / 'loads.json'
+  use.write_text('[[1, 2, 3], [2, 1, 3]]')
+  for spec in ('remove(experts=(0,))', f"prune(num_experts=2, loads='{use}')"):
+    with pytest.raises(UserError, match='expert 0 has to stay expert 0: the r'):
+      run(spec, merged)
+  # A router of rows alone measures nobody by another.
+  assert run('remove(experts=(0,))', owner(A)).config.moe.num_experts == 1
+
+
 def test_the_public_expert_is_first_and_rows_are_the_owners():
   a, b, c = (owner(s) for s in (A, B, C))
   merged = run('flex()', a, b, c)
