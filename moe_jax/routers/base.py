@@ -18,11 +18,6 @@ Params = Any
 Chosen = chosen.Chosen
 # Of routers that rank by no scores; of those by whom experts choose.
 fixed, best_tokens = chosen.fixed, chosen.best_tokens
-# Class attributes of `Router`.
-_OF_ROUTERS = (
-  *('causal', 'first_fit', 'reads_experts', 'takes_bias', 'has_matrix'),
-  'compares',
-)
 
 
 class Router(abc.ABC):
@@ -92,8 +87,9 @@ class Around(Router):
 
   def __post_init__(self):
     super().__post_init__()
-    for name in _OF_ROUTERS:
-      object.__setattr__(self, name, getattr(self.router, name))
+    for name, value in vars(Router).items():  # what is said of a router
+      if not (name.startswith('_') or callable(value)):
+        object.__setattr__(self, name, getattr(self.router, name))
 
   def init(self, key, E, D):
     return self.router.init(key, E, D)
