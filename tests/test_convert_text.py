@@ -9,6 +9,7 @@ import pytest
 import tokenizers as library
 
 from configs import saved
+from moe_jax.analysis import records
 from moe_jax.conversion import hub, tokens
 from moe_jax.data import tokenizers
 from moe_jax.errors import UserError
@@ -185,6 +186,29 @@ def test_what_was_trained_on_goes_back(run, tmp_path):
   assert json.loads((new / 'config.json').read_text()) == said | types
   for name in ('tokenizer.json', 'generation_config.json'):
     assert (new / name).read_bytes() == (old / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_its_experts_are_looked_at(run):
+  """By text of one's own; the record holds it, and the page shows it."""
+  text = run.parent / 'text'
+  out = call(run, 'analyze', f'--text={text}', '--max_bytes=0', MESH)[1]
+  assert f'report: {run}/analysis/report.html' in out
+  record = records.Record.open(run / 'analysis/routing')
+  (part,) = record.parts()
+  made = generation.Generator(str(run)).tokenizer
+  found = [
+    made.decode(part.next[part.document == d].tolist()).decode()
+    for d in range(len(record.schema.documents))
+  ]
+  # Of documents that share 64 bytes with others some are left out.
+  assert set(found) < set(DOCUMENTS) and len(found) > 50
+  assert record.schema.domains == ('a', 'b')
+  assert part.expert.shape[1:] == (3, 2) and (part.expert >= 0).all()
+  metrics = json.loads((run / 'analysis/metrics.json').read_text())
+  assert len(metrics['domain_specialisation/value']) == 3
+  page = (run / 'analysis/report.html').read_text()
+  assert ' expert' in page and 'Ġ' not in page
 
 
 MESH = '--mesh=auto(expert=4)'
