@@ -176,3 +176,15 @@ def test_the_papers_preset_allows_it_and_says_so_once(monkeypatch):
   factory.make(c, V)
   assert [(level, n) for level, n, _ in said] == [(records.logging.WARNING, 1)]
   assert 'not causal: where capacity binds, RankMajor' in said[0][2]
+
+
+def test_what_does_not_fit_is_told_before_the_router_is_tried():
+  """Experts without computation are among those that it has in groups."""
+  fields = {
+    'moe.router': 'sigmoid_top_k(k=2, groups=4, kept_groups=2)',
+    'moe.seating': 'token_major()',
+    'moe.num_experts': 8,
+    'moe.local_experts': ('zero(count=3)',),
+  }
+  with pytest.raises(ValueError, match='groups=4 must divide num_experts=11'):
+    factory.make(tiny.config(**fields), V)

@@ -85,13 +85,12 @@ def moe_layer(config, fields: dict[str, Any]) -> moe.MoE:
   if f.group_size < 1:
     raise UserError(f'moe.group_size={f.group_size} must be at least 1')
   router = registry.build('routers', f.router)
-  router.check(f.num_experts)
   dense = None
   if f.dense_branch != 'none':
     dense = registry.build(
       'experts', model.ffn, d_ff=f.dense_branch_d_ff, **sizes
     )
-  return moe.MoE(
+  layer = moe.MoE(
     num_experts=f.num_experts,
     router=router,
     experts=registry.build('experts', f.experts, d_ff=f.d_ff, **sizes),
@@ -112,6 +111,8 @@ def moe_layer(config, fields: dict[str, Any]) -> moe.MoE:
       registry.build('local_experts', s) for s in f.local_experts
     ),
   )
+  router.check(layer.num_routed)
+  return layer
 
 
 def make(
