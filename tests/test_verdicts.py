@@ -313,3 +313,22 @@ def test_speed_up_is_read_between_the_runs_of_the_other():
   assert found('dense_7')[0] == pytest.approx(1.0)
   del rows[0]  # dense_3 of seed 0
   assert set(found('mid')) == {1}
+
+
+def test_at_equal_is_read_between_the_runs_of_the_others():
+  """Along a parabola through the others; not beyond their losses."""
+  bowl = {'a': (3.0, 4.0), 'c': (1.0, 0.0), 'b': (2.0, 1.0)}
+  more = {'below': (2.5, 2.0), 'edge': (1.0, 0.5), 'out': (0.9, 0.0)}
+  rows = [
+    _row(name, seed, **{'train/loss': x + seed, 'eval/m': y - seed})
+    for name, (x, y) in (bowl | more).items()
+    for seed in (0, 1)
+  ]
+  metric = f"at_equal(metric='eval/m', at='train/loss', over={tuple(bowl)})"
+  found = lambda arm: verdicts.values(metric, arm, rows)
+  for name in bowl:
+    assert found(name) == {0: 0.0, 1: 0.0}
+  assert found('below') == pytest.approx({0: -0.5, 1: -0.5})
+  assert found('edge') == {0: 0.5, 1: 0.5} and found('out') == {}
+  del rows[0]  # 'a' of seed 0
+  assert set(found('below')) == {1}

@@ -85,7 +85,7 @@ class Tokens(base.Problem):
     return losses.distillation(out, taught, losses.counted(batch))
 
   def scores(self, sums, data):
-    """'eval/loss', nats a target token, and what `by_document` makes."""
+    """'eval/loss', nats a target token; `by_document` and `beside`."""
     nats_N = sums['nats'].astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(nats_N))
     if bad.size:
@@ -94,11 +94,17 @@ class Tokens(base.Problem):
         f'documents, such as {data.documents[bad[0]].name!r}'
       )
     loss = float(nats_N.sum() / max(sums['tokens'], 1))
-    return {'eval/loss': loss} | self.by_document(nats_N, data)
+    own = self.by_document(nats_N, data) | self.beside(sums, data)
+    return {'eval/loss': loss} | own
 
   def by_document(self, nats_N: np.ndarray, data) -> dict[str, float]:
     """Scores of documents that a model gives these nats, f64 [N]."""
     del nats_N, data
+    return {}
+
+  def beside(self, sums: Any, data) -> dict[str, float]:
+    """Scores of other sums that `judge` gives beside the nats."""
+    del sums, data
     return {}
 
 

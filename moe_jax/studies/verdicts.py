@@ -345,6 +345,27 @@ def speed_up(over: tuple[str, ...]):
   return measure
 
 
+def at_equal(metric: str, at: str, over: tuple[str, ...]):
+  """A metric less what arms `over` have at the same value of another, by seed.
+
+  As reasoning at equal training loss. Between arms `over`, ordered by `at`, the
+  metric is linear; of these arms themselves it is 0. A seed whose value of `at`
+  is outside of theirs is left out: nothing is equal to it.
+  """
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    lines = [(_plain(at, a, done), _plain(metric, a, done)) for a in over]
+    where, mine, found = _plain(at, arm, done), _plain(metric, arm, done), {}
+    for seed in sorted(where.keys() & mine.keys()):
+      if all(seed in a and seed in b for a, b in lines):
+        x, y = zip(*sorted((a[seed], b[seed]) for a, b in lines))
+        if x[0] <= where[seed] <= x[-1]:
+          found[seed] = mine[seed] - float(np.interp(where[seed], x, y))
+    return found
+
+  return measure
+
+
 def _plain(metric: str, arm: str, done: Done) -> dict[int, float]:
   return {
     seed: float(row['metrics'][metric])
@@ -361,4 +382,5 @@ DERIVED: dict[str, Any] = {
   'gap': gap,
   'share_of_gain': share_of_gain,
   'speed_up': speed_up,
+  'at_equal': at_equal,
 }
