@@ -55,11 +55,12 @@ class Skills:
     key_F = rng.choice(symbols**2, facts, replace=False)
     value_F = rng.integers(values, size=facts)
     x_U, y_U = np.triu_indices(modulus)  # pairs without their order
-    away = round(held_out * len(x_U))
+    share = held_out if isinstance(held_out, float) else 0.0
+    away = round(share * len(x_U)) if 0 < share < 1 else 0
     if not 0 < away < len(x_U):
       raise UserError(
-        f'held_out={held_out!r}: expected more than 0 and less than 1, of the '
-        f'{len(x_U)} pairs of modulus={modulus} one or more on either side'
+        f'held_out={held_out!r}: expected more than 0.0 and less than 1.0, one '
+        f'or more of the {len(x_U)} pairs of modulus={modulus} on either side'
       )
     held_PP = np.zeros((modulus, modulus), bool)
     chosen = rng.permutation(len(x_U))[:away]

@@ -57,7 +57,10 @@ class Rows(batches.Batches):
     made, kind_N = self._row(1, row)
     unit_L = np.repeat(row * len(NAMES) + kind_N, 3)[1 : self.length + 1]
     if row >= self.validation_rows:
-      made['segments'], unit_L = np.zeros_like(made['segments']), -1 + 0 * unit_L
+      made['segments'], unit_L = (
+        np.zeros_like(made['segments']),
+        -1 + 0 * unit_L,
+      )
     return made | {'document': unit_L.astype(np.int32)}
 
   def _row(self, part, *seed):
