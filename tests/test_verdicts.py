@@ -332,3 +332,15 @@ def test_at_equal_is_read_between_the_runs_of_the_others():
   assert found('edge') == {0: 0.5, 1: 0.5} and found('out') == {}
   del rows[0]  # 'a' of seed 0
   assert set(found('below')) == {1}
+
+
+def test_a_ratio_is_of_one_run():
+  rows = [
+    _row('a', 0, tokens=12, parameters=3),
+    _row('a', 1, tokens=12, parameters=4),
+    _row('a', 2, tokens=12),
+    _row('b', 3, tokens=12, parameters=0),
+  ]
+  metric = "ratio(metric='tokens', to='parameters')"
+  assert verdicts.values(metric, 'a', rows) == {0: 4.0, 1: 3.0}
+  assert verdicts.values(metric, 'b', rows) == {}

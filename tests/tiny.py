@@ -59,3 +59,22 @@ def corpus(root):
     'data.cache': str(root / 'cache'),
     'data.weights': (),
   }
+
+
+def own_scores(config):
+  """Names of the scores of `data.problem`; none where it is ''."""
+  import jax
+
+  from moe_jax.data import batches
+  from moe_jax.problems import base as problems
+
+  if not config.data.problem:
+    return set()
+  problem = problems.of(config)
+  data = problem.open(cache_dir='')
+  batch = batches.stack([data.validation_row(0)])
+  shape = (*batch['targets'].shape, problem.vocabulary(None))
+  out = jax.ShapeDtypeStruct(shape, np.float32)
+  sums = jax.eval_shape(lambda o: problem.judge(o, batch, data), out)
+  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), sums)
+  return set(problem.scores(zeros, data)) | set(problem.floor(data))

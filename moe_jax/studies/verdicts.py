@@ -295,6 +295,16 @@ def gap(metric: str, less: str):
   return measure
 
 
+def ratio(metric: str, to: str):
+  """A metric by another of the same run, as tokens by parameters."""
+
+  def measure(arm: str, done: Done) -> dict[int, float]:
+    a, b = _plain(metric, arm, done), _plain(to, arm, done)
+    return {s: a[s] / b[s] for s in sorted(a.keys() & b.keys()) if b[s]}
+
+  return measure
+
+
 def share_of_gain(metric: str, worse: str, better: str):
   """How far an arm is on the way from one to another, 0 to 1, by seed.
 
@@ -380,6 +390,7 @@ DERIVED: dict[str, Any] = {
   'mean_over': mean_over,
   'least': least,
   'gap': gap,
+  'ratio': ratio,
   'share_of_gain': share_of_gain,
   'speed_up': speed_up,
   'at_equal': at_equal,

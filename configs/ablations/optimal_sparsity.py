@@ -1,0 +1,258 @@
+"""Optimal sparsity: what more experts do for memory, and for reasoning.
+
+  python -m experiments.sweep --workdir=/tmp/moe_jax/optimal_sparsity --jobs=2 \\
+      --config=configs/ablations/optimal_sparsity.py:reference
+  python -m experiments.verdict --workdir=/tmp/moe_jax/optimal_sparsity
+
+Optimal Sparsity of Mixture-of-Experts Language Models for Reasoning Tasks
+(Nakamura et al. 2025, arXiv:2508.18672): with active parameters and tokens
+fixed, memorisation improves with the total of parameters, as the training loss
+does; reasoning is best near 20 tokens a parameter and worse beyond, an inverted
+U; at equal training loss more active compute reasons better; how many experts
+a token has matters little where active parameters are fixed. An independent
+pilot of 18 models (recalled; not peer-reviewed) declared 16 of 4, 16 and 64
+experts to be the best, and found a task loss that falls throughout.
+
+`reference`: the decoders of `configs/reference.py` on the problem `two_skills`:
+FACTS facts, and sums modulo MODULUS, of whose pairs a quarter is held out. Every
+arm but `active_2` and `active_4` sends a token through FFN weights of the same
+size; what grows with experts is the router alone. 4.2 million tokens, or half
+of them, are TOKENS_PER_PARAMETER tokens a parameter from the dense model to 64
+experts. 15 runs a seed and 3 seeds: MINUTES minutes on 2 CPU cores.
+"""
+
+from configs import reference
+from configs.ablations import base
+
+STEPS = {'reference': reference.STEPS}
+SEEDS = {'reference': 3}
+SECONDS = {'reference': 90}
+
+PROBLEM = 'two_skills(facts=8192, symbols=128, values=64, modulus=64)'
+EXPERTS = (2, 4, 8, 16, 32, 64)
+# Those that are trained for half of the steps, too.
+HALVES = ('dense', 'experts_8', 'experts_16', 'experts_64')
+PEAK = {'dense': 32e-3, 'experts': 32e-3}
+
+
+def get_config(arg='reference'):
+  """The config that the arms start from: 16 experts, facts and sums."""
+  size = arg or 'reference'
+  config = base.small(size, STEPS)
+  config.data.problem = PROBLEM
+  return config.lock()
+
+
+def models(config):
+  """Fields of each model."""
+  top = lambda k, experts, width: {
+    'moe.num_experts': experts,
+    'moe.d_ff': width,
+    'moe.router': f'top_k(k={k}, renormalize=False)',
+  }
+  wide = config.moe.d_ff
+  return {
+    'dense': {'moe.layers': 'none'},
+    **{f'experts_{n}': {'moe.num_experts': n} for n in EXPERTS},
+    # As many parameters as 8 and as 4 experts, and as many of them active.
+    'top_2': top(2, 16, wide // 2),
+    'top_4': top(4, 16, wide // 4),
+    # Twice and four times as many active ones.
+    'active_2': top(2, 8, wide),
+    'active_4': top(4, 8, wide),
+  }
+
+
+def sweep(add, size, config):
+  """The models, and some of them for half of the steps."""
+  made = models(config)
+  half = STEPS[size] // 2
+  rate = lambda name, steps: {
+    'train.schedule': reference.schedule(
+      steps, PEAK['dense' if name == 'dense' else 'experts']
+    )
+  }
+  for name, fields in made.items():
+    add(name, fields | rate(name, STEPS[size]))
+  for name in HALVES:
+    fields = {'train.steps': half, 'train.checkpoint_every': half}
+    add(f'{name}_half', made[name] | fields | rate(name, half))
+
+
+PAPER, ABSTRACT = 'Optimal Sparsity', 'abstract'
+FACTS, SUMS = 'eval/facts_nats', 'eval/reasoning_nats'
+_LOSS = 'train/loss'
+_GAP = "gap(metric='eval/reasoning_nats', less='eval/seen_sums_nats')"
+_TOP_1 = ('dense', *(f'experts_{n}' for n in EXPERTS))
+_AT_EQUAL = f"at_equal(metric='{SUMS}', at='{_LOSS}', over={_TOP_1})"
+_TPP = "ratio(metric='tokens', to='parameters')"
+
+
+def _less(a, b):
+  return f"mean_over(metric='{SUMS}', arms=('{a}',), minus=('{b}',))"
+
+
+def _claim(name, sentence, metric, arms, smallest, **fields):
+  return {
+    'name': name,
+    'paper': PAPER,
+    'table': ABSTRACT,
+    'sentence': sentence,
+    'metric': metric,
+    'direction': 'lower',
+    'smallest_effect': smallest,
+    'arms': arms,
+    'added': '2026-11-29',
+  } | fields
+
+
+_PILOT = {
+  'paper': 'an independent pilot of Optimal Sparsity, not peer-reviewed',
+  'table': 'recalled',
+}
+CLAIMS = (
+  _claim(
+    'facts_8_over_dense',
+    'Eight experts know facts better than the dense model of equal FLOPs.',
+    FACTS,
+    ('experts_8', 'dense'),
+    0.1,
+  ),
+  _claim(
+    'facts_64_over_8',
+    '64 experts know them better than eight.',
+    FACTS,
+    ('experts_64', 'experts_8'),
+    0.1,
+  ),
+  _claim(
+    'training_loss_64_over_8',
+    'So does the training loss fall from eight experts to 64.',
+    _LOSS,
+    ('experts_64', 'experts_8'),
+    0.05,
+  ),
+  _claim(
+    'reasoning_8_over_dense',
+    'On held-out sums eight experts are better than the dense model.',
+    SUMS,
+    ('experts_8', 'dense'),
+    0.02,
+  ),
+  _claim(
+    'reasoning_64_under_8',
+    'On held-out sums 64 experts are worse than eight.',
+    SUMS,
+    ('experts_64', 'experts_8'),
+    0.05,
+    direction='higher',
+  ),
+  _claim(
+    'gap_64_over_8',
+    'The gap of sums, held out less seen, is larger at 64 experts.',
+    _GAP,
+    ('experts_64', 'experts_8'),
+    0.05,
+    direction='higher',
+  ),
+  _claim(
+    'fewer_tokens_fewer_experts',
+    'After half of the tokens 64 experts lose more to eight on held-out sums.',
+    (
+      _less('experts_64_half', 'experts_8_half'),
+      _less('experts_64', 'experts_8'),
+    ),
+    ('experts_64_half', 'experts_64'),
+    0.05,
+    direction='higher',
+  ),
+  _claim(
+    'twice_as_active_at_equal_loss',
+    'At equal training loss twice the active FFN is better on held-out sums.',
+    _AT_EQUAL,
+    ('active_2', 'experts_8'),
+    0.02,
+  ),
+  _claim(
+    'four_times_as_active_at_equal_loss',
+    'So are four times as many.',
+    _AT_EQUAL,
+    ('active_4', 'experts_8'),
+    0.02,
+  ),
+  _claim(
+    'top_2_is_top_1',
+    'Two experts half as wide, of as many parameters in all, do as well on '
+    'held-out sums as one.',
+    SUMS,
+    ('top_2', 'experts_8'),
+    0.05,
+    direction='equal',
+  ),
+  _claim(
+    'top_4_is_top_1',
+    'So do four a quarter as wide.',
+    SUMS,
+    ('top_4', 'experts_4'),
+    0.05,
+    direction='equal',
+  ),
+  _claim(
+    'pilot_16_over_4',
+    'No inverted U: on held-out sums 16 experts are better than four.',
+    SUMS,
+    ('experts_16', 'experts_4'),
+    0.02,
+    **_PILOT,
+  ),
+  _claim(
+    'pilot_64_over_16',
+    'Nor one there: 64 experts are better than 16.',
+    SUMS,
+    ('experts_64', 'experts_16'),
+    0.02,
+    **_PILOT,
+  ),
+)
+
+COLUMNS = (
+  (_LOSS, 'train loss', '.4f'),
+  (FACTS, 'facts, nats', '.3f'),
+  ('eval/facts_accuracy', 'right', '.1%'),
+  ('eval/seen_sums_nats', 'seen sums, nats', '.3f'),
+  (SUMS, 'held-out sums, nats', '.3f'),
+  ('eval/reasoning_accuracy', 'right', '.1%'),
+  ('parameters', 'parameters', ',.0f'),
+  (_TPP, 'tokens a parameter', ',.0f'),
+  ('flops_per_token', 'FLOPs a token', ',.0f'),
+)
+
+
+def _figure(file, title, metric):
+  number = lambda name: int(name.rpartition('_')[2]) if '_' in name else 1
+  return dict(
+    file=file,
+    kind='lines',
+    title=title,
+    x='experts (1 is dense)',
+    y='nats an answer',
+    log_x=True,
+    metric=metric,
+    series={
+      'one a token': tuple((number(n), n) for n in _TOP_1),
+      'after half of the tokens': tuple(
+        (number(n), f'{n}_half') for n in HALVES
+      ),
+      # At the experts of full width that have their parameters.
+      'two half as wide': ((8, 'top_2'),),
+      'four a quarter as wide': ((4, 'top_4'),),
+    },
+  )
+
+
+FIGURES = (
+  _figure('facts.png', 'Facts by number of experts, equal FLOPs', FACTS),
+  _figure(
+    'reasoning.png', 'Held-out sums by number of experts, equal FLOPs', SUMS
+  ),
+)
