@@ -56,12 +56,11 @@ class Rows(batches.Batches):
   def validation_row(self, row):
     made, kind_N = self._row(1, row)
     unit_L = np.repeat(row * len(NAMES) + kind_N, 3)[1 : self.length + 1]
-    if row >= self.validation_rows:
-      made['segments'], unit_L = (
-        np.zeros_like(made['segments']),
-        -1 + 0 * unit_L,
-      )
-    return made | {'document': unit_L.astype(np.int32)}
+    real = row < self.validation_rows
+    return made | {
+      'segments': np.full(self.length, real, np.int32),
+      'document': np.where(real, unit_L, -1).astype(np.int32),
+    }
 
   def _row(self, part, *seed):
     rng, kind_N = self._draws(part, *seed)

@@ -111,6 +111,13 @@ def test_a_row_is_a_function_of_its_number_and_the_seed():
   _, cut = opened(length=15)
   assert len(items(cut.train_row(0, 0), whole=False)) == 5
   assert cut.train_row(0, 0)['loss'].sum() == 5
+  # Seeds of NumPy are filled up with zeros: those of a row of validation are
+  # none of training's, not even of the seed's first row.
+  facts = lambda row: (row['inputs'][::3] >= 12).tolist()
+  assert any(
+    facts(data.validation_row(i)) != facts(data.train_row(i, 0))
+    for i in range(3)
+  )
   past = data.validation_row(60)
   assert past['segments'].sum() == 0 and (past['document'] == -1).all()
   assert past.keys() == data.validation_row(0).keys()
