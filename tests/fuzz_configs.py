@@ -103,7 +103,10 @@ _FIELDS: dict[str, tuple] = {
   'moe.extra_ffn': ('none', 'none', 'before', 'after', 'parallel'),
   'moe.dense_branch': ('none', 'none', 'shared', 'gated'),
   'data.seq_len': (16, 8, 32),
-  'data.problem': ('', '', '', 'markov_chains(chains=4, states=8)'),
+  'data.problem': (
+    *('', '', '', 'markov_chains(chains=4, states=8)'),
+    'two_skills(facts=9, symbols=3, values=4, modulus=5)',
+  ),
   'train.batch_size': (8, 16),
   'train.accumulate': (1, 1, 1, 2),
   'train.clip': (1.0, 0.0),
