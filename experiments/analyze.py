@@ -65,9 +65,15 @@ def main(_: list[str]) -> None:
     _MAX_BYTES.value,
     print if first else lambda line: None,
   )
+  steps = analyses.steps(_WORKDIR.value, _CHECKPOINTS.value)
+  if _CHECKPOINTS.value == 'all' and len(steps) == 1:
+    analysis.tell(
+      f'step {steps[0]} is the only checkpoint, and saturation needs two: '
+      'train.keep and train.keep_at say which stay'
+    )
   metrics = analyses.run(
     analysis,
-    analyses.steps(_WORKDIR.value, _CHECKPOINTS.value),
+    steps,
     compare=_COMPARE.value,
     factors=factors,
     remove=_REMOVE.value,

@@ -192,7 +192,9 @@ def test_what_was_trained_on_goes_back(run, tmp_path):
 def test_its_experts_are_looked_at(run):
   """By text of one's own; the record holds it, and the page shows it."""
   text = run.parent / 'text'
-  out = call(run, 'analyze', f'--text={text}', '--max_bytes=0', MESH)[1]
+  given = f'--text={text}', '--max_bytes=0', '--checkpoints=all', MESH
+  out = call(run, 'analyze', *given)[1]
+  assert 'step 0 is the only checkpoint, and saturation needs two' in out
   assert f'report: {run}/analysis/report.html' in out
   record = records.Record.open(run / 'analysis/routing')
   (part,) = record.parts()

@@ -24,6 +24,11 @@ def _domains(metrics):
   value, null = _means(metrics, 'domain_specialisation/')
   if value is None:
     return ''
+  if abs(value - null) < 1e-9:  # whatever is shuffled, it is the same
+    return (
+      'Whether domains have experts of their own cannot be told: each has one '
+      'document.'
+    )
   how = 'have experts of their own' if value > 2 * null else 'share experts'
   return (
     f'Domains {how}: the loads of a domain are {value:.1%} away from those of '
@@ -61,8 +66,8 @@ def _tokens(metrics):
   who = 'The token itself' if value > more else 'Its context'
   return (
     f'{who} decides more: of the uncertainty about the expert the token id '
-    f'explains {value:.0%} (by chance {null:.1%}) and the id before it another '
-    f'{more:.0%} (by chance {chance:.1%}).'
+    f'explains {value:.0%} (by chance {_near(null):.1%}) and the id before it '
+    f'another {more:.0%} (by chance {_near(chance):.1%}).'
   )
 
 
@@ -117,6 +122,11 @@ def _alarms(metrics, names):
       f'Drops: {np.mean(known):.1%} of the choices found no seat, at the most '
       f'{max(known):.1%} in {names[worst]}.'
     )
+
+
+def _near(share):
+  """To a tenth of a percent, and never -0.0 %."""
+  return round(share, 3) + 0.0
 
 
 def _listed(items, by=', '):

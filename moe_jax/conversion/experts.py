@@ -112,12 +112,7 @@ def taken(
       raise UserError(
         f'expert {wrong[0]}: valid are 0 to {layer.num_experts - 1}'
       )
-    for e in range(layer.router.anchors):
-      if index[i][e] != e:
-        raise UserError(
-          f'expert {e} has to stay expert {e}: the router '
-          f'{routers.name(layer.router)} measures the others by it'
-        )
+    check_anchors(layer, index[i])
 
   def take(i, name, value):
     if i not in found:
@@ -134,6 +129,16 @@ def taken(
     return np.take(value, [*index[i], *local], axis)
 
   return trees.mapped(model, take)
+
+
+def check_anchors(layer: moe.MoE, index: Sequence[int]) -> None:
+  """Raises ValueError where an anchor of the router is not at its place."""
+  for e in range(layer.router.anchors):
+    if index[e] != e:
+      raise UserError(
+        f'expert {e} has to stay expert {e}: the router '
+        f'{routers.name(layer.router)} measures the others by it'
+      )
 
 
 def kept(model: trees.Model, index: Mapping[int, Sequence[int]]) -> trees.Model:

@@ -70,7 +70,11 @@ def test_the_anchor_cannot_leave(tmp_path):
   merged = run('flex()', owner(A, 'flex_olmo(k=2)'), owner(B, 'flex_olmo(k=2)'))
   use = tmp_path / 'loads.json'
   use.write_text('[[1, 2, 3], [2, 1, 3]]')
-  for spec in ('remove(experts=(0,))', f"prune(num_experts=2, loads='{use}')"):
+  for spec in (
+    'remove(experts=(0,))',
+    f"prune(num_experts=2, loads='{use}')",
+    'permute(order=(1, 0, 2))',
+  ):
     with pytest.raises(UserError, match='expert 0 has to stay expert 0: the r'):
       run(spec, merged)
   # A router of rows alone measures nobody by another.

@@ -164,7 +164,7 @@ def test_removal_is_as_if_they_had_not_been_there():
   np.testing.assert_allclose(loops.weights(made, 2, x_TD), weights, rtol=1e-9)
   alone = run('remove(experts=(0, 1, 2))', model)
   assert registry.build('routers', alone.config.moe.router).k == 1
-  for experts in ((), (4,), (-1,), (0, 1, 2, 3), ('a',)):
+  for experts in ((), (4,), (-1,), (0, 1, 2, 3), ('a',), (1, 1)):
     with pytest.raises(UserError, match='remove: experts='):
       run(f'remove(experts={experts})', model)
 

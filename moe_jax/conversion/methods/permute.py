@@ -44,6 +44,7 @@ class Permute(base.Method):
         f'permute: order={self.order}; the numbers 0 to {E - 1}, each once, '
         'are wanted'
       )
+    experts.check_anchors(layer, order)
     probing.permutes(layer, experts.axes(layer, probing.WIDTH), order)
     for rule in layer.balance:
       blocks = np.arange(E).reshape(rule.devices, -1)

@@ -33,6 +33,8 @@ class Remove(base.Method):
       raise UserError(
         f'remove: experts={self.experts}; valid are numbers from 0 to {E - 1}'
       )
+    if len(set(self.experts)) < len(self.experts):
+      raise UserError(f'remove: experts={self.experts}; each once is wanted')
     left = [e for e in range(E) if e not in self.experts]
     if not left:
       raise UserError(f'remove: experts={self.experts} are all that there are')
