@@ -29,6 +29,7 @@ slow = pytest.mark.slow
 MORE = (
   *('mixtral', 'deepseek_v2_lite', 'llama4_maverick'),
   *('qwen3_moe', 'glm4_moe', 'dots1', 'ernie4_5_moe'),
+  *('qwen2_moe', 'mixtral_window', 'flex_olmo'),
 )
 LESS = [c for c in open_models.CASES if c != 'deepseek_v2']
 

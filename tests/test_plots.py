@@ -182,10 +182,15 @@ def test_report_of_a_dense_run(tmp_path):
 @pytest.mark.parametrize(
   'drop',
   [
-    ('moe/layers', 'moe/dropped', 'learning_rate'),
-    ('loss', 'router/entropy', 'balance/switch_loss'),
-    ('eval/bits_per_byte', 'eval/english/bits_per_byte', 'grad_norm'),
-    ('moe/load', 'moe/load_max', 'tokens_per_second'),
+    *(
+      pytest.param(v, marks=pytest.mark.slow)
+      for v in (
+        ('moe/layers', 'moe/dropped', 'learning_rate'),
+        ('loss', 'router/entropy', 'balance/switch_loss'),
+        ('eval/bits_per_byte', 'eval/english/bits_per_byte', 'grad_norm'),
+        ('moe/load', 'moe/load_max', 'tokens_per_second'),
+      )
+    ),
     (
       'loss', 'learning_rate', 'grad_norm', 'tokens_per_second', 'moe/dropped',
       'moe/load', 'moe/load_max', 'balance/switch_loss', 'router/entropy',
