@@ -302,3 +302,15 @@ FIGURES = (
     },
   ),
 )
+
+NOTES = {
+  'reference': {
+    'mix_over_upcycling': (
+      'That the branches are too far apart is not why: nearer ones average '
+      'much better and mix no better. What is left: two thirds of the tokens '
+      'train experts that never meet, where the upcycled model trains as a '
+      'mixture on all of them; three domains of one library have much in '
+      'common.'
+    ),
+  }
+}
