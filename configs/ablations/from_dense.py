@@ -292,13 +292,17 @@ FIGURES = (
     y='held-out loss',
     metric=_LOSS,
     series={
-      'arms': tuple(
+      'of branches': tuple(
         (n, n)
         for n in (
           *('soup', 'soup_near', 'btm_logits', 'btm_top_1', 'btm'),
-          *('btx_start', 'btx', 'btx_near', 'dense_equal', 'upcycled_equal'),
+          *('btx_start', 'btx', 'btx_near'),
         )
-      )
+      ),
+      'as many tokens': (
+        ('dense', 'dense_equal'),
+        ('upcycled', 'upcycled_equal'),
+      ),
     },
   ),
 )
@@ -307,10 +311,10 @@ NOTES = {
   'reference': {
     'mix_over_upcycling': (
       'That the branches are too far apart is not why: nearer ones average '
-      'much better and mix no better. What is left: two thirds of the tokens '
-      'train experts that never meet, where the upcycled model trains as a '
-      'mixture on all of them; three domains of one library have much in '
-      'common.'
+      'much better and mix no better. What is left: three quarters of the '
+      "tokens beyond the seed's train experts that never meet, where the "
+      'upcycled model trains as a mixture on all of them; and three domains of '
+      'one library have much in common.'
     ),
   }
 }
