@@ -18,7 +18,7 @@ critics' words; `switching` and `experts_by_domain` are probes
 8 experts, top-2, as the pre-trained one, 512 steps each on the sources of ten
 families of packages; then branches of 256 steps on eight of them, four pairs,
 or two halves, so that each branch diverges as far. 16 pre-trained runs and 7
-arms a seed, 3 seeds: 75 minutes on 2 CPU cores.
+arms a seed, 3 seeds: 35 minutes on 2 CPU cores.
 """
 
 from configs import reference
