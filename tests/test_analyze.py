@@ -91,6 +91,8 @@ def test_words():
     'Whether domains have experts of their own cannot be told: each has one '
     'document.'
   ]
+  even = {k: [0.0] for k in alike}  # as of a single expert
+  assert overview.words(even, names)[0].startswith('Domains share experts')
   assert overview.words({'domain_specialisation/undefined': 'one'}, names) == []
 
 

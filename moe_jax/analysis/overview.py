@@ -24,7 +24,7 @@ def _domains(metrics):
   value, null = _means(metrics, 'domain_specialisation/')
   if value is None:
     return ''
-  if abs(value - null) < 1e-9:  # whatever is shuffled, it is the same
+  if value and abs(value - null) < 1e-9:  # whatever is shuffled, it is the same
     return (
       'Whether domains have experts of their own cannot be told: each has one '
       'document.'

@@ -77,6 +77,8 @@ def test_the_anchor_cannot_leave(tmp_path):
   ):
     with pytest.raises(UserError, match='expert 0 has to stay expert 0: the r'):
       run(spec, merged)
+  around = registry.build('routers', "forced(router='flex_olmo(k=2)')")
+  assert around.anchors == 1
   # A router of rows alone measures nobody by another.
   assert run('remove(experts=(0,))', owner(A)).config.moe.num_experts == 1
 
