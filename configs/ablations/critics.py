@@ -33,7 +33,7 @@ DOMAINS = (
   *('jax', 'fonttools', 'scipy', 'pyarrow'),
   *('numpy', 'tensorflow_datasets', 'matplotlib', 'flax'),
 )
-BRANCH, MIXED = 256, 512
+BRANCH, MIXED, SHORT = 256, 512, 704
 COUNTS = (2, 4, 8)
 PROBES = (
   'experts_by_domain()',
@@ -96,12 +96,14 @@ def sweep(add, size, config):
   add('btx', _moe(MIXED), sources=of[8], convert='mix()')
   extra = 8 * BRANCH + MIXED
   add('scratch', _moe(STEPS[size] + extra, 1.0))
+  add('scratch_short', _moe(SHORT, 1.0))
   add('tuned_moe', _moe(extra), init_from='moe_seed')
 
 
 _ALL = ('parameters', 'active', 'tokens', 'flops', 'data', 'latency')
 _EQUAL = ('parameters', 'active', 'tokens')
 _LOSS, _BY = 'eval/loss', 'probe/experts_by_domain/'
+_FOLLOW = {'table': 'none: a follow-up', 'direction': 'equal'}
 
 
 def _claim(name, sentence, metric, arms, matched=_EQUAL, **fields):
@@ -177,6 +179,34 @@ CLAIMS = (
     f'{_BY}information',
     ('btx', 'scratch'),
     smallest_effect=0.02,
+  ),
+  # Why texts that change cost the mix less: added when that was seen, before
+  # their runs. A better model may just have more to lose. What counts is half
+  # of the differences seen.
+  _claim(
+    'what_is_lost_grows_with_training',
+    'A mixture from scratch that stops at the loss of the mix loses less than '
+    'one that goes on.',
+    'probe/switching/2/penalty',
+    ('scratch_short', 'scratch'),
+    ('parameters', 'active', 'data'),
+    **_FOLLOW | {'direction': 'lower', 'smallest_effect': 0.025},
+  ),
+  _claim(
+    'equal_loss_equal_cost_of_a_change',
+    'At that loss it loses as much as the mix where texts change once.',
+    'probe/switching/2/penalty',
+    ('btx', 'scratch_short'),
+    ('parameters', 'active'),
+    **_FOLLOW | {'smallest_effect': 0.025},
+  ),
+  _claim(
+    'equal_loss_equal_cost_of_two_domains',
+    'And where they go back and forth.',
+    'probe/switching/4/penalty',
+    ('btx', 'scratch_short'),
+    ('parameters', 'active'),
+    **_FOLLOW | {'smallest_effect': 0.04},
   ),
 )
 
