@@ -128,6 +128,12 @@ def test_what_was_not_frozen(name, at, message):
     run('flex()', a, dataclasses.replace(b, layers=tuple(layers)))
 
 
+def test_an_owner_comes_once():
+  a, b = owner(A), owner(B)
+  with pytest.raises(UserError, match='flex: models 0 and 2 are the same to'):
+    run('flex()', a, b, owner(A))
+
+
 def test_a_model_that_has_no_experts():
   with pytest.raises(
     UserError, match=r"moe.layers='none': there are no experts"
@@ -146,7 +152,10 @@ def olmo(router):
   config = workdirs.described(said, base_config.get_config())
   config = trees.with_fields(config, {'moe.router': router})
   model = loops.random(config, loops.shapes(config))
-  merged = run('flex(k=3)', model, model).config
+  row, flip = 'moe/router/kernel', np.float32((1, -1))
+  flipped = tuple(m | {row: m[row] * flip} for m in model.layers)
+  other = model.replace(layers=flipped)
+  merged = run('flex(k=3)', model, other).config
   return trees.with_fields(merged, {'model.vocab_size': said['vocab_size']})
 
 

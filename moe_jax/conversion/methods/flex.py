@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from moe_jax import registry
-from moe_jax.conversion import experts
+from moe_jax.conversion import experts, trees
 from moe_jax.conversion.methods import base
 from moe_jax.errors import UserError
 
@@ -46,6 +46,13 @@ class Flex(base.Method):
       for i, theirs in enumerate(model.layers):
         axes = experts.axes(found[i], D) if i in found else {}
         self._check_frozen(n, first.layers[i], theirs, axes, f'layer {i} ')
+    digests = [trees.digest(m) for m in models]
+    for n, digest in enumerate(digests):
+      if digest in digests[:n]:
+        raise UserError(
+          f'flex: models {digests.index(digest)} and {n} are the same to the '
+          'bit; each owner comes once'
+        )
 
     def merged(name):
       layers = []
