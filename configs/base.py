@@ -138,8 +138,8 @@ def get_config() -> ml_collections.ConfigDict:
   # is no part of an MoE layer (a dense student's from a sparse teacher).
   train.init_from = ''
   train.init_dense = False
-  # What is trained: 'all', 'non_moe', 'moe', 'attention', 'ffn' (dense FFNs),
-  # 'experts(of=(1,))'.
+  # What is trained: 'all', 'non_moe', 'moe', 'router', 'attention', 'ffn'
+  # (dense FFNs), 'experts(of=(1,))'.
   train.trainable = 'all'
   # Workdir of a run whose probabilities are learnt, with the weight `distill`.
   train.teacher = ''

@@ -70,6 +70,7 @@ def read_rows(workdir):
 TRAINED = {
   'all': lambda n: True,
   'moe': lambda n: '/moe/' in n,
+  'router': lambda n: '/moe/router/' in n,
   'non_moe': lambda n: '/moe/' not in n,
   'attention': lambda n: (
     ('/attention/' in n or '/cross/' in n)
@@ -197,7 +198,7 @@ def test_balancing_goes_with_the_router(fields, choice):
   before, after = steps(fields, 'decoder', choice).states
   assert before.keys() == after.keys() and len(before) == 1
   (moved,) = (np.abs(after[k] - v).max() for k, v in before.items())
-  want = 0.002 if choice in ('all', 'moe') else 0.0
+  want = 0.002 if choice in ('all', 'moe', 'router') else 0.0
   assert moved == pytest.approx(want, rel=1e-5)
 
 
@@ -310,9 +311,9 @@ def test_wrong_fields(overrides, message):
 
 
 def test_an_unknown_choice():
-  wanted = r'valid: all, attention, experts\(\), ffn, moe'
+  wanted = r'valid: all, attention, experts\(\), ffn, moe, non_moe, router'
   with pytest.raises(ValueError, match=wanted):
-    tuning.trained({}, 'router')
+    tuning.trained({}, 'routers')
 
 
 def test_an_empty_choice(corpus, tmp_path):

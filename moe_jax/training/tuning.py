@@ -29,7 +29,7 @@ import optax
 from moe_jax import registry
 from moe_jax.errors import UserError
 
-CHOICES = ('all', 'non_moe', 'moe', 'attention', 'ffn')
+CHOICES = ('all', 'non_moe', 'moe', 'router', 'attention', 'ffn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,8 @@ def trained(tree: Any, choice: str) -> Any:
   """Whether each leaf is trained; None where all are.
 
   'moe' is all that stands in an MoE layer: router, experts (those that layers
-  share, too), and branches that it has inside; 'non_moe' the rest. Of that
+  share, too), and branches that it has inside; 'router' is its router alone,
+  as FlexOlmo tunes a merge; 'non_moe' is the rest of the model. Of that
   rest, 'attention' is the kernels of attention and cross-attention, 'ffn' those
   of the dense FFN sub-layers (`moe.extra_ffn` included). Norms, embeddings and
   position biases are in
@@ -144,7 +145,7 @@ def of_moe(names: list[str]) -> bool:
 
 def _chosen(names: list[str], choice: str) -> bool:
   if of_moe(names):
-    return choice == 'moe'
+    return choice == 'moe' or (choice == 'router' and 'router' in names)
   if choice == 'non_moe':
     return True
   if any(n.endswith('_norm') for n in names):
