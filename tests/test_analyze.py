@@ -1,6 +1,7 @@
 """From a run to its record, its metrics and its page, by one command."""
 
 import json
+import re
 
 import pytest
 
@@ -110,6 +111,13 @@ def test_all_of_it(run):
   at = run / 'analysis'
   assert out.endswith(f'report: {at}/report.html\n')
   assert 'expert 3 of decoder/1: ' in out
+  size = sum(p.stat().st_size for p in run.parent.glob('*.txt'))
+  said = re.match(f'{run.parent}: ([0-9,]+) of {size:,} bytes, ([0-9]+) d', out)
+  read, documents = (int(n.replace(',', '')) for n in said.groups())
+  own = records.Record.open(at / 'routing')
+  # A byte is a token, and so is the end of a document.
+  assert read + documents - 1 <= len(own) <= read + documents
+  assert len(own.schema.documents) == documents
   found = json.loads((at / 'metrics.json').read_text())
   assert out.splitlines()[-1 - len(found['words']) : -1] == found['words']
   names = {p.name for p in at.iterdir()}

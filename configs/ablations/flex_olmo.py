@@ -279,14 +279,19 @@ FIGURES = (
   dict(
     file='owners.png',
     kind='points',
-    title="Owners' text, with and without each",
+    title="Owners' text, with and without each, where weights sum to 1",
     y='bits a byte',
-    metric=bits(OWNERS[0]),
+    metric=_LOSS,
     series={
-      f'text of {OWNERS[0]}': tuple(
-        (n, n)
-        for n in ('public_model', *(f'without_{d}' for d in OWNERS), 'flex')
+      f'text of {domain}': tuple(
+        (n.removeprefix('sums_'), n, bits(domain))
+        for n in (
+          'public_model',
+          *(f'sums_without_{d}' for d in OWNERS),
+          'sums',
+        )
       )
+      for domain in OWNERS
     },
   ),
   dict(

@@ -150,6 +150,8 @@ def run(
     ValueError: as `recording.opened` and `recording.record`.
   """
   session, newest = analysis.open(), checkpoints[0]
+  if analysis.text:
+    analysis.tell(_read_of(analysis.text, session.data.documents))
   state = analysis.state(session, step=newest)
   found = analysis.record(session, state, RECORD, f'step {newest}')
   metrics = {}
@@ -181,6 +183,16 @@ def run(
   names = step_lib.moe_layers(session.model)
   own = [n for n in names if n.startswith('decoder/')] or names
   return metrics | {'words': overview.words(metrics, own)}
+
+
+def _read_of(folder: str, documents: Sequence[Any]) -> str:
+  """A line on how much of the text of a folder is looked at."""
+  there = sum(p.stat().st_size for p in pathlib.Path(folder).glob('*.txt'))
+  read = sum(d.num_bytes for d in documents)
+  return (
+    f'{folder}: {read:,} of {there:,} bytes, {len(documents):,} documents '
+    '(--max_bytes; blank lines and what repeats another document are left out)'
+  )
 
 
 def chosen(session: Any, stack: str, factors: Sequence[float]) -> list[str]:
