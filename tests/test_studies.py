@@ -214,6 +214,25 @@ def test_an_unknown_figure():
     ablations.draw({'kind': 'pie'}, None, None)
 
 
+def test_a_single_point_shows_its_interval():
+  """As a bar, where the band of a line would have no width."""
+  found = {'a': (2.0, 1.5, 2.25), 'b': (1.0, 0.5, 1.75), 'c': (3.0, 2.5, 4.0)}
+  fig = ablations.draw(
+    {
+      'kind': 'lines',
+      'title': 't',
+      'y': 'loss',
+      'metric': 'loss',
+      'series': {'both': ((1, 'a'), (2, 'b')), 'one': ((4, 'c'),)},
+    },
+    lambda metric, arm: found[arm],
+    None,
+  )
+  bars = [c for c in fig.axes[0].collections if hasattr(c, 'get_segments')]
+  (bar,) = (b.get_segments()[0].tolist() for b in bars)
+  assert bar == [[4, 2.5], [4, 4]]
+
+
 def test_dots_are_sorted_rows_by_columns():
   """Axis by axis: the best row on top, one without a run left out."""
   found = {

@@ -125,7 +125,10 @@ def _lines(ax, series, spec) -> None:
     mean, low, high = np.array([p for _, p in points]).T
     look = style.look(i)
     ax.plot(x, mean, **look, markersize=4.5, label=style.plain(label))
-    ax.fill_between(x, low, high, color=look['color'], alpha=0.15, linewidth=0)
+    band = {'color': look['color'], 'alpha': 0.15, 'linewidth': 0}
+    ax.fill_between(x, low, high, **band)
+    if len(x) == 1:  # where a band has no width
+      ax.vlines(x, low, high, color=look['color'])
   if spec.get('log_x'):
     ax.set_xscale('log', base=2)
     ax.xaxis.set_major_formatter(lambda v, _: f'{v:g}')
