@@ -110,6 +110,19 @@ def test_a_share_of_no_gain_is_inconclusive():
   assert verdicts.judge(claim, few).outcome == 'not run'
 
 
+def test_a_seed_without_a_value_is_told():
+  """All ran; with seed 1 no loss of `over` is as high as that of `a`."""
+  metric = "at_equal(metric='loss', at='loss', over=('c', 'd'))"
+  lost = {'a': (1.0, 9.0, 1.0), 'b': 3 * (1.0,), 'c': 3 * (0.5,)}
+  lost['d'] = 3 * (2.0,)
+  rows = [
+    _row(k, s, loss=v) for k, of in lost.items() for s, v in enumerate(of)
+  ]
+  v = verdicts.judge(_claim(metric=metric), rows)
+  assert (v.outcome, v.pairs) == ('inconclusive', 2)
+  assert v.reason == 'no value for seed 1' and math.isnan(v.difference)
+
+
 def test_one_checkpoint_by_two_metrics():
   rows = [_row('a', s, x=1.0, y=1.5 + s / 100) for s in range(3)]
   v = verdicts.judge(_claim(metric=('x', 'y'), arms=('a', 'a')), rows)

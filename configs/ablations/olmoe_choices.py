@@ -25,7 +25,7 @@ from configs.ablations import base
 
 STEPS = {'reference': reference.STEPS}
 SEEDS = {'reference': 3}
-SECONDS = {'reference': 120}
+SECONDS = {'reference': 90}
 
 TOTAL = 8  # dense FFNs' parameters
 # Times the rate.

@@ -111,12 +111,15 @@ def judge(
   seeds = sorted(a.keys() & b.keys())
   why = untestable.get(claim.name, '')
   if len(seeds) < claim.seeds_needed:
-    nan = math.nan
-    outcome = UNTESTABLE if why else NOT_RUN
-    if not why and len(_finished(claim, rows)) >= claim.seeds_needed:
+    nan, outcome = math.nan, UNTESTABLE if why else NOT_RUN
+    finished = _finished(claim, rows)
+    derived = '(' in ''.join(claim.metrics)
+    if not why and derived and len(finished) >= claim.seeds_needed:
       # A derived metric can have no value, as a share of a gain that is none.
-      derived = any('(' in metric for metric in claim.metrics)
-      outcome = INCONCLUSIVE if derived and not seeds else NOT_RUN
+      without = finished - set(seeds)
+      if not seeds or without <= _finished(claim, rows, *claim.metrics):
+        why = f'no value for seed {", ".join(map(str, sorted(without)))}'
+        outcome = INCONCLUSIVE
     return Verdict(claim, outcome, len(seeds), (nan, nan), nan, nan, nan, why)
   d = [a[s] - b[s] for s in seeds]
   mean, low, high = interval(d)
@@ -168,11 +171,11 @@ def _check_data(claim, rows) -> None:
     )
 
 
-def _finished(claim, rows) -> set[int]:
-  """Seeds that both arms finished."""
+def _finished(claim, rows, *metrics) -> set[int]:
+  """Seeds that both arms finished, and all that stand in metrics."""
   done = _done(rows)
-  a, b = ({s for name, s in done if name == arm} for arm in claim.arms)
-  return a & b
+  arms = {*claim.arms, *(a for a, _ in done if f"'{a}'" in ''.join(metrics))}
+  return set.intersection(*({s for a, s in done if a == arm} for arm in arms))
 
 
 def _done(rows) -> Done:
