@@ -17,12 +17,13 @@ arXiv:2412.19437): without an auxiliary loss experts are more specialised.
 `reference`: the deep models of `configs/deep.py`, four blocks, d = 64, 2,048
 pieces, at half their steps: 3.3 million tokens, some 10 MB of text. `fine` has
 32 experts a quarter as wide as the dense FFN, top-4, and `coarse` 8 whole ones,
-top-1, both with raw weights of a softmax and the loss over all choices;
-`fine_cool` was added when the last layer of `fine` was seen to settle last; `aux`
+top-1, both with raw weights of a softmax and the loss over all choices; `aux`
 and `loss_free` are the deep models of these names; `scratch` and `upcycled`
 have 8 whole experts, top-2, from the beginning and from the dense model, whose
-steps `upcycled` adds half as many to. Each is looked at on 400 kB of held-out
-text, at eight checkpoints, and untrained. 24 runs; 50 minutes on 2 CPU cores.
+steps `upcycled` adds half as many to. `fine_cool`, at a quarter of the rate,
+was added when the last layer of `fine` was seen to settle last. Each is looked
+at on 400 kB of held-out text, at eight checkpoints, and untrained. 24 runs; 50
+minutes on 2 CPU cores.
 """
 
 from configs import deep, reference
@@ -65,7 +66,6 @@ def sweep(add, size, config):
   steps, seeds = STEPS[size], SEEDS[size]
   add('dense', deep.fields('dense'), stage='pretrain', seeds=seeds)
   add('fine', softmax(deep.EXPERTS, deep.CUT))
-  # The seed's 'fine' at a quarter of the rate, a follow-up.
   cool = {'train.schedule': reference.schedule(steps, deep.PEAK / 4)}
   add('fine_cool', softmax(deep.EXPERTS, deep.CUT) | cool)
   add('coarse', softmax(8, 1))
