@@ -11,8 +11,12 @@ As in the code the parameter is free and min(b, 0) is used: at 0 half of the
 gradient passes, above 0 none. Differs from the code: the bias starts at 0,
 where it is `torch.empty`; rows start as those of any router here, where theirs
 are drawn from a truncated normal that has no values above 0; and the mixture
-has the biases, which their merging leaves out. In a decoder binding capacity
-leaks: see `top_k`.
+has the biases, which their merging leaves out.
+
+Raw weights of a pair sum to 1, the k largest of a merge do not, so its FFNs
+count for less than in training: small models lose 0.17 nats a byte by that, and
+want `renormalize=True` (`configs/ablations/flex_olmo.py`). In a decoder binding
+capacity leaks: see `top_k`.
 """
 
 import dataclasses
