@@ -18,8 +18,9 @@ weaker than the embeddings of another model that it takes (43.5 for 46.7).
 families of packages, is public; three owners have a family each, and 512 steps.
 16 pre-trained runs and 16 arms a seed, of which one is trained, 3 seeds: 20
 minutes on 2 CPU cores. `sums`, whose weights sum to 1, and `tuned`, whose
-router is tuned as they do in the end (47.8), were added when the merge was seen
-to be worse than the public model.
+router alone is trained on, were added when the merge was seen to be worse than
+the public model. They tune it, too (47.8), on public text that is like the
+owners' (recalled); here it is text of all, the owners' included.
 """
 
 from configs import reference

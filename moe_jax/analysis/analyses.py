@@ -191,7 +191,7 @@ def _read_of(folder: str, documents: Sequence[Any]) -> str:
   read = sum(d.num_bytes for d in documents)
   return (
     f'{folder}: {read:,} of {there:,} bytes, {len(documents):,} documents '
-    '(--max_bytes; blank lines and what repeats another document are left out)'
+    '(at most --max_bytes; what repeats another document is left out)'
   )
 
 
