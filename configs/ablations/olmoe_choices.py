@@ -239,3 +239,10 @@ FIGURES = (
     },
   ),
 )
+
+NOTES = {
+  'reference': {
+    'qk_norm': "'No worse' was declared as within 0.01 either way; it is "
+    'better.'
+  }
+}
