@@ -269,7 +269,7 @@ def pretrained(add, size, kinds=tuple(PRETRAINED)):
     add(name, own, stage='pretrain', seeds=PRETRAIN_SEEDS[size])
 
 
-def tune(add, name, kind, fields):
+def tune(add, name, kind, fields, seeds=0):
   """Adds an arm that fine-tunes the pre-trained model of a kind."""
   start, own = PRETRAINED[kind]
-  add(name, fields | own, init_from=start)
+  add(name, fields | own, init_from=start, seeds=seeds)
