@@ -19,8 +19,9 @@ the teacher's second sparse with 2, 8 or 32 experts; at most 40 minutes. `gpu`:
 8 blocks, d = 512, 512 tokens; not yet run. `paper`: Switch-Base with 16, 64 and
 256 experts and T5-Base, 500,000 steps; described, not run.
 
-A student's teacher has its seed at `reference`; elsewhere all learn from the one
-of seed 0. The papers' numbers are losses in nats of tokens of 32,000 pieces.
+At `reference` a student learns from the teacher of its seed, elsewhere all from
+that of seed 0. The papers' numbers are losses in nats of tokens of 32,000
+pieces.
 """
 
 from configs import switch
