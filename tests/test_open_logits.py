@@ -113,6 +113,16 @@ def close(got, want, frozen, times=1):
   np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
+# Without XLA's library of products, whose kernels round by machine: on one CPU
+# it alone puts 1 logit of 2,050 of DeepSeek-V2 off by 1.05e-5 of the largest.
+# Older versions do not have it.
+PLAIN = (
+  {'xla_cpu_experimental_ynn_fusion_type': ''}
+  if jax.__version_info__ >= (0, 10)
+  else {}
+)
+
+
 def watched(model, blocks):
   """Program of the logits, which puts each block's output into `blocks`."""
 
@@ -127,7 +137,7 @@ def watched(model, blocks):
     with nn.intercept_methods(watch):
       return model.apply(variables, batch, train=False)[0]
 
-  return jax.jit(run)
+  return jax.jit(run, compiler_options=PLAIN)
 
 
 @pytest.mark.parametrize('case', marked(MORE))
