@@ -11,6 +11,7 @@ import errno
 import logging as std_logging
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -76,7 +77,10 @@ def run(
       if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, _stop)
     try:
-      return main(argv)
+      code = main(argv)
+      # Not at the exit, which would tell it as a traceback; stdout may be None.
+      print(end='', flush=True)
+      return code
     except KeyboardInterrupt as e:
       _end(e)
     except UserError as e:
@@ -84,6 +88,8 @@ def run(
     except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
       _fail(_last_line(e))
     except Exception as e:
+      if isinstance(e, BrokenPipeError) and _unread():
+        _fail('nobody reads the output any more')
       # A library that was being imported calls the signal a failure.
       for inner in _causes(e):
         if isinstance(inner, KeyboardInterrupt):
@@ -278,6 +284,17 @@ def _modules(error: Exception) -> list[str]:
 def _last_line(error: Exception) -> str:
   line = str(error).strip().splitlines()[-1]
   return re.sub(r'^\s*\[Errno \d+\] ', '', line)
+
+
+def _unread() -> bool:
+  """Whether stdout is a pipe that its reader closed; it is then let go."""
+  poll = select.poll()
+  poll.register(sys.stdout.fileno(), select.POLLOUT)
+  gone = select.POLLERR | select.POLLHUP
+  if not any(event & gone for _, event in poll.poll(0)):
+    return False
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return True
 
 
 def _peers() -> bool:

@@ -1,5 +1,6 @@
 """What a program says and returns when its user, or its code, is wrong."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -78,6 +79,8 @@ def main(argv):
       open(260 * 'n')
     case 'other':
       raise OSError(9, 'Bad file descriptor')
+    case 'pipe':
+      raise BrokenPipeError(32, 'Broken pipe')
     case 'missing':
       open('nowhere/x')
     case 'stopped':
@@ -123,7 +126,7 @@ def program(tmp_path_factory):
   (folder / 'cfg.py').write_text(CONFIG)
   (folder / 'program.py').write_text(PROGRAM)
 
-  def call(*flags):
+  def call(*flags, stdout=subprocess.PIPE):
     code = (
       f'import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); '
       "sys.argv[0] = 'program.py'; "
@@ -132,7 +135,8 @@ def program(tmp_path_factory):
     return subprocess.run(
       [sys.executable, '-c', code, *flags],
       cwd=folder,
-      capture_output=True,
+      stdout=stdout,
+      stderr=subprocess.PIPE,
       text=True,
       timeout=60,
     )
@@ -229,6 +233,7 @@ def test_a_required_flag_is_named(program):
     ('--do=jax', 'ValueError: Need at least one array'),
     ('--do=builtin', 'ValueError: invalid literal'),
     ('--do=other', 'OSError: [Errno 9] Bad file'),
+    ('--do=pipe', 'BrokenPipeError: [Errno 32] Broken pipe'),
     ('--config=cfg.py:bug', "KeyError: 'bug'"),
     ('--config=cfg.py:type', 'TypeError: object of type'),
   ],
@@ -253,6 +258,18 @@ def test_defects_keep_their_traceback(program, flag, kind):
 def test_what_is_told_to_end_ends_in_one_line(program, do, code, line):
   done = program('--config=cfg.py', f'--do={do}')
   assert (done.returncode, done.stderr) == (code, f'{line}\n')
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_output_that_nobody_reads(program, monkeypatch, unbuffered):
+  """As after `| head`; found when the program ends, if not before."""
+  monkeypatch.setenv('PYTHONUNBUFFERED', unbuffered)
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = program('--config=cfg.py', '--do=ok', stdout=writer)
+  os.close(writer)
+  line = 'error: nobody reads the output any more\n'
+  assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_fields_of_a_decoder_of_its_own():
