@@ -82,7 +82,7 @@ found at. `reference`: the decoders of `configs/reference.py`, in a regime in
 which mixtures win, after 4 million bytes. `quick`: models of two blocks that
 see half a million to a million bytes, and are no better for being sparse;
 fine-tuned ones hardly get beyond saying one label, so that their verdicts by
-accuracy (`batch_size`, `what_to_update`) compare labels rather than methods.
+accuracy (`what_to_update`) compare labels rather than methods.
 Each study's page has its arms, figures, notes and commands.
 
 {studies}
