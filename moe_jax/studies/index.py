@@ -80,10 +80,8 @@ task that is not learned, or an effect that needs more seeds than can be run.
 Under `0`, where the interval lies to it. A verdict is about the size it was
 found at. `reference`: the decoders of `configs/reference.py`, in a regime in
 which mixtures win, after 4 million bytes. `quick`: models of two blocks that
-see half a million to a million bytes, and are no better for being sparse;
-fine-tuned ones hardly get beyond saying one label, so that their verdicts by
-accuracy (`what_to_update`) compare labels rather than methods.
-Each study's page has its arms, figures, notes and commands.
+see half a million to a million bytes, and are no better for being sparse. Each
+study's page has its arms, figures, notes and commands.
 
 {studies}
 
