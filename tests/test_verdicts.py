@@ -148,23 +148,6 @@ def test_where_the_interval_is_of_zero():
   assert not verdicts.judge(_claim(), rows).against_0
 
 
-def test_arms_on_different_data_are_not_compared():
-  rows = [_row('a', s, loss=1.0 + s) | {'data': 'x'} for s in range(3)]
-  rows += [_row('b', s, loss=2.0 - s) | {'data': 'x'} for s in range(3)]
-  rows += [_row('other', 0, loss=2.0) | {'data': 'z'}]
-  assert verdicts.judge(_claim(), rows).pairs == 3
-  rows[4]['data'] = 'y'
-  with pytest.raises(ValueError, match=r"'c' .* data \('a' x, 'b' y\)"):
-    verdicts.judge(_claim(), rows)
-  # Arms that stand in a metric count, what others begin with does not.
-  rows[4]['data'] = 'x'
-  grid = _claim(metric="mean_over(metric='loss', arms=('a', 'b', 'other'))")
-  with pytest.raises(ValueError, match=r"data \('a' x, 'other' z\)"):
-    verdicts.judge(grid, rows)
-  rows[6]['stage'] = 'pretrain'
-  assert verdicts.judge(grid, rows).outcome == 'not run'  # one seed of all
-
-
 def test_what_was_said_to_be_untestable_stays_so():
   rows = [_row('a', s, loss=s / 100) for s in range(3)]
   rows += [_row('b', s, loss=1.0) for s in range(3)]

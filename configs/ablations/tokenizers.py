@@ -20,6 +20,11 @@ The claims are no paper's: they say what the choice of bytes does to the other
 studies. Rates are those that are best for bytes (`rates.py`); for pieces none
 was looked for.
 
+What came out: bytes show more. 16 experts gain 0.112 bits a byte on the dense
+model by bytes and 0.025 by pieces, and lose 0.056 after as much text; the lead
+of the hash falls from 0.122 to 0.038. A model that is for use wants pieces: in
+as many steps they are 0.32 bits better, and in a third of the steps 0.10.
+
 `reference`: dense, 16 experts by a router and by a hash, by bytes and by
 pieces, and the first two by pieces on as much text as by bytes; 3 seeds, 20
 minutes on 2 CPU cores. There is no other size.
@@ -161,3 +166,14 @@ FIGURES = (
     },
   ),
 )
+
+NOTES = {
+  'reference': {
+    'bytes_are_better_by_text': 'A piece that has a row of its own is bytes '
+    'that need not be predicted one by one: even in 376 steps, with 1,024 by '
+    'bytes, pieces are ahead.',
+    'mixture_wins_with_pieces': 'It wins, by little: much of what experts can '
+    'keep of 256 kinds of bytes stands in 2,048 rows of embeddings here, for '
+    'dense models, too, and the rates are those of bytes.',
+  }
+}

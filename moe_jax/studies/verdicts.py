@@ -15,7 +15,7 @@ from scipy import stats
 
 from moe_jax import registry
 from moe_jax.errors import UserError
-from moe_jax.studies import fairness, results, study as study_lib
+from moe_jax.studies import fairness, results, same_data, study as study_lib
 
 REPRODUCED = 'reproduced'
 CONTRADICTED = 'contradicted'
@@ -23,7 +23,7 @@ INCONCLUSIVE = 'inconclusive'
 UNTESTABLE = 'not testable here'
 NOT_RUN = 'not run'
 LEVEL = 0.95
-Done = Mapping[tuple[str, int], results.Row]
+Done = same_data.Done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def judge(
   Raises:
     ValueError: the arms, or those of its metrics, have seen different data.
   """
-  _check_data(claim, rows)
+  same_data.check(claim, _done(rows))
   a, b = _both(claim, rows)
   seeds = sorted(a.keys() & b.keys())
   why = untestable.get(claim.name, '')
@@ -152,23 +152,6 @@ def differences(
 
 def _both(claim, rows):
   return [values(m, arm, rows) for m, arm in zip(claim.metrics, claim.arms)]
-
-
-def _check_data(claim, rows) -> None:
-  seen: dict[str, str] = {}
-  for (arm, _), row in _done(rows).items():
-    # A teacher or a beginning, which a metric may name, has data of its own.
-    named = row.get('stage') != 'pretrain' and any(
-      f"'{arm}'" in metric for metric in claim.metrics
-    )
-    if (arm in claim.arms or named) and 'data' in row:
-      seen.setdefault(row['data'], arm)
-  if len(seen) > 1:
-    told = ', '.join(f'{arm!r} {data}' for data, arm in seen.items())
-    raise UserError(
-      f'claim {claim.name!r} compares runs on different data ({told}): run its '
-      'arms again on the same'
-    )
 
 
 def _finished(claim, rows, *metrics) -> set[int]:

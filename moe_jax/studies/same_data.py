@@ -1,0 +1,76 @@
+"""Whether the runs that a claim compares have seen the same data."""
+
+from collections.abc import Iterator, Mapping
+
+from moe_jax.errors import UserError
+from moe_jax.studies import results, study as study_lib
+
+Done = Mapping[tuple[str, int], results.Row]  # by arm and seed
+
+_BITS, _TOKENIZER = 'bits_per_byte', 'data.tokenizer'
+# How many were held out.
+_HELD_OUT = ('eval/documents', 'eval/bytes')
+
+
+def check(claim: study_lib.Claim, done: Done) -> None:
+  """That arms, and those that metrics name, agree on their data.
+
+  A fingerprint is of the text and the tokenizer. Bits a byte compare whatever
+  the tokens are: where arms set another `data.tokenizer`, and all that a claim
+  is about is bits a byte, it is enough that nothing else of the data was set
+  otherwise, and that as many documents and bytes of the same domains were held
+  out.
+
+  Args:
+    claim: as declared.
+    done: the rows of finished runs.
+
+  Raises:
+    ValueError: they have seen different data; says which.
+  """
+  found = list(_of(claim, done))
+  tokenizers = {_overrides(r).get(_TOKENIZER) for _, r in found}
+  of_bits = all(_BITS in metric for metric in claim.metrics)
+  seen: dict[str, str] = {}
+  for arm, row in found:
+    text = _text(row) if of_bits and len(tokenizers) > 1 else ''
+    seen.setdefault(text or row['data'], arm)
+  if len(seen) > 1:
+    told = ', '.join(f'{arm!r} {data}' for data, arm in seen.items())
+    raise UserError(
+      f'claim {claim.name!r} compares runs on different data ({told}): run its '
+      'arms again on the same'
+    )
+
+
+def _overrides(row: results.Row) -> Mapping[str, object]:
+  return row.get('overrides', {})
+
+
+def _of(
+  claim: study_lib.Claim, done: Done
+) -> Iterator[tuple[str, results.Row]]:
+  for (arm, _), row in done.items():
+    # A teacher or a beginning, which a metric may name, has data of its own.
+    named = row.get('stage') != 'pretrain' and any(
+      f"'{arm}'" in metric for metric in claim.metrics
+    )
+    if (arm in claim.arms or named) and 'data' in row:
+      yield arm, row
+
+
+def _text(row: results.Row) -> str:
+  """What stands for the text without its tokens; '' where a row lacks it."""
+  held = [row['metrics'].get(name) for name in _HELD_OUT]
+  if None in held:
+    return ''
+  fields = sorted(
+    f'{name}={value}'
+    for name, value in _overrides(row).items()
+    if name.startswith('data.') and name != _TOKENIZER
+  )
+  documents, size = held
+  domains = ', '.join(row.get('domains', ()))
+  return ' '.join(
+    [f'{documents:.0f} documents, {size:.0f} bytes of {domains}', *fields]
+  )

@@ -1,0 +1,87 @@
+"""Runs on different data are not compared, but for bits a byte of one text."""
+
+import pytest
+
+from moe_jax.studies import study as study_lib, verdicts
+
+
+def _row(arm, seed, status='done', **metrics):
+  return {'arm': arm, 'seed': seed, 'status': status, 'metrics': metrics}
+
+
+def _claim(**fields):
+  base = dict(
+    name='c',
+    paper='',
+    table='',
+    sentence='',
+    metric='loss',
+    direction='lower',
+    smallest_effect=0.1,
+    arms=('a', 'b'),
+  )
+  return study_lib.Claim(**(base | fields))
+
+
+def test_arms_on_different_data_are_not_compared():
+  rows = [_row('a', s, loss=1.0 + s) | {'data': 'x'} for s in range(3)]
+  rows += [_row('b', s, loss=2.0 - s) | {'data': 'x'} for s in range(3)]
+  rows += [_row('other', 0, loss=2.0) | {'data': 'z'}]
+  assert verdicts.judge(_claim(), rows).pairs == 3
+  rows[4]['data'] = 'y'
+  with pytest.raises(ValueError, match=r"'c' .* data \('a' x, 'b' y\)"):
+    verdicts.judge(_claim(), rows)
+  # Arms that stand in a metric count, what others begin with does not.
+  rows[4]['data'] = 'x'
+  grid = _claim(metric="mean_over(metric='loss', arms=('a', 'b', 'other'))")
+  with pytest.raises(ValueError, match=r"data \('a' x, 'other' z\)"):
+    verdicts.judge(grid, rows)
+  rows[6]['stage'] = 'pretrain'
+  assert verdicts.judge(grid, rows).outcome == 'not run'  # one seed of all
+
+
+def test_bits_a_byte_compare_over_tokenizers():
+  """Where the text is the same; losses of other tokens never do."""
+
+  def made(metric, **bytes_of_b):
+    held = {'eval/documents': 7, 'eval/bytes': 900} | bytes_of_b
+    rows = []
+    for seed in range(3):
+      numbers = {'eval/documents': 7, 'eval/bytes': 900, metric: seed / 9}
+      rows.append(_row('a', seed, **numbers) | {'data': 'x', 'overrides': {}})
+      rows.append(_row('b', seed, **held, **{metric: 1.0 + seed / 9}))
+      rows[-1] |= {'data': 'y', 'overrides': {'data.tokenizer': 'bpe()'}}
+    return rows
+
+  bits, loss = 'eval/bits_per_byte', 'eval/loss'
+  rows = made(bits)
+  v = verdicts.judge(_claim(metric=bits), rows)
+  assert (v.pairs, v.difference) == (3, pytest.approx(-1))
+  gap = f"mean_over(metric='{bits}', arms=('a',))"
+  mixed = _claim(metric=(gap, loss))
+  by_loss = f"mean_over(metric='{loss}', arms=('a',))"
+  for claim, found, told in (
+    (_claim(metric=loss), made(loss), "'a' x, 'b' y"),
+    (_claim(metric=by_loss), made(loss), "'a' x, 'b' y"),
+    (mixed, rows, "'a' x, 'b' y"),
+    (_claim(metric=bits), made(bits, **{'eval/bytes': 901}), '901 bytes of '),
+  ):
+    with pytest.raises(ValueError, match=told):
+      verdicts.judge(claim, found)
+  rows[-1]['domains'] = ['wiki']
+  with pytest.raises(ValueError, match='900 bytes of wiki'):
+    verdicts.judge(_claim(metric=bits), rows)
+  rows = made(bits)
+  rows[1]['overrides']['data.max_bytes'] = 5
+  with pytest.raises(ValueError, match=r'data\.max_bytes=5'):
+    verdicts.judge(_claim(metric=bits), rows)
+  # With one tokenizer the fingerprints have to be equal.
+  for row in (rows := made(bits)):
+    row['overrides'] = {}
+  with pytest.raises(ValueError, match="'a' x, 'b' y"):
+    verdicts.judge(_claim(metric=bits), rows)
+  # As have those of rows that do not say how much was held out.
+  for row in (rows := made(bits)):
+    del row['metrics']['eval/bytes']
+  with pytest.raises(ValueError, match="'a' x, 'b' y"):
+    verdicts.judge(_claim(metric=bits), rows)
