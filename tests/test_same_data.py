@@ -2,25 +2,8 @@
 
 import pytest
 
-from moe_jax.studies import study as study_lib, verdicts
-
-
-def _row(arm, seed, status='done', **metrics):
-  return {'arm': arm, 'seed': seed, 'status': status, 'metrics': metrics}
-
-
-def _claim(**fields):
-  base = dict(
-    name='c',
-    paper='',
-    table='',
-    sentence='',
-    metric='loss',
-    direction='lower',
-    smallest_effect=0.1,
-    arms=('a', 'b'),
-  )
-  return study_lib.Claim(**(base | fields))
+from moe_jax.studies import verdicts
+from tests.claims import claim as _claim, row as _row
 
 
 def test_arms_on_different_data_are_not_compared():
@@ -74,6 +57,10 @@ def test_bits_a_byte_compare_over_tokenizers():
   rows = made(bits)
   rows[1]['overrides']['data.max_bytes'] = 5
   with pytest.raises(ValueError, match=r'data\.max_bytes=5'):
+    verdicts.judge(_claim(metric=bits), rows)
+  rows = made(bits)
+  rows[2]['data'] = 'z'  # of the tokenizer of another row with 'x'
+  with pytest.raises(ValueError, match="'a' z"):
     verdicts.judge(_claim(metric=bits), rows)
   # With one tokenizer the fingerprints have to be equal.
   for row in (rows := made(bits)):

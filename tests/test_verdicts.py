@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from moe_jax.studies import index, results, study as study_lib, verdicts
+from moe_jax.studies import index, results, verdicts
+from tests.claims import claim as _claim, row as _row
 
 
 def test_interval_is_the_textbooks():
@@ -51,24 +52,6 @@ def test_rule_at_its_edges(direction, low, high, outcome):
 def test_no_effect_that_counts_is_above_zero():
   assert verdicts.decide('higher', 0.0, 0.0, 0.0) == 'inconclusive'
   assert verdicts.decide('higher', 0.0, 1e-9, 1.0) == 'reproduced'
-
-
-def _row(arm, seed, status='done', **metrics):
-  return {'arm': arm, 'seed': seed, 'status': status, 'metrics': metrics}
-
-
-def _claim(**fields):
-  base = dict(
-    name='c',
-    paper='',
-    table='',
-    sentence='',
-    metric='loss',
-    direction='lower',
-    smallest_effect=0.1,
-    arms=('a', 'b'),
-  )
-  return study_lib.Claim(**(base | fields))
 
 
 def test_pairs_are_of_the_same_seed():

@@ -13,8 +13,8 @@ bits a byte only.
 
 With bytes a hash of the token is far ahead of a learned router here
 (`sparse_dense.py`). Roller et al. 2021, arXiv:2106.04426, hash the tokens of a
-large BPE, and find it better, too. Whether 256 kinds of bytes are the reason is
-asked here.
+large BPE, and find it better, too (recalled). Whether 256 kinds of bytes are
+the reason is asked here.
 
 The claims are no paper's: they say what the choice of bytes does to the other
 studies. Rates are those that are best for bytes (`rates.py`); for pieces none

@@ -16,7 +16,7 @@ pre-training. Two arms more, of parts alone at four times the rate, were added
 when attention and FFNs alone were seen to be worse than all, before their runs.
 
 `quick`: the encoder-decoder of `dropout.py`, pre-trained once (--pretrained=
-WORKDIR takes that study's), on its small and its large task; 10 arms, 3 seeds
+WORKDIR takes that study's), on its small and its large task; 12 arms, 3 seeds
 each, 15 minutes on 2 CPU cores. `gpu`: 4 + 4 blocks, 32 experts, d = 512; not
 yet run. `paper`: ST-MoE-L on CB and SST-2; described, not run.
 

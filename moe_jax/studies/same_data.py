@@ -17,9 +17,9 @@ def check(claim: study_lib.Claim, done: Done) -> None:
 
   A fingerprint is of the text and the tokenizer. Bits a byte compare whatever
   the tokens are: where arms set another `data.tokenizer`, and all that a claim
-  is about is bits a byte, it is enough that nothing else of the data was set
-  otherwise, and that as many documents and bytes of the same domains were held
-  out.
+  is about is bits a byte, it is enough that the fingerprints of each tokenizer
+  are equal, that nothing else of the data was set otherwise, and that as many
+  documents and bytes of the same domains were held out.
 
   Args:
     claim: as declared.
@@ -31,10 +31,12 @@ def check(claim: study_lib.Claim, done: Done) -> None:
   found = list(_of(claim, done))
   tokenizers = {_overrides(r).get(_TOKENIZER) for _, r in found}
   of_bits = all(_BITS in metric for metric in claim.metrics)
+  firsts: dict[object, str] = {}
   seen: dict[str, str] = {}
   for arm, row in found:
-    text = _text(row) if of_bits and len(tokenizers) > 1 else ''
-    seen.setdefault(text or row['data'], arm)
+    first = firsts.setdefault(_overrides(row).get(_TOKENIZER), row['data'])
+    over = of_bits and len(tokenizers) > 1 and first == row['data']
+    seen.setdefault((over and _text(row)) or row['data'], arm)
   if len(seen) > 1:
     told = ', '.join(f'{arm!r} {data}' for data, arm in seen.items())
     raise UserError(
