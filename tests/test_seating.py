@@ -90,6 +90,24 @@ def test_priority_decides_and_ties_keep_storage_order():
   )
 
 
+@pytest.mark.parametrize('N', [2047, 2048])
+def test_queues_of_a_million_experts(N):
+  """On either side of what one int32 can hold of expert and place."""
+  E = 2**20
+  expert_N = np.random.default_rng(0).integers(E - 9, E + 1, N, dtype=np.int32)
+  r = types.Routing(
+    token_N=jnp.arange(N),
+    expert_N=jnp.asarray(expert_N),
+    weight_N=jnp.ones(N),
+    num_experts=E,
+  )
+  seated = seating.seat(r, ((N, E),))
+  want = np.argsort(expert_N, kind='stable')
+  np.testing.assert_array_equal(seated.order_N, want)
+  slot = [(expert_N[:n] == e).sum() for n, e in enumerate(expert_N)]
+  np.testing.assert_array_equal(seated.slot_N, slot)
+
+
 def test_more_capacity_never_loses_an_edge():
   r, _, _ = routing(3)
   kept = [np.asarray(seating.seat(r, ((c, 5),)).kept_N) for c in (1, 2, 4, 8)]

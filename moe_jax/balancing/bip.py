@@ -71,7 +71,7 @@ class Bip(base.Balance):
     rank, floor = K * tokens // E + 1, 0.0 if self.clip else -jnp.inf
 
     def iteration(_, q_E):
-      p_T = jax.lax.top_k(scores_TE - q_E, K + 1)[0][:, -1]
+      p_T = order_statistics.top_k(scores_TE - q_E, K + 1)[0][:, -1]
       rest_TE = scores_TE - jnp.maximum(p_T, floor)[:, None]
       found_E = order_statistics.largest(rest_TE, mask_T, rank, total)
       return jnp.where(tokens > 0, jnp.maximum(found_E, floor), q_E)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from moe_jax import types
 from moe_jax.balancing import base as balancing
+from moe_jax.kernels import order_statistics
 from moe_jax.parallel import axes as axes_lib, collectives
 
 # The histogram of experts used by a token: 0 to 15, and more.
@@ -89,7 +90,7 @@ def edges(
   if r.probs_TE is not None:
     found['entropy'] = balancing.entropy(r.probs_TE)
     if r.choices and r.choices < r.num_experts and not r.first_fit:
-      top, _ = jax.lax.top_k(r.probs_TE, r.choices + 1)
+      top, _ = order_statistics.top_k(r.probs_TE, r.choices + 1)
       sent_GN = r.expert_N < r.num_experts
       sent_GT = sent_GN.reshape(-1, r.choices, T).all(1)
       margin_GT = top[..., -2] - top[..., -1]

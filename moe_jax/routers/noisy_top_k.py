@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.errors import UserError
+from moe_jax.kernels import order_statistics
 from moe_jax.routers import base
 
 
@@ -61,7 +62,7 @@ class NoisyTopK(base.Choosing):
     # Of the k + 1 largest, the kept have the last for their bar, the others
     # the one before. By index: a sum that is compiled twice may round twice,
     # and then an expert is not equal to itself.
-    top_TK, index_TK = jax.lax.top_k(h_TE, self.k + 1)
+    top_TK, index_TK = order_statistics.top_k(h_TE, self.k + 1)
     row_T1 = jnp.arange(T)[:, None]
     bar_TE = jnp.broadcast_to(top_TK[:, -2:-1], (T, E))
     bar_TE = bar_TE.at[row_T1, index_TK[:, :-1]].set(top_TK[:, -1:])

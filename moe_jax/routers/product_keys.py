@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from moe_jax import registry
 from moe_jax.errors import UserError
+from moe_jax.kernels import order_statistics
 from moe_jax.routers import base
 
 
@@ -73,7 +74,7 @@ class ProductKeys(base.Router):
       params['keys'],
       precision=jax.lax.Precision.HIGHEST,
     )
-    best, place = jax.lax.top_k(half_THM, K)
+    best, place = order_statistics.top_k(half_THM, K)
     pair_THKK = best[0][..., :, None] + best[1][..., None, :]
     score_THK, at_THK = jax.lax.top_k(pair_THKK.reshape(T, H, K * K), K)
     pick = lambda v, i: jnp.take_along_axis(v, i, -1)
