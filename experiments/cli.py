@@ -72,7 +72,7 @@ def run(
       logging.get_absl_handler().setFormatter(_Line())
     if len(argv) > 1 and not arguments:
       _fail(f'unexpected argument {argv[1]!r}; options are --name=value')
-    _refuse_stores()
+    _check_paths()
     for number in (signal.SIGTERM, signal.SIGUSR1):
       if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, _stop)
@@ -121,11 +121,16 @@ class _Line(std_logging.Formatter):
     return f'{record.levelname}: {record.getMessage()}'
 
 
-def _refuse_stores() -> None:
-  """Ends the program where a flag's path is a URL: `gs:` would be a folder."""
+def _check_paths() -> None:
+  """Ends the program where a flag's path is no path of a file system.
+
+  A URL: `gs:` would be a folder. In a list, nothing: it would be this one.
+  """
   for name in _PATHS & set(flags.FLAGS):
     value = flags.FLAGS[name].value or ()
     for path in [value] if isinstance(value, str) else value:
+      if not path:
+        _fail(f'--{name}={",".join(value)} has an empty name in it')
       if '://' in path:
         _fail(
           f'--{name}={path} is in an object store, which has no locks and no'

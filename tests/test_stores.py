@@ -1,4 +1,4 @@
-"""Object stores are refused in a line, and no folder named 'gs:' is made."""
+"""Paths that are none are refused in a line: object stores, empty names."""
 
 import os
 
@@ -38,17 +38,30 @@ def test_a_main_refuses_a_url(name, flag, capsys):
   with mains.loaded(name):
     assert {f for n, f in PATHS if n == name} == cli._PATHS & mains.ours()
     flags.FLAGS[flag].parse('some/folder,s3:/of/a/name')
-    cli._refuse_stores()
+    cli._check_paths()
     flags.FLAGS[flag].parse('gs://bucket/run')
     with pytest.raises(SystemExit) as e:
-      cli._refuse_stores()
+      cli._check_paths()
   assert e.value.code == 1
   line = f'error: --{flag}=gs://bucket/run is in an object store, which has no'
   assert capsys.readouterr().err.startswith(line)
 
 
+@pytest.mark.parametrize(
+  ('name', 'flag'), [('convert', 'from'), ('report', 'workdirs')]
+)
+def test_a_list_of_paths_has_no_empty_one(name, flag, capsys):
+  """It would be the folder that one is in."""
+  with mains.loaded(name):
+    flags.FLAGS[flag].parse('some/run,')
+    with pytest.raises(SystemExit):
+      cli._check_paths()
+  line = f'error: --{flag}=some/run, has an empty name in it\n'
+  assert capsys.readouterr().err == line
+
+
 def test_mains_look_before_they_begin(monkeypatch):
-  monkeypatch.setattr(cli, '_refuse_stores', lambda: 1 / 0)
+  monkeypatch.setattr(cli, '_check_paths', lambda: 1 / 0)
   monkeypatch.setattr(cli.app, 'run', lambda main, **_: main(['x']))
   with pytest.raises(ZeroDivisionError):
     cli.run(None)
