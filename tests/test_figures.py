@@ -1,6 +1,7 @@
 """Figures show what their records say."""
 
 import numpy as np
+import pytest
 from matplotlib import image
 
 from moe_jax.plots import (
@@ -110,6 +111,17 @@ def test_axes_of_studies_fit_the_data():
   one, two = (c.lines[0].get_xydata()[0] for c in here.containers)
   assert one[0] < 0 < two[0] < 0.5 and (one[1], two[1]) == (2.0, 2.02)
   assert [t.get_text() for t in here.get_xticklabels()] == ['x', 'z']
+
+
+@pytest.mark.parametrize('wide', [False, True])
+def test_lines_are_seen_beside_the_interval_of_two_seeds(wide):
+  values = {'a': (2.0, 1.9, 2.1), 'b': (2.2, 2.1, 2.2 + 2 * wide)}
+  series = {'one': ((1, 'a'), (2, 'b'))}
+  (ax,) = drawn('lines', values, series=series).axes
+  assert ('cut' in ax.get_title(loc='left')) == wide
+  low, high = ax.get_ylim()
+  assert 1.87 <= low <= 1.9 and 2.2 < high <= 2.3 + 1e-9
+  assert not wide or high > 2.25
 
 
 def test_ratios_stand_on_a_logarithmic_axis():

@@ -110,10 +110,19 @@ def _fit(ax, spec) -> str:
     return ''
   ax.margins(y=0.08)
   low, high = ax.get_ylim()
+  cut = ''
+  if spec['kind'] == 'lines' and ax.lines:
+    # The interval of two seeds can be ten times as high as all there is to see.
+    means = np.concatenate([line.get_ydata() for line in ax.lines])
+    room = np.ptp(means) / 2 or high - low
+    bottom, top = means.min() - room, means.max() + room
+    if bottom > ax.dataLim.y0 or top < ax.dataLim.y1:
+      low, high = ax.set_ylim(max(low, bottom), min(high, top))
+      cut = ', intervals cut'
   ax.yaxis.set_major_formatter(
     lambda v, _: style.si(v) if high >= 1e4 else f'{round(v, 9):g}'
   )
-  return '' if low <= 0 <= high else ' (axis without 0)'
+  return cut if low <= 0 <= high else f'{cut} (axis without 0)'
 
 
 def _lines(ax, series, spec) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib import figure as mpl_figure
+from matplotlib import figure as mpl_figure, ticker
 
 from moe_jax.plots import style
 
@@ -62,7 +62,9 @@ def draw(
         ax.plot([], [], color=look['color'], marker=look['marker'], label=name)
       ax.set_xscale('log')
       ax.set_xlabel('bytes of training')
+      ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       ax.xaxis.set_major_formatter(lambda v, _: style.si(v))
+      ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes[0].set_ylabel('held-out loss, nats a byte')
     fig.suptitle(title, x=0.01, ha='left', weight='bold')
     handles, names = axes[0].get_legend_handles_labels()
