@@ -12,9 +12,9 @@ float32 router, z-loss 0.001, balance loss 0.01, GEGLU, RMS norms with gains.
 
 `reference`: the decoder of `configs/reference.py:moe_16` with GEGLU experts at
 capacity factor 1.25, a group being the batch of 4,096 tokens, 4.2 million bytes
-a run; 17 arms, 5 seeds where a claim about quality is theirs, else 3, an hour
+a run; 19 arms, 5 seeds where a claim about quality is theirs, else 3, an hour
 on 2 CPU cores. `quick`: a byte-level decoder of two blocks, 8 experts, top-1, d
-= 64; 30 minutes. `gpu`: 8 blocks, 32 experts, d = 512, 512 tokens; not yet run.
+= 64; 35 minutes. `gpu`: 8 blocks, 32 experts, d = 512, 512 tokens; not yet run.
 `paper`: T5-XL's width is not among our sizes, so the pieces are described at
 ST-MoE-L's, 20,000 steps; not run.
 
@@ -66,7 +66,7 @@ def get_config(arg='reference'):
 
 
 def sweep(add, size, config):
-  """17 arms."""
+  """19 arms."""
   fast = {'train.schedule': _faster(config.train.schedule)}
   relu = {'model.ffn': RELU, 'moe.experts': RELU} | dict.fromkeys(
     ('model.d_ff', 'moe.d_ff'), WIDTHS[size]['relu']
@@ -95,6 +95,9 @@ def sweep(add, size, config):
   add('fast_init_1.0', {'model.init_scale': 1.0} | fast)
   add('fast_bf16_selective', bf16 | fast)
   add('fast_bf16_router', bf16_router | fast)
+  one = {'model.init_scale': 1.0}
+  add('init_1.0_no_norm_scale', one | {'model.norm_scale': False})
+  add('init_1.0_relu', one | relu)
 
 
 def _faster(schedule):
@@ -109,204 +112,146 @@ _LOSS, _HELD_OUT = 'train/loss', 'eval/loss'
 _LOGSUMEXP, _Z = 'probe/logits/logsumexp', 'train/balance/z_loss'
 _DROPPED, _LOAD = 'train/dropped', 'train/load_max'
 
+
+def _claim(
+  paper, table, metric, name, sentence, direction, effect, arms, **more
+):
+  return dict(
+    name=name,
+    paper=paper,
+    table=table,
+    sentence=sentence,
+    metric=metric,
+    direction=direction,
+    smallest_effect=effect,
+    arms=arms,
+    **more,
+  )
+
+
+_FIXED = {'kind': 'deterministic'}
+
 CLAIMS = (
-  dict(
-    name='init_mean',
-    paper=SWITCH,
-    table='table 3',
-    sentence='Initialising at 0.1 of the variance is better early than at 1.0.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.02,
-    arms=('baseline', 'init_1.0'),
-    published={'0.1': 2.72, '1.0': 3.60},
+  _claim(
+    *(SWITCH, 'table 3', _HELD_OUT, 'init_mean'),
+    'Initialising at 0.1 of the variance is better early than at 1.0.',
+    *('lower', 0.02, ('baseline', 'init_1.0')),
+    published={'0.1': 2.72, '1.0': 3.6},
   ),
-  dict(
-    name='init_variance',
-    paper=SWITCH,
-    table='table 3',
-    sentence='Initialising at 0.1 varies less from seed to seed than at 1.0.',
-    metric="deviation(metric='eval/loss')",
-    direction='lower',
-    smallest_effect=0.002,
-    arms=('baseline', 'init_1.0'),
+  _claim(
+    *(SWITCH, 'table 3', "deviation(metric='eval/loss')", 'init_variance'),
+    'Initialising at 0.1 varies less from seed to seed than at 1.0.',
+    *('lower', 0.002, ('baseline', 'init_1.0')),
     published={'deviation, 0.1': 0.01, 'deviation, 1.0': 0.68},
   ),
-  dict(
-    name='selective_precision',
-    paper=SWITCH,
-    table='table 2',
-    sentence='bf16 with a float32 router is as good as float32.',
-    metric=_HELD_OUT,
-    direction='equal',
-    smallest_effect=0.01,
-    arms=('bf16_selective', 'baseline'),
+  _claim(
+    *(SWITCH, 'table 2', _HELD_OUT, 'selective_precision'),
+    'bf16 with a float32 router is as good as float32.',
+    *('equal', 0.01, ('bf16_selective', 'baseline')),
     published={'float32': 1.718, 'selective': 1.716},
   ),
-  dict(
-    name='bf16_router_hurts',
-    paper=SWITCH,
-    table='table 2',
-    sentence='With the router in bf16, too, the model is worse (it diverged).',
-    metric=_HELD_OUT,
-    direction='higher',
-    smallest_effect=0.01,
-    arms=('bf16_router', 'bf16_selective'),
-    published={'bf16': 3.780, 'selective': 1.716},
+  _claim(
+    *(SWITCH, 'table 2', _HELD_OUT, 'bf16_router_hurts'),
+    'With the router in bf16, too, the model is worse (it diverged).',
+    *('higher', 0.01, ('bf16_router', 'bf16_selective')),
+    published={'bf16': 3.78, 'selective': 1.716},
   ),
-  dict(
-    name='z_loss_costs_nothing',
-    paper=ST_MOE,
-    table='table 4',
-    sentence='The router z-loss costs no quality.',
-    metric=_HELD_OUT,
-    direction='equal',
-    smallest_effect=0.01,
-    arms=('baseline', 'no_z_loss'),
+  _claim(
+    *(ST_MOE, 'table 4', _HELD_OUT, 'z_loss_costs_nothing'),
+    'The router z-loss costs no quality.',
+    *('equal', 0.01, ('baseline', 'no_z_loss')),
     published={'with': 1.741, 'without': 1.755},
   ),
-  dict(
-    name='z_loss_bounds_logits',
-    paper=ST_MOE,
-    table='appendix B',
-    sentence='The z-loss keeps the squared logsumexp of the router smaller.',
-    metric=_Z,
-    direction='lower',
-    smallest_effect=0.1,
-    arms=('baseline', 'no_z_loss'),
-    kind='deterministic',
+  _claim(
+    *(ST_MOE, 'appendix B', _Z, 'z_loss_bounds_logits'),
+    'The z-loss keeps the squared logsumexp of the router smaller.',
+    *('lower', 0.1, ('baseline', 'no_z_loss')),
+    **_FIXED,
   ),
-  dict(
-    name='z_loss_to_zero',
-    paper=ST_MOE,
-    table='appendix B',
-    sentence='At weight 0.01 the squared logsumexp falls further.',
-    metric=_Z,
-    direction='lower',
-    smallest_effect=0.05,
-    arms=('z_loss_0.01', 'baseline'),
-    kind='deterministic',
+  _claim(
+    *(ST_MOE, 'appendix B', _Z, 'z_loss_to_zero'),
+    'At weight 0.01 the squared logsumexp falls further.',
+    *('lower', 0.05, ('z_loss_0.01', 'baseline')),
+    **_FIXED,
   ),
-  dict(
-    name='sampling_hurts',
-    paper=SWITCH,
-    table='table 11',
-    sentence='Drawing the expert from the softmax is worse than the argmax.',
-    metric=_HELD_OUT,
-    direction='higher',
-    smallest_effect=0.01,
-    arms=('sampled', 'baseline'),
-    published={'sampled': 1.570, 'argmax': 1.471},
+  _claim(
+    *(SWITCH, 'table 11', _HELD_OUT, 'sampling_hurts'),
+    'Drawing the expert from the softmax is worse than the argmax.',
+    *('higher', 0.01, ('sampled', 'baseline')),
+    published={'sampled': 1.57, 'argmax': 1.471},
   ),
-  dict(
-    name='jitter_hurts',
-    paper=ST_MOE,
-    table='table 3',
-    sentence='Input jitter costs quality.',
-    metric=_HELD_OUT,
-    direction='higher',
-    smallest_effect=0.003,
-    arms=('jitter', 'baseline'),
+  _claim(
+    *(ST_MOE, 'table 3', _HELD_OUT, 'jitter_hurts'),
+    'Input jitter costs quality.',
+    *('higher', 0.003, ('jitter', 'baseline')),
     published={'jitter': 1.777, 'baseline': 1.755},
   ),
-  dict(
-    name='norm_scale_helps',
-    paper=ST_MOE,
-    table='table 2',
-    sentence='Removing the gains of the RMS norms costs much quality.',
-    metric=_HELD_OUT,
-    direction='higher',
-    smallest_effect=0.02,
-    arms=('no_norm_scale', 'baseline'),
-    published={'without': 2.020, 'baseline': 1.755},
+  _claim(
+    *(ST_MOE, 'table 2', _HELD_OUT, 'norm_scale_helps'),
+    'Removing the gains of the RMS norms costs much quality.',
+    *('higher', 0.02, ('no_norm_scale', 'baseline')),
+    published={'without': 2.02, 'baseline': 1.755},
   ),
-  dict(
-    name='geglu_helps',
-    paper=ST_MOE,
-    table='table 2',
-    sentence='ReLU FFNs of equal size are worse than GEGLU.',
-    metric=_HELD_OUT,
-    direction='higher',
-    smallest_effect=0.01,
-    arms=('relu', 'baseline'),
+  _claim(
+    *(ST_MOE, 'table 2', _HELD_OUT, 'geglu_helps'),
+    'ReLU FFNs of equal size are worse than GEGLU.',
+    *('higher', 0.01, ('relu', 'baseline')),
     published={'ReLU': 1.849, 'baseline': 1.755},
   ),
-  dict(
-    name='dropout_hurts',
-    paper=ST_MOE,
-    table='table 3',
-    sentence='Dropout of 0.1 in pre-training costs quality.',
-    metric=_HELD_OUT,
-    direction='higher',
-    smallest_effect=0.02,
-    arms=('dropout', 'baseline'),
+  _claim(
+    *(ST_MOE, 'table 3', _HELD_OUT, 'dropout_hurts'),
+    'Dropout of 0.1 in pre-training costs quality.',
+    *('higher', 0.02, ('dropout', 'baseline')),
     published={'dropout': 1.822, 'baseline': 1.755},
   ),
-  dict(
-    name='collapse_without_balance',
-    paper=SWITCH,
-    table='section 2.2',
-    sentence='Without the balance loss more tokens are dropped.',
-    metric=_DROPPED,
-    direction='higher',
-    smallest_effect=0.02,
-    arms=('no_balance', 'baseline'),
-    kind='deterministic',
+  _claim(
+    *(SWITCH, 'section 2.2', _DROPPED, 'collapse_without_balance'),
+    'Without the balance loss more tokens are dropped.',
+    *('higher', 0.02, ('no_balance', 'baseline')),
+    **_FIXED,
   ),
-  dict(
-    name='more_balance_more_even',
-    paper=SWITCH,
-    table='section 2.2',
-    sentence='A balance loss of weight 0.1 evens the load more than 0.01.',
-    metric=_LOAD,
-    direction='lower',
-    smallest_effect=0.05,
-    arms=('balance_0.1', 'baseline'),
-    kind='deterministic',
+  _claim(
+    *(SWITCH, 'section 2.2', _LOAD, 'more_balance_more_even'),
+    'A balance loss of weight 0.1 evens the load more than 0.01.',
+    *('lower', 0.05, ('balance_0.1', 'baseline')),
+    **_FIXED,
   ),
-  dict(
-    name='0.01_over_0.1',
-    paper=SWITCH,
-    table='section 2.2',
-    sentence='Weight 0.01 balances without costing quality, unlike 0.1.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.003,
-    arms=('baseline', 'balance_0.1'),
+  _claim(
+    *(SWITCH, 'section 2.2', _HELD_OUT, '0.01_over_0.1'),
+    'Weight 0.01 balances without costing quality, unlike 0.1.',
+    *('lower', 0.003, ('baseline', 'balance_0.1')),
   ),
   # At a rate that is too high, which is what the pieces are to protect from.
-  dict(
-    name='init_mean_fast',
-    paper=SWITCH,
-    table='table 3',
-    sentence='At eight times the rate 0.1 of the variance is better than 1.0.',
-    metric=_HELD_OUT,
-    direction='lower',
-    smallest_effect=0.02,
-    arms=('fast', 'fast_init_1.0'),
+  _claim(
+    *(SWITCH, 'table 3', _HELD_OUT, 'init_mean_fast'),
+    'At eight times the rate 0.1 of the variance is better than 1.0.',
+    *('lower', 0.02, ('fast', 'fast_init_1.0')),
     added='2026-11-29',
   ),
-  dict(
-    name='init_variance_fast',
-    paper=SWITCH,
-    table='table 3',
-    sentence='At eight times the rate 0.1 varies less from seed to seed.',
-    metric="deviation(metric='eval/loss')",
-    direction='lower',
-    smallest_effect=0.002,
-    arms=('fast', 'fast_init_1.0'),
+  _claim(
+    *(SWITCH, 'table 3', "deviation(metric='eval/loss')", 'init_variance_fast'),
+    'At eight times the rate 0.1 varies less from seed to seed.',
+    *('lower', 0.002, ('fast', 'fast_init_1.0')),
     added='2026-11-29',
   ),
-  dict(
-    name='bf16_router_hurts_fast',
-    paper=SWITCH,
-    table='table 2',
-    sentence='At eight times the rate the router in bf16 is worse.',
-    metric=_HELD_OUT,
-    direction='higher',
-    smallest_effect=0.01,
-    arms=('fast_bf16_router', 'fast_bf16_selective'),
+  _claim(
+    *(SWITCH, 'table 2', _HELD_OUT, 'bf16_router_hurts_fast'),
+    'At eight times the rate the router in bf16 is worse.',
+    *('higher', 0.01, ('fast_bf16_router', 'fast_bf16_selective')),
     added='2026-11-29',
+  ),
+  # At the initialisation that varies less from seed to seed here.
+  _claim(
+    *(ST_MOE, 'table 2', _HELD_OUT, 'norm_scale_helps_init_1.0'),
+    'Where the initialisation is 1.0, too, removing the gains costs much.',
+    *('higher', 0.02, ('init_1.0_no_norm_scale', 'init_1.0')),
+    added='2026-11-30',
+  ),
+  _claim(
+    *(ST_MOE, 'table 2', _HELD_OUT, 'geglu_helps_init_1.0'),
+    'Where it is 1.0, too, ReLU FFNs are worse than GEGLU.',
+    *('higher', 0.01, ('init_1.0_relu', 'init_1.0')),
+    added='2026-11-30',
   ),
 )
 
