@@ -1,7 +1,7 @@
 """Random small configs: refused in one line, or they train, and lose nothing.
 
 `MOE_JAX_FUZZ=5000 pytest -n 0 -m slow tests/test_fuzz_configs.py` traces as
-many and trains one in sixteen. By default 15 are traced, and one is trained:
+many and trains one in sixteen. By default 9 are traced, and one is trained:
 to trace a model's step takes a CPU-second, to compile it four.
 """
 
@@ -55,7 +55,7 @@ def quiet():
   jax.clear_caches()
 
 
-@pytest.mark.parametrize(('seed', 'count'), cases(5, 3, LONG or 200))
+@pytest.mark.parametrize(('seed', 'count'), cases(3, 3, LONG or 200))
 def test_any_config_is_traced_or_refused(seed, count):
   found = []
 
