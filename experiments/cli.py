@@ -46,6 +46,7 @@ _codes: list[int] = []
 _PATHS = {
   *('workdir', 'workdirs', 'against', 'pretrained', 'out', 'replay'),
   *('compare', 'text', 'from', 'from_hf', 'to_hf', 'hf_config'),
+  *('done', 'study', 'dir'),
 }
 # Seconds that processes which fail alike may be apart.
 _TURN = 2
@@ -124,10 +125,13 @@ class _Line(std_logging.Formatter):
 def _check_paths() -> None:
   """Ends the program where a flag's path is no path of a file system.
 
-  A URL: `gs:` would be a folder. In a list, nothing: it would be this one.
+  A URL: `gs:` would be a folder. Nothing, in a list or where a path has to be
+  given: it would be the folder that one is in.
   """
   for name in _PATHS & set(flags.FLAGS):
-    value = flags.FLAGS[name].value or ()
+    value, default = flags.FLAGS[name].value or (), flags.FLAGS[name].default
+    if flags.FLAGS[name].value == '' and default is None:
+      _fail(f'--{name}= is empty; a path is wanted')
     for path in [value] if isinstance(value, str) else value:
       if not path:
         _fail(f'--{name}={",".join(value)} has an empty name in it')

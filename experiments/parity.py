@@ -9,7 +9,7 @@ Dispatches, grouped matmuls, all meshes of at most 8 devices (simulated on the
 CPU), routers and capacities, each against loops in NumPy and against `dense` on
 one device, gradients too (moe_jax/parity/check.py). The default is a
 selection in which every pair of factor values occurs, every dispatch on every
-mesh among them: some 8 minutes on 2 cores. --all runs the product, for some
+mesh among them: 5 to 8 minutes on 2 cores. --all runs the product, for some
 hours. The exit code is 1 where a cell fails. --workdir receives parity.json and
 parity.md.
 """

@@ -26,13 +26,14 @@ def test_arms_on_different_data_are_not_compared():
 def test_bits_a_byte_compare_over_tokenizers():
   """Where the text is the same; losses of other tokens never do."""
 
+  floor = 'eval/bigram_bits_per_byte'
+
   def made(metric, **bytes_of_b):
-    held = {'eval/documents': 7, 'eval/bytes': 900} | bytes_of_b
-    rows = []
+    held, rows = {'eval/documents': 7, 'eval/bytes': 900, floor: 3.5}, []
     for seed in range(3):
-      numbers = {'eval/documents': 7, 'eval/bytes': 900, metric: seed / 9}
-      rows.append(_row('a', seed, **numbers) | {'data': 'x', 'overrides': {}})
-      rows.append(_row('b', seed, **held, **{metric: 1.0 + seed / 9}))
+      of_a, of_b = held | {metric: seed / 9}, held | {metric: 1.0 + seed / 9}
+      rows.append(_row('a', seed, **of_a) | {'data': 'x', 'overrides': {}})
+      rows.append(_row('b', seed, **(of_b | bytes_of_b)))
       rows[-1] |= {'data': 'y', 'overrides': {'data.tokenizer': 'bpe()'}}
     return rows
 
@@ -42,11 +43,19 @@ def test_bits_a_byte_compare_over_tokenizers():
   assert (v.pairs, v.difference) == (3, pytest.approx(-1))
   gap = f"mean_over(metric='{bits}', arms=('a',))"
   mixed = _claim(metric=(gap, loss))
+  of_losses = (
+    f"gap(metric='{bits}', less='{loss}')",
+    f"ratio(metric='{bits}', to='{loss}')",
+    f"at_equal(metric='{bits}', at='{loss}', over=('a',))",
+  )
   by_loss = f"mean_over(metric='{loss}', arms=('a',))"
   for claim, found, told in (
     (_claim(metric=loss), made(loss), "'a' x, 'b' y"),
     (_claim(metric=by_loss), made(loss), "'a' x, 'b' y"),
     (mixed, rows, "'a' x, 'b' y"),
+    *((_claim(metric=m), rows, "'a' x, 'b' y") for m in of_losses),
+    (_claim(metric="steps_to_loss(of='a')"), rows, "'a' x, 'b' y"),
+    (_claim(metric=bits), made(bits, **{floor: 3.501}), '3.5010 bits a'),
     (_claim(metric=bits), made(bits, **{'eval/bytes': 901}), '901 bytes of '),
   ):
     with pytest.raises(ValueError, match=told):

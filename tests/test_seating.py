@@ -90,10 +90,14 @@ def test_priority_decides_and_ties_keep_storage_order():
   )
 
 
-@pytest.mark.parametrize('N', [2047, 2048])
-def test_queues_of_a_million_experts(N):
-  """On either side of what one int32 can hold of expert and place."""
-  E = 2**20
+@pytest.mark.parametrize(
+  ('N', 'E'), [(2047, 2**20), (2047, 1_049_088), (2048, 2**20)]
+)
+def test_queues_of_a_million_experts(N, E):
+  """On either side of what one int32 can hold of expert and place.
+
+  Between them: all experts' edges fit, those of nobody, of number E, do not.
+  """
   expert_N = np.random.default_rng(0).integers(E - 9, E + 1, N, dtype=np.int32)
   r = types.Routing(
     token_N=jnp.arange(N),

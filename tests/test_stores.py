@@ -1,6 +1,7 @@
 """Paths that are none are refused in a line: object stores, empty names."""
 
 import os
+import pathlib
 
 import jax
 import pytest
@@ -25,18 +26,49 @@ PATHS = [
     'generate': ['workdir', 'out'],
     'parity': ['workdir'],
     'report': ['workdirs', 'workdir'],
-    'sweep': ['workdir', 'pretrained'],
+    'sweep': ['workdir', 'pretrained', 'done'],
+    'tables': ['dir'],
     'train': ['workdir'],
-    'verdict': ['workdir', 'out'],
+    'verdict': ['workdir', 'out', 'study'],
   }.items()
   for flag in names
 ]
+# Text that names no file.
+WORDS = {
+  *(
+    'allow',
+    'allow_modules',
+    'array_task',
+    'baseline',
+    'by',
+    'capacity_factors',
+  ),
+  *('cases', 'checkpoints', 'coordinator_address', 'dispatch', 'domains'),
+  *('dtype', 'experts', 'loads', 'mesh', 'method', 'only', 'prompt', 'step'),
+  *('stop', 'suite', 'worker'),
+}
+MAINS = sorted(
+  path.stem
+  for path in pathlib.Path('experiments').glob('*.py')
+  if 'cli.run(main' in path.read_text()
+)
+
+
+@pytest.mark.parametrize('name', MAINS)
+def test_whatever_is_text_is_a_path_or_known_to_be_none(name):
+  with mains.loaded(name):
+    text = {f for f in mains.ours() if _is_text(flags.FLAGS[f])}
+    paths = {f for n, f in PATHS if n == name}
+    assert text - WORDS == paths == cli._PATHS & mains.ours()
+
+
+def _is_text(flag):
+  return 'string' in flag.flag_type()
 
 
 @pytest.mark.parametrize(('name', 'flag'), PATHS)
 def test_a_main_refuses_a_url(name, flag, capsys):
   with mains.loaded(name):
-    assert {f for n, f in PATHS if n == name} == cli._PATHS & mains.ours()
     flags.FLAGS[flag].parse('some/folder,s3:/of/a/name')
     cli._check_paths()
     flags.FLAGS[flag].parse('gs://bucket/run')
@@ -57,6 +89,20 @@ def test_a_list_of_paths_has_no_empty_one(name, flag, capsys):
     with pytest.raises(SystemExit):
       cli._check_paths()
   line = f'error: --{flag}=some/run, has an empty name in it\n'
+  assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag'), [('sweep', 'workdir'), ('embed', 'from')]
+)
+def test_a_path_that_has_to_be_given_is_not_empty(name, flag, capsys):
+  """As of a shell's variable that is not set."""
+  with mains.loaded(name):
+    flags.FLAGS[flag].parse('')
+    with pytest.raises(SystemExit) as e:
+      cli._check_paths()
+  assert e.value.code == 1
+  line = f'error: --{flag}= is empty; a path is wanted\n'
   assert capsys.readouterr().err == line
 
 

@@ -285,7 +285,7 @@ FIGURES = (
 _NO_GAIN = (
   'The teachers end at 2.022, 2.032 and 2.048 nats, the student that learns '
   'from labels alone at 2.026: at this size sparse models are not better than '
-  'dense ones (see `sparse_dense`), and there is no gain to share.'
+  'dense ones (see `sparse_dense_quick`), and there is no gain to share.'
 )
 _TWICE = (
   "The teacher's weights bring its own 600 steps along, as many as the student "

@@ -62,7 +62,7 @@ def softmax(count, k):
 
 
 def sweep(add, size, config):
-  """Six mixtures, and the dense model that one of them is made of."""
+  """Seven mixtures, and the dense model that one of them is made of."""
   steps, seeds = STEPS[size], SEEDS[size]
   add('dense', deep.fields('dense'), stage='pretrain', seeds=seeds)
   add('fine', softmax(deep.EXPERTS, deep.CUT))

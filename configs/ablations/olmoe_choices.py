@@ -30,8 +30,8 @@ SECONDS = {'reference': 90}
 TOTAL = 8  # dense FFNs' parameters
 # Times the rate.
 HOT, COOL = 4.0, 0.25
-# Of the follow-up: by the SD of its pairs at the usual rate, 0.0073, five make
-# an interval of 0.009 either way.
+# Of the follow-up: by the SD of its pairs at the usual rate, 0.0073, six make
+# an interval of 0.008 either way.
 COOL_SEEDS = 6
 _BALANCE = ("switch_loss(weight=0.01, count='all')",)
 _Z = ('z_loss(weight=0.001)',)

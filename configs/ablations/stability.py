@@ -240,7 +240,8 @@ CLAIMS = (
     *('higher', 0.01, ('fast_bf16_router', 'fast_bf16_selective')),
     added='2026-11-29',
   ),
-  # At the initialisation that varies less from seed to seed here.
+  # At the initialisation that varied less over three seeds; over five it does
+  # not.
   _claim(
     *(ST_MOE, 'table 2', _HELD_OUT, 'norm_scale_helps_init_1.0'),
     'Where the initialisation is 1.0, too, removing the gains costs much.',
@@ -337,7 +338,7 @@ FIGURES = (
 )
 
 _CALM = (
-  'Nothing diverges in two blocks and 240 steps: what a smaller initialisation '
+  'Nothing diverges in two blocks and 260 steps: what a smaller initialisation '
   'or a float32 router protects from does not come up, and a tenth of the '
   'variance only starts more slowly. The paper shows a large model early on.'
 )
@@ -349,19 +350,27 @@ _NOISE = (
 )
 _NOISY = (
   *('selective_precision', 'bf16_router_hurts', 'z_loss_costs_nothing'),
-  *('jitter_hurts', '0.01_over_0.1', 'geglu_helps', 'geglu_helps_init_1.0'),
+  *('jitter_hurts', '0.01_over_0.1', 'geglu_helps_init_1.0'),
+)
+_CLOSE = (
+  'The interval is above 0 and begins below the 0.01 that counts: by the '
+  'spread of these five seeds, eleven would decide it.'
+)
+_EARLY = (
+  'At the usual rate nothing diverges in two blocks, and what a smaller '
+  'initialisation protects from does not come up: both vary alike from seed to '
+  'seed, and 1.0 is ahead by 0.043 on average, little more than that.'
 )
 _NOTHING_BREAKS = (
   'Two blocks do not diverge: at eight times the rate all are 0.25 to 0.32 '
   'nats worse, with or without the piece, and differ by less than from seed to '
   'seed.'
 )
-_BROKEN = (
-  *('init_mean', 'init_variance'),
-  *('init_mean_fast', 'init_variance_fast', 'bf16_router_hurts_fast'),
-)
+_BROKEN = ('init_mean_fast', 'init_variance_fast', 'bf16_router_hurts_fast')
 NOTES = {
   'quick': dict.fromkeys(_CALMED, _CALM),
   'reference': dict.fromkeys(_NOISY, _NOISE)
-  | dict.fromkeys(_BROKEN, _NOTHING_BREAKS),
+  | dict.fromkeys(_BROKEN, _NOTHING_BREAKS)
+  | dict.fromkeys(('init_mean', 'init_variance'), _EARLY)
+  | {'geglu_helps': _CLOSE},
 }

@@ -25,7 +25,7 @@ def draw(
   Args:
     title: of the figure.
     labels: [P], the panel of each run.
-    parameters, experts, tokens, loss: [P] of the runs.
+    parameters, experts, tokens, loss: [P] of the runs, as the law has them.
     unseen: bool [P], the runs that the fit did not see; drawn hollow.
     predict: (parameters, experts, tokens) -> losses.
   """
@@ -38,7 +38,8 @@ def draw(
     for at, (ax, panel) in enumerate(zip(axes, panels)):
       mine = of_P == at
       n = parameters[mine & (experts == counts[0])]
-      ax.set_title(f'{panel}, {style.si(n[0])} active' if len(n) else panel)
+      size = f', {style.si(n[0])} active' if len(n) else ''
+      ax.set_title(f'{panel}{size}')
       for i, count in enumerate(counts):
         here = mine & (experts == count)
         if not here.any():
@@ -73,7 +74,8 @@ def draw(
       names,
       loc='outside lower left',
       ncols=len(names),
-      title='points: runs (hollow: not seen by the fit); lines: the law',
+      title='points: runs (hollow: not seen by the fit); lines: the law; '
+      'active parameters: without embeddings',
       title_fontsize=9,
       alignment='left',
     )

@@ -18,6 +18,7 @@ import jax
 
 from moe_jax import registry
 from moe_jax.errors import UserError
+from moe_jax.kernels import order_statistics
 from moe_jax.routers import base
 
 
@@ -46,7 +47,7 @@ class Vmoe(base.Choosing, base.Linear):
       noise_TE = jax.random.normal(key, clean_TE.shape)
       found |= self.softmax(clean_TE + self.noise_std / E * noise_TE, x_TD)
     # The k-th largest noisy logit is the bar, for the chosen experts too.
-    bar_T1 = jax.lax.top_k(found['logits_TE'], self.k)[0][:, -1:]
+    bar_T1 = order_statistics.top_k(found['logits_TE'], self.k)[0][:, -1:]
     terms['smooth_load'] = jax.scipy.stats.norm.cdf(
       (clean_TE - bar_T1) * E / self.noise_std
     )

@@ -14,7 +14,7 @@ def seat(
   """Decides which edges of one group get a row at their expert.
 
   Edges queue at their expert by `priority_N`, ties in storage order; those
-  past the expert's capacity are dropped. One stable sort, no [N, E] array.
+  past the expert's capacity are dropped. One sort, no [N, E] array.
 
   Args:
     routing: one group, N edges.

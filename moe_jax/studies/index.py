@@ -77,11 +77,15 @@ write one: [studies](../../moe_jax/studies/README.md).
 that counts, in the claimed direction; *contradicted*: beyond it in the other;
 *inconclusive*: neither; *not testable here*: said by rule before the runs, of a
 task that is not learned, or an effect that needs more seeds than can be run.
+A claim that two are equal (`within` a margin) is reproduced inside it, and
+contradicted outside, on whichever side: "no worse" is contradicted by better.
 Under `0`, where the interval lies to it. A verdict is about the size it was
 found at. `reference`: the decoders of `configs/reference.py`, in a regime in
-which mixtures win, after 4 million bytes. `quick`: models of two blocks that
-see half a million to a million bytes, and are no better for being sparse. Each
-study's page has its arms, figures, notes and commands.
+which mixtures win, mostly after 4 million bytes; a study's file says. `quick`:
+models of two blocks that see less, and are no better for being sparse. Each
+study's page has its arms, figures, notes and commands; pages that name a `DIR`
+are of text that is not part of this project (`moe_jax/data/passages.py`), and
+other text has other losses.
 
 {studies}
 

@@ -190,9 +190,10 @@ def page(
   parts = [
     f'# {study.title}',
     f'{len(found)} claims at size `{study.size}`: {told}. A difference is of '
-    'pairs of runs with the same seed and data order, with its 95 % paired t '
-    'interval and where that is of 0; *reproduced* needs all of it beyond the '
-    'smallest effect that counts, which was fixed before any run.',
+    'pairs of runs with the same seed, and so the same data in the same order '
+    'but where arms differ in just that, with its 95 % paired t interval and '
+    'where that is of 0; *reproduced* needs all of it beyond the smallest '
+    'effect that counts, which was fixed before any run.',
     '## Claims',
     table(
       (

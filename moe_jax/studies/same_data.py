@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 
+from moe_jax import registry
 from moe_jax.errors import UserError
 from moe_jax.studies import results, study as study_lib
 
 Done = Mapping[tuple[str, int], results.Row]  # by arm and seed
 
 _BITS, _TOKENIZER = 'bits_per_byte', 'data.tokenizer'
-# How many were held out.
-_HELD_OUT = ('eval/documents', 'eval/bytes')
+# How many were held out, and what a bigram of training bytes makes of them.
+_HELD_OUT = ('eval/documents', 'eval/bytes', f'eval/bigram_{_BITS}')
+# What derived metrics call those of a run.
+_NAMED = ('metric', 'less', 'to', 'at')
 
 
 def check(claim: study_lib.Claim, done: Done) -> None:
@@ -18,8 +21,9 @@ def check(claim: study_lib.Claim, done: Done) -> None:
   A fingerprint is of the text and the tokenizer. Bits a byte compare whatever
   the tokens are: where arms set another `data.tokenizer`, and all that a claim
   is about is bits a byte, it is enough that the fingerprints of each tokenizer
-  are equal, that nothing else of the data was set otherwise, and that as many
-  documents and bytes of the same domains were held out.
+  are equal, that nothing else of the data was set otherwise, that as many
+  documents and bytes of the same domains were held out, and that a bigram of
+  the training text has the same bits a byte of them.
 
   Args:
     claim: as declared.
@@ -30,7 +34,7 @@ def check(claim: study_lib.Claim, done: Done) -> None:
   """
   found = list(_of(claim, done))
   tokenizers = {_overrides(r).get(_TOKENIZER) for _, r in found}
-  of_bits = all(_BITS in metric for metric in claim.metrics)
+  of_bits = all(_is_of_bits(metric) for metric in claim.metrics)
   firsts: dict[object, str] = {}
   seen: dict[str, str] = {}
   for arm, row in found:
@@ -43,6 +47,15 @@ def check(claim: study_lib.Claim, done: Done) -> None:
       f'claim {claim.name!r} compares runs on different data ({told}): run its '
       'arms again on the same'
     )
+
+
+def _is_of_bits(metric: str) -> bool:
+  """Whether bits a byte are all that a metric looks at."""
+  names = [metric]
+  if '(' in metric:
+    _, keywords = registry.parse(metric)
+    names = [keywords[k] for k in _NAMED if k in keywords]
+  return bool(names) and all(name.endswith(_BITS) for name in names)
 
 
 def _overrides(row: results.Row) -> Mapping[str, object]:
@@ -71,8 +84,12 @@ def _text(row: results.Row) -> str:
     for name, value in _overrides(row).items()
     if name.startswith('data.') and name != _TOKENIZER
   )
-  documents, size = held
+  documents, size, floor = held
   domains = ', '.join(row.get('domains', ()))
   return ' '.join(
-    [f'{documents:.0f} documents, {size:.0f} bytes of {domains}', *fields]
+    [
+      f'{documents:.0f} documents, {size:.0f} bytes of {domains}',
+      f'by a bigram {floor:.4f} bits a byte',
+      *fields,
+    ]
   )

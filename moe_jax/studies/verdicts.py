@@ -1,7 +1,8 @@
 """A verdict on each claim: paired differences and their interval.
 
 A pair is the two arms with the same seed, which saw the same data in the same
-order; the difference of a pair is free of what the seed did to both.
+order, but where arms differ in just that (the tokenizer, the batch); the
+difference of a pair is free of what the seed did to both.
 """
 
 import dataclasses

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.errors import UserError
+from moe_jax.kernels import order_statistics
 from moe_jax.parallel import axes as axes_lib
 from moe_jax.runs import workdir as workdir_lib
 from moe_jax.training import fresh_rules, session as session_lib
@@ -260,7 +261,8 @@ class Steps:
 def likeliest(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
   """The logits, -inf of tokens that are not drawn from; equal ones all stay."""
   if top_k:
-    best_BK = jax.lax.top_k(logits_BV, min(top_k, logits_BV.shape[-1]))[0]
+    k = min(top_k, logits_BV.shape[-1])
+    best_BK, _ = order_statistics.top_k(logits_BV, k)
     logits_BV = jnp.where(logits_BV < best_BK[:, -1:], -jnp.inf, logits_BV)
   if top_p < 1:
     sorted_BV = jnp.sort(logits_BV, descending=True)
