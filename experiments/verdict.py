@@ -43,7 +43,7 @@ _OUT = flags.DEFINE_string('out', '', 'Where the small files are kept.')
 def main(_: list[str]) -> None:
   """Prints the table of verdicts and writes the files."""
   from moe_jax.plots import tables
-  from moe_jax.studies import power, report, results, study as study_lib
+  from moe_jax.studies import pages, power, report, results, study as study_lib
 
   if not _WORKDIR.value:
     raise UserError('give --workdir, of a sweep or of kept results')
@@ -63,9 +63,9 @@ def main(_: list[str]) -> None:
       print(power.keep(_OUT.value, power.record(study, asked, results.today())))
     return
   found = report.write(study, rows, _WORKDIR.value)
-  print(tables.text(report.HEADER, report.summary(found)), end='\n\n')
+  print(tables.text(pages.HEADER, pages.summary(found)), end='\n\n')
   counts = collections.Counter(v.outcome for v in found)
-  print(', '.join(f'{counts[o]} {o}' for o in report.OUTCOMES if counts[o]))
+  print(', '.join(f'{counts[o]} {o}' for o in pages.OUTCOMES if counts[o]))
   where = _WORKDIR.value
   if _OUT.value:
     report.land(study, where, _OUT.value)

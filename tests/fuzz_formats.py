@@ -29,6 +29,7 @@ from moe_jax.runs import (
 from moe_jax.studies import (
   estimates,
   index,
+  pages,
   report,
   results,
   study as study_lib,
@@ -168,8 +169,8 @@ def _read_results(root):
   estimates.a_run(study, rows)
   found = [_any(lambda c=c: verdicts.judge(c, rows)) for c in study.claims]
   found = [v for v in found if v]
-  report.summary(found)
-  report.page(study, rows, found)
+  pages.summary(found)
+  pages.page(study, rows, found)
   for row in rows:
     json.dumps(results.for_keeping(row), allow_nan=False)
 

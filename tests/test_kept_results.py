@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from moe_jax.studies import report, results, study as study_lib, verdicts
+from moe_jax.studies import pages, report, results, study as study_lib, verdicts
 
 # Of all sizes, those that the index does not show among them.
 STUDIES = sorted(pathlib.Path('experiments/results').glob(f'*/{report.CLAIMS}'))
@@ -26,10 +26,15 @@ def test_verdicts_are_those_of_the_rows(where):
   assert [c['name'] for c in kept['claims']] == [v.claim.name for v in found]
   for v, c in zip(found, kept['claims']):
     assert v.outcome == c['verdict'], v.claim.name
+    assert c['note'] == study.notes.get(v.claim.name, ''), v.claim.name
     assert (c['direction'], c['smallest_effect']) == (
       v.claim.direction,
       v.claim.smallest_effect,
     )
+  # And so are the words; laws are not fitted here.
+  page = pages.page(study, rows, found).split('\n')
+  text = (where / report.PAGE).read_text().split('\n')
+  assert [line for line in page if line not in text] == []
 
 
 @pytest.mark.parametrize('where', WHERE, ids=lambda w: w.name)

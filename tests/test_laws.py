@@ -1,5 +1,6 @@
 """Scaling laws: known parameters come back, and what is left out is met."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -118,6 +119,18 @@ def test_a_study_fits_its_rows_and_says_where_it_fails():
   off = lawful.record(bent)['corner']
   assert off == pytest.approx(math.log(1.05), abs=1e-3)
   assert 'most experts and tokens, it is off by 4.88%' in lawful.told(bent)[0]
+  # What the runs leave open is said.
+  fixed = dataclasses.replace(
+    found.law, intervals=dict.fromkeys(found.law.intervals, (1.0, 2.0))
+  )
+  say = lambda **of: lawful.told(
+    dataclasses.replace(
+      found,
+      law=dataclasses.replace(fixed, intervals=fixed.intervals | of),
+    )
+  )[0]
+  assert 'do not fix' not in say()
+  assert 'do not fix `alpha`, `c`:' in say(c=(-8.0, -1.0), alpha=(-0.1, 0.1))
   assert len(lawful.draw(found).axes) == 3
   assert lawful.find(spec | {'held_out': ()}, rows[:6]) is None
   assert lawful.find(spec | {'held_out': ()}, []) is None

@@ -1,6 +1,7 @@
 """Power: seeds by simulated pilots; what cannot be tested is said first."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -97,3 +98,15 @@ def test_a_task_that_is_not_learned(tmp_path):
   assert not power._not_learned(claim, rows + at('third', 0.7))
   other = [r | {'data': 'x'} for r in at('third', 0.7)]
   assert power._not_learned(claim, rows + other)
+
+
+@pytest.mark.parametrize('spread', [0.01, 0.3])
+def test_seeds_that_would_decide_are_those_of_such_a_pilot(spread):
+  """The deviation is got back from the interval."""
+  d = [0.3, 0.3 + spread, 0.3 - 2 * spread, 0.3 + spread]
+  after = lambda *of: power.afterwards('higher', 0.1, *of)
+  want = power.seeds('higher', 0.1, np.mean(d), np.std(d, ddof=1))
+  assert after(verdicts.interval(d), 4) == want
+  assert (want > power.MOST) == (spread > 0.1)
+  nothing = ((0.3, 0.3, 0.3), 4), ((math.nan,) * 3, 4), ((0.3, 0.1, 0.5), 1)
+  assert [after(*of) for of in nothing] == [0, 0, 0]

@@ -23,6 +23,26 @@ def test_arms_on_different_data_are_not_compared():
   assert verdicts.judge(grid, rows).outcome == 'not run'  # one seed of all
 
 
+def test_arms_that_are_scored_on_other_text_are_not_compared():
+  """A fingerprint is of the text, not of the part that a config scores."""
+  for name, told in (
+    ('eval/documents', r"\('a' 7 documents, 'b' 8 documents\)"),
+    ('eval/bytes', r"\('a' 7 bytes, 'b' 8 bytes\)"),
+    ('eval/examples', r"\('a' 7 examples, 'b' 8 examples\)"),
+  ):
+    rows = [
+      _row(arm, s, **{'loss': s / 9, name: 7.0}) | {'data': 'x'}
+      for arm in 'ab'
+      for s in range(3)
+    ]
+    assert verdicts.judge(_claim(), rows).pairs == 3
+    rows[-1]['metrics'][name] = 8.0
+    with pytest.raises(ValueError, match=f'scored on different data {told}'):
+      verdicts.judge(_claim(), rows)
+    del rows[-1]['metrics'][name]  # of earlier code
+    assert verdicts.judge(_claim(), rows).pairs == 3
+
+
 def test_bits_a_byte_compare_over_tokenizers():
   """Where the text is the same; losses of other tokens never do."""
 

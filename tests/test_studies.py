@@ -10,6 +10,7 @@ from configs import base
 from moe_jax.plots import ablations
 from moe_jax.studies import (
   estimates,
+  pages,
   report,
   results,
   runner,
@@ -268,4 +269,4 @@ def test_dots_are_sorted_rows_by_columns():
 
 def test_spread_has_one_degree_of_freedom_less():
   """(1 + 0 + 4 + 9) - 4 * 1.5^2 = 5; 5 / 3 is 1.29 squared."""
-  assert report._spread([1.0, 0.0, 2.0, 3.0], '.2f') == '1.50 ± 1.29'
+  assert pages._spread([1.0, 0.0, 2.0, 3.0], '.2f') == '1.50 ± 1.29'

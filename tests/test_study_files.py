@@ -13,7 +13,7 @@ from moe_jax import registry
 from moe_jax.models import factory
 from moe_jax.problems import base as problems
 from moe_jax.runs import checkpoint, configs
-from moe_jax.studies import results, study as study_lib, verdicts
+from moe_jax.studies import derived, results, study as study_lib
 from moe_jax.training import (
   checks,
   loop,
@@ -301,7 +301,7 @@ def test_claims_are_of_metrics_that_runs_have(path, run):
       config = study.config_of(study.arm(arm), 0)
       names = known | tiny.own_scores(config)
       if '(' in metric:
-        registry.call(metric, verdicts.DERIVED, 'derived metric')
+        registry.call(metric, derived.DERIVED, 'derived metric')
         _, options = registry.parse(metric)
         metric = options.get('metric', 'curve')
         assert options.get('arms', (arm,))[0] == arm, claim.name

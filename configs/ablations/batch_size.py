@@ -194,6 +194,7 @@ CLAIMS = (
 COLUMNS = (
   (_BEST, 'best accuracy', '.3f'),
   ('eval/accuracy', 'last accuracy', '.3f'),
+  ('eval/naive_bayes', 'naive Bayes', '.3f'),
   ('eval/loss', 'held-out loss', '.4f'),
   (_LOSS, 'train loss', '.4f'),
 )

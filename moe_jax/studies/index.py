@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_jax import json_files
 from moe_jax.errors import UserError
-from moe_jax.studies import report, study as study_lib, verdicts
+from moe_jax.studies import pages, power, report, study as study_lib, verdicts
 
 _TEXTS = """sentence paper table kind direction against_0 verdict""".split()
 _NUMBERS = ('difference', 'low', 'high')
@@ -63,7 +63,7 @@ def _is_claim(claim: Any) -> bool:
     and number(claim.get('smallest_effect'))
     and claim['direction'] in study_lib.DIRECTIONS
     and claim['kind'] in study_lib.KINDS
-    and claim['verdict'] in report.OUTCOMES
+    and claim['verdict'] in pages.OUTCOMES
   )
 
 
@@ -89,7 +89,10 @@ other text has other losses.
 
 {studies}
 
-Of the claims about quality {settled} are reproduced or contradicted.
+Of the claims about quality {settled} are reproduced or contradicted. Of those
+that are inconclusive {noise} would take more than {most} seeds, if differences
+and their spread stayed as they are found. In brackets is how many it would
+take; it decides nothing afterwards.
 
 ## All claims
 
@@ -106,6 +109,8 @@ def page(studies: list[dict[str, Any]]) -> str:
   return PAGE.format(
     studies=_studies(studies),
     settled=f'{settled} of {len(asked)} ({settled / max(len(asked), 1):.0%})',
+    noise=sum(_would(c) > power.MOST for s in studies for c in s['claims']),
+    most=power.MOST,
     claims=_claims(studies),
   )
 
@@ -118,11 +123,11 @@ def _studies(studies) -> str:
     link = _link(s)
     rows.append((link, s['size'], *_counts(counts)))
   rows.append(('all', '', *_counts(total)))
-  header = ('study', 'size', 'claims', 'about quality', *report.OUTCOMES)
+  header = ('study', 'size', 'claims', 'about quality', *pages.OUTCOMES)
   quality = [sum(c['kind'] == 'quality' for c in s['claims']) for s in studies]
   quality.append(sum(quality))
   rows = [(*r[:3], str(q), *r[3:]) for r, q in zip(rows, quality)]
-  return report.table(header, rows)
+  return pages.table(header, rows)
 
 
 def _link(study) -> str:
@@ -131,22 +136,35 @@ def _link(study) -> str:
 
 
 def _counts(counts) -> list[str]:
-  return [str(sum(counts.values())), *(str(counts[o]) for o in report.OUTCOMES)]
+  return [str(sum(counts.values())), *(str(counts[o]) for o in pages.OUTCOMES)]
+
+
+def _would(claim) -> int:
+  """Seeds that an inconclusive claim would take; 0 is unknown."""
+  if claim['verdict'] != verdicts.INCONCLUSIVE or claim.get('reason'):
+    return 0
+  if claim['difference'] is None:
+    return 0
+  interval = claim['difference'], claim['low'], claim['high']
+  n = claim.get('units', claim.get('pairs', 0))
+  smallest = claim['smallest_effect']
+  return power.afterwards(claim['direction'], smallest, interval, n)
 
 
 def _claims(studies) -> str:
   rows = []
   for s in studies:
     for c in s['claims']:
-      here = report.difference(c['difference'], c['low'], c['high'])
+      here = pages.difference(c['difference'], c['low'], c['high'])
       rows.append(
         (
           c['sentence'],
           f'{c["paper"]}, {c["table"]}; {_link(s)}',
           here,
           c['against_0'] or '-',
-          report.threshold(c['direction'], c['smallest_effect']),
-          c['verdict'],
+          pages.threshold(c['direction'], c['smallest_effect']),
+          c['verdict']
+          + (f' ({pages.would_take(n)})' if (n := _would(c)) else ''),
         )
       )
-  return report.table(HEADER, rows)
+  return pages.table(HEADER, rows)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 
 from moe_jax.plots import laws as plots
-from moe_jax.studies import laws, results, verdicts
+from moe_jax.studies import derived, laws, results
 
 FILE = 'laws.json'
 _DRAWS = 200
@@ -46,8 +46,8 @@ def find(spec: Mapping[str, Any], rows: Sequence[results.Row]) -> Found | None:
   """The law of a spec, or None where too few of its arms have been run."""
   runs, labels, unseen = [], [], []
   for arm, cell in spec['arms'].items():
-    loss = verdicts.values(spec['metric'], arm, rows)
-    active = verdicts.values('active_parameters', arm, rows)
+    loss = derived.values(spec['metric'], arm, rows)
+    active = derived.values('active_parameters', arm, rows)
     for seed in sorted(loss):
       n = active[seed] - cell['embeddings']
       runs.append((n, cell['experts'], cell['tokens'], loss[seed]))
@@ -142,7 +142,22 @@ def told(found: Found) -> tuple[str, list[tuple[str, ...]]]:
   if kept['unseen']:
     off = ', '.join(f'{v["residual"]:+.2%}' for v in kept['unseen'])
     text += f' Runs that the fit did not see are off by {off}.'
+  if loose := _loose(found.law):
+    text += (
+      f' These runs do not fix {", ".join(f"`{name}`" for name in loose)}: the '
+      'interval has 0 in it, or ends at a bound of the fit.'
+    )
   return text, [tuple(r) for r in laws.table(found.law)]
+
+
+def _loose(law: laws.Law) -> list[str]:
+  """Parameters whose interval says no more than where they were looked for."""
+  form, found = laws.FORMS[law.form], []
+  for name, least, most in zip(form.names, form.low, form.high):
+    low, high = law.intervals[name]
+    if low <= 0 <= high or low <= least or high >= most:
+      found.append(name)
+  return found
 
 
 def draw(found: Found) -> mpl_figure.Figure:

@@ -115,6 +115,29 @@ def chance(
   return max(beyond(smallest - mean) + beyond(smallest + mean) - 1, 0.0)
 
 
+def afterwards(
+  direction: str,
+  smallest: float,
+  interval: tuple[float, float, float],
+  n: int,
+) -> int:
+  """`seeds`, if all is as it was found; 0 where that is unknown.
+
+  Said beside what was inconclusive. It decides nothing: who counts until a
+  verdict falls has chosen it.
+
+  Args:
+    direction, smallest: of the claim.
+    interval: mean, low and high of the differences, of 95 %.
+    n: how many these were.
+  """
+  mean, low, high = interval
+  if n < 2 or math.isnan(mean) or low == high:
+    return 0
+  edge = float(stats.t.ppf(0.5 + verdicts.LEVEL / 2, n - 1))
+  return seeds(direction, smallest, mean, (high - low) / 2 / edge * n**0.5)
+
+
 def _not_learned(claim, rows) -> str:
   if not any(_ACCURACY in metric for metric in claim.metrics):
     return ''

@@ -11,6 +11,7 @@ Done = Mapping[tuple[str, int], results.Row]  # by arm and seed
 _BITS, _TOKENIZER = 'bits_per_byte', 'data.tokenizer'
 # How many were held out, and what a bigram of training bytes makes of them.
 _HELD_OUT = ('eval/documents', 'eval/bytes', f'eval/bigram_{_BITS}')
+_SCORED = ('eval/documents', 'eval/bytes', 'eval/examples')
 # What derived metrics call those of a run.
 _NAMED = ('metric', 'less', 'to', 'at')
 
@@ -23,14 +24,16 @@ def check(claim: study_lib.Claim, done: Done) -> None:
   is about is bits a byte, it is enough that the fingerprints of each tokenizer
   are equal, that nothing else of the data was set otherwise, that as many
   documents and bytes of the same domains were held out, and that a bigram of
-  the training text has the same bits a byte of them.
+  the training text has the same bits a byte of them. Whatever the claim is
+  about, as much has to be held out: a fingerprint does not say how much of the
+  text a config scores.
 
   Args:
     claim: as declared.
     done: the rows of finished runs.
 
   Raises:
-    ValueError: they have seen different data; says which.
+    ValueError: they have seen, or are scored on, different data; says which.
   """
   found = list(_of(claim, done))
   tokenizers = {_overrides(r).get(_TOKENIZER) for _, r in found}
@@ -47,6 +50,22 @@ def check(claim: study_lib.Claim, done: Done) -> None:
       f'claim {claim.name!r} compares runs on different data ({told}): run its '
       'arms again on the same'
     )
+  scored: dict[str, str] = {}
+  for arm, row in found:
+    if text := _scored(row):
+      scored.setdefault(text, arm)
+  if len(scored) > 1:
+    told = ', '.join(f'{arm!r} {text}' for text, arm in scored.items())
+    raise UserError(
+      f'claim {claim.name!r} compares runs that were scored on different data '
+      f'({told}): run its arms again on the same'
+    )
+
+
+def _scored(row: results.Row) -> str:
+  """How much was held out, as far as the row says."""
+  held = {k: row['metrics'][k] for k in _SCORED if k in row['metrics']}
+  return ', '.join(f'{v:.0f} {k.partition("/")[2]}' for k, v in held.items())
 
 
 def _is_of_bits(metric: str) -> bool:

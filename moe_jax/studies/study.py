@@ -108,7 +108,7 @@ class Claim:
     name: of the claim.
     paper, table: where it stands; a table or a figure.
     sentence: in our words.
-    metric: of a run's summary, or a call of `verdicts.DERIVED`; a pair where
+    metric: of a run's summary, or a call of `derived.DERIVED`; a pair where
       the arms are looked at in two ways.
     direction: of the first arm's metric against the second's: 'lower',
       'higher', or 'equal'.
