@@ -171,7 +171,9 @@ def _arms(study, rows) -> str:
   states = collections.Counter(
     (name, r['status']) for (name, _), r in results.latest(rows).items()
   )
-  for arm in study.arms:
+  ran = {name for name, _ in states}
+  # Those that came after the runs have none.
+  for arm in (a for a in study.arms if a.name in ran):
     done = states[arm.name, results.DONE]
     notes = [
       f'{states[arm.name, s]} {s}'
