@@ -24,7 +24,8 @@ tasks ask which of 8 domains of the text a passage of 96 bytes is from, with a
 tenth of the training labels wrong: 250 examples forty times, 20,000 twice. The
 standard library has three; kept results are of --config.data.dir=TEXT. 18 arms:
 3 seeds, where a claim is theirs 5 on the large task and 10 on the small, whose
-runs are short; an hour and a half on 2 CPU cores. The same pre-training serves
+runs are short, which count as three, the pre-trained models that they are of;
+an hour and a half on 2 CPU cores. The same pre-training serves
 `batch_size.py` and `what_to_update.py` (--pretrained=WORKDIR).
 
 `quick`: a byte-level encoder-decoder of 2 + 2 blocks, every second sparse, 8
