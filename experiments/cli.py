@@ -46,7 +46,7 @@ _codes: list[int] = []
 _PATHS = {
   *('workdir', 'workdirs', 'against', 'pretrained', 'out', 'replay'),
   *('compare', 'text', 'from', 'from_hf', 'to_hf', 'hf_config'),
-  *('done', 'study', 'dir'),
+  *('done', 'study', 'dir', 'loads'),
 }
 # Seconds that processes which fail alike may be apart.
 _TURN = 2
@@ -129,9 +129,10 @@ def _check_paths() -> None:
   given: it would be the folder that one is in.
   """
   for name in _PATHS & set(flags.FLAGS):
-    value, default = flags.FLAGS[name].value or (), flags.FLAGS[name].default
-    if flags.FLAGS[name].value == '' and default is None:
+    value = flags.FLAGS[name].value
+    if value == '' != flags.FLAGS[name].default:
       _fail(f'--{name}= is empty; a path is wanted')
+    value = value or ()
     for path in [value] if isinstance(value, str) else value:
       if not path:
         _fail(f'--{name}={",".join(value)} has an empty name in it')

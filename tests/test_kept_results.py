@@ -26,15 +26,22 @@ def test_verdicts_are_those_of_the_rows(where):
   assert [c['name'] for c in kept['claims']] == [v.claim.name for v in found]
   for v, c in zip(found, kept['claims']):
     assert v.outcome == c['verdict'], v.claim.name
+    assert (v.reason, v.pairs) == (c['reason'], c['pairs']), v.claim.name
+    assert c.get('units', v.pairs) == (v.units or v.pairs)
+    for name in ('difference', 'low', 'high'):
+      nan = float('nan') if c[name] is None else c[name]
+      assert getattr(v, name) == pytest.approx(nan, rel=1e-6, nan_ok=True)
     assert c['note'] == study.notes.get(v.claim.name, ''), v.claim.name
     assert (c['direction'], c['smallest_effect']) == (
       v.claim.direction,
       v.claim.smallest_effect,
     )
-  # And so are the words; laws are not fitted here.
-  page = pages.page(study, rows, found).split('\n')
+  # And so are the words; laws, which are not fitted here, are more of them.
+  page = pages.page(study, rows, found, folder=where.name).split('\n')
   text = (where / report.PAGE).read_text().split('\n')
   assert [line for line in page if line not in text] == []
+  if not study.laws:
+    assert page == text
 
 
 @pytest.mark.parametrize('where', WHERE, ids=lambda w: w.name)

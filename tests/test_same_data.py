@@ -39,7 +39,10 @@ def test_arms_that_are_scored_on_other_text_are_not_compared():
     rows[-1]['metrics'][name] = 8.0
     with pytest.raises(ValueError, match=f'scored on different data {told}'):
       verdicts.judge(_claim(), rows)
-    del rows[-1]['metrics'][name]  # of earlier code
+    rows[-1]['metrics'] = {'loss': 0.5, 'eval/other': 3.0}  # of earlier code
+    for other in ('eval/documents', 'eval/bytes', 'eval/examples'):
+      if other != name:
+        rows[0]['metrics'][other] = 5.0
     assert verdicts.judge(_claim(), rows).pairs == 3
 
 

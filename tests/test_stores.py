@@ -25,6 +25,7 @@ PATHS = [
     'evaluate': ['workdir', 'against', 'replay'],
     'generate': ['workdir', 'out'],
     'parity': ['workdir'],
+    'plan': ['loads'],
     'report': ['workdirs', 'workdir'],
     'sweep': ['workdir', 'pretrained', 'done'],
     'tables': ['dir'],
@@ -44,7 +45,7 @@ WORDS = {
     'capacity_factors',
   ),
   *('cases', 'checkpoints', 'coordinator_address', 'dispatch', 'domains'),
-  *('dtype', 'experts', 'loads', 'mesh', 'method', 'only', 'prompt', 'step'),
+  *('dtype', 'experts', 'mesh', 'method', 'only', 'prompt', 'step'),
   *('stop', 'suite', 'worker'),
 }
 MAINS = sorted(
@@ -93,7 +94,7 @@ def test_a_list_of_paths_has_no_empty_one(name, flag, capsys):
 
 
 @pytest.mark.parametrize(
-  ('name', 'flag'), [('sweep', 'workdir'), ('embed', 'from')]
+  ('name', 'flag'), [('sweep', 'workdir'), ('embed', 'from'), ('tables', 'dir')]
 )
 def test_a_path_that_has_to_be_given_is_not_empty(name, flag, capsys):
   """As of a shell's variable that is not set."""

@@ -39,7 +39,7 @@ LEAST |= dict(inside=21, olmoe_choices=12)
 TASK_METRICS = {'eval/accuracy', 'best/accuracy', 'trained_parameters'}
 # Of one process; 40 for the others.
 MINUTES = dict(routers=60, sparse_dense=100, references=80, scaling=180)
-MINUTES |= dict(from_dense=90, critics=80, flex_olmo=80)
+MINUTES |= dict(from_dense=90, critics=80, flex_olmo=80, batch_size=60)
 MINUTES |= dict(rates=60, inside=180, olmoe_choices=70, optimal_sparsity=80)
 
 

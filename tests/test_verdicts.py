@@ -199,6 +199,12 @@ def test_index_of_kept_claims(tmp_path):
     assert f'| inconclusive {told} |' in index.page(index.read(tmp_path))
   many = ' '.join(index.page(index.read(tmp_path)).split())
   assert 'inconclusive 1 would take more than 20' in many
+  for bad in ({'pairs': '3'}, {'units': None}, {'units': True}):
+    found['claims'] = [wide | {'low': -1.1, 'high': -0.3} | bad]
+    found['claims'][0]['difference'] = -0.7
+    (tmp_path / 'a' / 'claims.json').write_text(json.dumps(found))
+    with pytest.raises(ValueError, match='holds no verdicts'):
+      index.read(tmp_path)
   (tmp_path / 'a' / 'claims.json').write_text(kept)
   with pytest.raises(ValueError, match='holds no'):
     index.read(tmp_path / 'a')

@@ -18,19 +18,21 @@ The paper's bars are means over six runs, with and without a fresh optimizer;
 ours is always fresh. The best evaluation is reported, as in the paper.
 
 `reference`: the decoders of `dropout.py` on its large task, all of it once; 18
-arms, 5 seeds each, 80 minutes on 2 CPU cores, without pre-training.
+arms, 5 seeds each, 80 minutes on 2 CPU cores, without pre-training. As what
+came out may be of too few steps, or of as many examples, 8 arms more ask what
+four epochs do, and as many steps; 70 minutes.
 
 `quick`: the encoder-decoder of `dropout.py`, pre-trained once (--pretrained=
-WORKDIR takes that study's), on its large task; 18 arms, 5 seeds each, at most
-40 minutes on 2 CPU cores. `gpu`: 4 + 4 blocks, 32 experts, d = 512; not yet
+WORKDIR takes that study's), on its large task; 26 arms, 5 seeds each, at most
+60 minutes on 2 CPU cores. `gpu`: 4 + 4 blocks, 32 experts, d = 512; not yet
 run. `paper`: ST-MoE-L and its dense twin on SST-2; described, not run.
 """
 
 from configs.ablations import base
 
 SEEDS = {'reference': 5, 'quick': 5, 'gpu': 5, 'paper': 5}
-# Compiling, evaluating and a share of pre-training included.
-SECONDS = {'reference': 105, 'quick': 26, 'gpu': 180}
+# Compiling and evaluating included; pre-training is apart.
+SECONDS = {'reference': 137, 'quick': 26, 'gpu': 180}
 
 # Rows of the smallest batch and steps of the largest: all see 16 times both.
 SMALLEST = {'reference': 16, 'quick': 8, 'gpu': 16, 'paper': 128}
@@ -39,6 +41,8 @@ FEWEST = {'reference': 78, 'quick': 20, 'gpu': 250, 'paper': 16_000}
 RATES = {'low': 0.1, 'middle': 0.5, 'high': 1.0}
 BATCHES = {'small': 1, 'medium': 4, 'large': 16}
 KINDS = ('dense', 'sparse')
+# Of the follow-up: rates of four epochs, and of as few steps as 'medium' has.
+_LONG, _SHORT = ('low', 'high'), ('middle', 'high')
 
 
 def get_config(arg='reference'):
@@ -47,24 +51,34 @@ def get_config(arg='reference'):
 
 
 def sweep(add, size, config):
-  """Pre-training of both kinds and 18 arms."""
+  """Pre-training of both kinds, 18 arms, and what follows up on them."""
   base.pretrained(add, size)
+  most = FEWEST[size] * 16
+  cells = [
+    (f'{kind}_{rate}_{batch}', kind, rate, batch, most // times)
+    for kind in KINDS
+    for rate in RATES
+    for batch, times in BATCHES.items()
+  ]
   for kind in KINDS:
-    for rate, share in RATES.items():
-      for batch, times in BATCHES.items():
-        steps = FEWEST[size] * 16 // times
-        fields = {
-          'train.batch_size': SMALLEST[size] * times,
-          'train.steps': steps,
-          # The middle is the rate of the other studies, but the paper's own.
-          'train.schedule': base.schedule(
-            size, steps, share if size == 'paper' else 2 * share
-          ),
-          'train.eval_every': steps // 3,
-          'train.checkpoint_every': steps,
-        }
-        fields |= base.on_task('large', size, config)
-        base.tune(add, f'{kind}_{rate}_{batch}', kind, fields)
+    for rate in _LONG:
+      cells.append((f'{kind}_{rate}_long', kind, rate, 'medium', most))
+    for rate in _SHORT:
+      cells.append((f'{kind}_{rate}_short', kind, rate, 'small', most // 4))
+  for name, kind, rate, batch, steps in cells:
+    share = RATES[rate]
+    fields = {
+      'train.batch_size': SMALLEST[size] * BATCHES[batch],
+      'train.steps': steps,
+      # The middle is the rate of the other studies, but the paper's own.
+      'train.schedule': base.schedule(
+        size, steps, share if size == 'paper' else 2 * share
+      ),
+      'train.eval_every': steps // 3,
+      'train.checkpoint_every': steps,
+    }
+    fields |= base.on_task('large', size, config)
+    base.tune(add, name, kind, fields)
 
 
 _BEST, _LOSS = 'best/accuracy', 'train/loss'
@@ -113,6 +127,20 @@ def _claim(name, sentence, first, second, published, direction='higher'):
     published=published,
     seeds_needed=5,
   )
+
+
+def _later(name, sentence, first, second, direction='higher'):
+  """Of the follow-up on what was contradicted."""
+  claim = _claim(name, sentence, first, second, {}, direction)
+  return claim | {'table': 'none: a follow-up', 'added': '2026-11-30'}
+
+
+def _short(kind):
+  return tuple(f'{kind}_{rate}_short' for rate in _SHORT)
+
+
+def _medium(kind):
+  return tuple(f'{kind}_{rate}_medium' for rate in _SHORT)
 
 
 def _of_rates(kind):
@@ -188,6 +216,44 @@ CLAIMS = (
     arms=('sparse_high_large', 'dense_low_medium'),
     published={k: BEST[k] for k in ('sparse_high_large', 'dense_low_medium')},
     seeds_needed=5,
+  ),
+  _later(
+    'sparse_likes_a_large_rate_long',
+    'After four epochs the sparse model is better at the largest rate.',
+    (('sparse_high_long',), ()),
+    (('sparse_low_long',), ()),
+  ),
+  _later(
+    'dense_likes_a_small_rate_long',
+    'After four epochs the dense model is worse at the largest rate.',
+    (('dense_high_long',), ()),
+    (('dense_low_long',), ()),
+    direction='lower',
+  ),
+  _later(
+    'sparse_gains_more_from_rate_long',
+    'After four epochs the sparse model gains more from the largest rate.',
+    (('sparse_high_long',), ('sparse_low_long',)),
+    (('dense_high_long',), ('dense_low_long',)),
+  ),
+  _later(
+    'sparse_likes_a_small_batch_by_steps',
+    'In as many steps the sparse model is better at the smallest batch.',
+    (_short('sparse'), ()),
+    (_medium('sparse'), ()),
+  ),
+  _later(
+    'dense_likes_a_large_batch_by_steps',
+    'In as many steps the dense model is worse at the smallest batch.',
+    (_short('dense'), ()),
+    (_medium('dense'), ()),
+    direction='lower',
+  ),
+  _later(
+    'sparse_gains_more_from_batch_by_steps',
+    'In as many steps the sparse model gains more from the smallest batch.',
+    (_short('sparse'), _medium('sparse')),
+    (_short('dense'), _medium('dense')),
   ),
 )
 
@@ -274,24 +340,25 @@ _ONE_LABEL = (
   'steps fit better.'
 )
 _TOO_SHORT = (
-  'One epoch is too short for it: at the smallest rate both models are still '
-  'learning, and the more so the fewer steps a batch leaves. Where steps are '
-  'most, at the smallest batch, neither gains from the middle rate to the '
-  'largest (dense -0.013 +- 0.040, sparse -0.021 +- 0.023); at the largest '
-  'both do (0.036 +- 0.021, 0.045 +- 0.028).'
+  'At the smallest rate both models are still learning after one epoch, and '
+  'the more so the fewer steps a batch leaves: at the largest batch the sparse '
+  'model gains even from the middle rate to the largest (0.043 +- 0.039), at '
+  'the smallest neither is seen to (dense -0.020 +- 0.087, sparse -0.020 +- '
+  '0.021). Four epochs do not turn it: both are better at the largest rate.'
 )
 _FEW_STEPS = (
   'All batches see the same examples, the largest in a sixteenth of the steps, '
-  'and that is what is seen: both models lose by it. '
+  'and that is what is seen: both models lose by it. In as many steps it is '
+  'the small batch that loses, in both. '
 )
 NOTES = {
-  'quick': {claim['name']: _ONE_LABEL for claim in CLAIMS},
+  'quick': {c['name']: _ONE_LABEL for c in CLAIMS if 'added' not in c},
   'reference': {
     'dense_likes_a_small_rate': _TOO_SHORT,
     'sparse_gains_more_from_rate': _TOO_SHORT,
     'dense_likes_a_large_batch': _FEW_STEPS.strip(),
     'sparse_gains_more_from_batch': _FEW_STEPS
     + 'The sparse model loses less: it is ahead by 0.03 to 0.06 at the largest '
-    'batch and by 0.01 to 0.02 at the smallest. It learns in fewer steps.',
+    'batch and by 0.02 at the smallest. It learns in fewer steps.',
   },
 }

@@ -36,7 +36,7 @@ def draw(
 
   Args:
     spec: of a study's FIGURES.
-    value: (metric, arm) -> mean and interval over the seeds, or None.
+    value: (metric, arm) -> mean and its interval, or None.
     curve: arm -> steps and mean losses, or None.
 
   Raises:
@@ -78,9 +78,7 @@ def draw(
         ax.set_xlim(low, high)
     here = 'here: mean, 95 % interval'
     if spec['kind'] == 'curves':
-      here = (
-        f'here: mean of the seeds, after the first {_FALL:.0%} of the steps'
-      )
+      here = f'here: mean of the runs, after the first {_FALL:.0%} of the steps'
     for ax, said in zip(axes, ['published', here][-len(axes) :]):
       ax.set_title(said + _fit(ax, spec), wrap=True)
       ax.set_xlabel(spec.get('x', ''))
@@ -218,7 +216,5 @@ def _dots(spec, value) -> mpl_figure.Figure:
     axes[0].set_ylim(-0.7, len(names) - 0.3)
     fig.suptitle(spec['title'], x=0.01, ha='left', weight='bold')
     told = [f'{name}, hollow: {why}' for name, why in apart.items()]
-    fig.supxlabel(
-      '; '.join(['mean of the seeds, 95 % interval', *told]), fontsize=9
-    )
+    fig.supxlabel('; '.join(['mean, 95 % interval', *told]), fontsize=9)
   return fig

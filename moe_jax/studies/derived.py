@@ -37,6 +37,11 @@ def values(
   return _plain(metric, arm, done)
 
 
+def named(metrics: Sequence[str], done: Done) -> set[str]:
+  """The arms whose names stand in metrics."""
+  return {arm for arm, _ in done if f"'{arm}'" in ''.join(metrics)}
+
+
 def bounds(metric: str, arm: str, rows: Sequence[results.Row]) -> set[int]:
   """Seeds of which `values` has a lower bound and no more."""
   if '(' not in metric:

@@ -55,9 +55,11 @@ def _is_claim(claim: Any) -> bool:
   if not isinstance(claim, dict):
     return False
   number = lambda v: type(v) in (int, float) and abs(v) < 1e300
+  count = lambda v: type(v) is int and 0 <= v < 1_000_000
   return (
     all(isinstance(claim.get(k), str) for k in _TEXTS)
     and all(k in claim for k in _NUMBERS)
+    and all(count(claim.get(k, 0)) for k in ('pairs', 'units'))
     and all(claim[k] is None or number(claim[k]) for k in _NUMBERS)
     and (claim['difference'] is None or None not in map(claim.get, _NUMBERS))
     and number(claim.get('smallest_effect'))
@@ -90,9 +92,10 @@ other text has other losses.
 {studies}
 
 Of the claims about quality {settled} are reproduced or contradicted. Of those
-that are inconclusive {noise} would take more than {most} seeds, if differences
-and their spread stayed as they are found. In brackets is how many it would
-take; it decides nothing afterwards.
+that are inconclusive {noise} would take more than {most} seeds. In brackets is
+how many would decide four times in five, if differences and their spread stayed
+as they are found: seeds, or pre-trained models where several runs begin with
+one. It decides nothing afterwards.
 
 ## All claims
 
@@ -109,7 +112,7 @@ def page(studies: list[dict[str, Any]]) -> str:
   return PAGE.format(
     studies=_studies(studies),
     settled=f'{settled} of {len(asked)} ({settled / max(len(asked), 1):.0%})',
-    noise=sum(_would(c) > power.MOST for s in studies for c in s['claims']),
+    noise=sum(_would(c) > power.MOST for c in asked),
     most=power.MOST,
     claims=_claims(studies),
   )
@@ -139,6 +142,11 @@ def _counts(counts) -> list[str]:
   return [str(sum(counts.values())), *(str(counts[o]) for o in pages.OUTCOMES)]
 
 
+def _would_take(claim) -> str:
+  count = _would(claim)
+  return f' ({pages.would_take(count, "units" in claim)})' if count else ''
+
+
 def _would(claim) -> int:
   """Seeds that an inconclusive claim would take; 0 is unknown."""
   if claim['verdict'] != verdicts.INCONCLUSIVE or claim.get('reason'):
@@ -163,8 +171,7 @@ def _claims(studies) -> str:
           here,
           c['against_0'] or '-',
           pages.threshold(c['direction'], c['smallest_effect']),
-          c['verdict']
-          + (f' ({pages.would_take(n)})' if (n := _would(c)) else ''),
+          c['verdict'] + _would_take(c),
         )
       )
   return pages.table(HEADER, rows)

@@ -45,8 +45,17 @@ def page(
   rows: Sequence[results.Row],
   found: Sequence[verdicts.Verdict],
   fitted: Sequence[lawful.Found] = (),
+  folder: str = '',
 ) -> str:
-  """results.md: claims, laws, arms, figures and how it was run."""
+  """results.md: claims, laws, arms, figures and how it was run.
+
+  Args:
+    study: whose claims.
+    rows: of results.jsonl.
+    found: the verdicts.
+    fitted: its laws.
+    folder: that it is kept in; '' is one of the study's name.
+  """
   counts = collections.Counter(v.outcome for v in found)
   told = ', '.join(f'{counts[o]} {o}' for o in OUTCOMES if counts[o])
   parts = [
@@ -56,8 +65,8 @@ def page(
     'but where arms differ in just that, with its 95 % paired t interval and '
     'where that is of 0; *reproduced* needs all of it beyond the smallest '
     'effect that counts, which was fixed before any run. In brackets after '
-    '*inconclusive*, the seeds that would decide if mean and spread stayed as '
-    'they are.' + _apart(found),
+    '*inconclusive*, the seeds that would decide it four times in five, if '
+    'mean and spread stayed as they are.' + _apart(found),
     '## Claims',
     table(
       (
@@ -85,7 +94,7 @@ def page(
   parts += ['## Arms', _arms(study, rows)]
   for spec in study.figures:
     parts.append(f'![{spec["title"]}]({spec["file"]})')
-  parts += ['## How it was run', _how(study, rows)]
+  parts += ['## How it was run', _how(study, rows, folder or study.name)]
   return '\n\n'.join(parts) + '\n'
 
 
@@ -108,11 +117,18 @@ def _claim_cells(v: verdicts.Verdict) -> list[str]:
 
 def _apart(found) -> str:
   """What the page has to say where runs begin with the same model."""
-  if all(v.units == v.pairs for v in found if v.units):
+  v = next((v for v in found if v.units not in (0, v.pairs)), None)
+  if v is None:
     return ''
+  if v.units == 1:
+    return (
+      f' `{v.pairs} of 1` are {v.pairs} runs of one pre-trained model: what is '
+      'said is of that model alone.'
+    )
   return (
     ' Runs that begin with the same pre-trained model count as one, their '
-    'mean: `10 of 3` are ten runs of three models.'
+    f'mean: `{_seeds(v)}` are {v.pairs} runs of {v.units} models, and models '
+    'are what would decide.'
   )
 
 
@@ -127,12 +143,13 @@ def _why(v: verdicts.Verdict) -> str:
   interval = v.difference, v.low, v.high
   c = v.claim
   count = power.afterwards(c.direction, c.smallest_effect, interval, v.units)
-  return f' ({would_take(count)})' if count else ''
+  return f' ({would_take(count, v.units != v.pairs)})' if count else ''
 
 
-def would_take(count: int) -> str:
-  """'11' or '> 20', the seeds that would decide, of `power.afterwards`."""
-  return f'> {power.MOST}' if count > power.MOST else str(count)
+def would_take(count: int, models: bool) -> str:
+  """'11', '> 20' or '4 models', that would decide: of `power.afterwards`."""
+  told = f'> {power.MOST}' if count > power.MOST else str(count)
+  return told + (' models' if models else '')
 
 
 def difference(mean: float | None, low, high) -> str:
@@ -154,7 +171,9 @@ def _arms(study, rows) -> str:
   states = collections.Counter(
     (name, r['status']) for (name, _), r in results.latest(rows).items()
   )
-  for arm in study.arms:
+  ran = {name for name, _ in states}
+  # Those that came after the runs have none.
+  for arm in (a for a in study.arms if a.name in ran):
     done = states[arm.name, results.DONE]
     notes = [
       f'{states[arm.name, s]} {s}'
@@ -167,7 +186,7 @@ def _arms(study, rows) -> str:
       least = derived.bounds(metric, arm.name, rows)
       line.append(_spread(values, form, bool(least)))
     cells.append(line)
-  return 'Mean ± standard deviation over seeds.\n\n' + table(header, cells)
+  return 'Mean ± standard deviation over runs.\n\n' + table(header, cells)
 
 
 def _spread(values: Sequence[float], form: str, least=False) -> str:
@@ -181,7 +200,7 @@ def _spread(values: Sequence[float], form: str, least=False) -> str:
   return f'{mean} ± {format(float(np.std(values, ddof=1)), form)}'
 
 
-def _how(study, rows) -> str:
+def _how(study, rows, folder) -> str:
   done = [r for r in results.latest(rows).values() if r['status'] == 'done']
   flags = ' '.join(
     f'--config.{k}={v}' for k, v in results.placeholders(study.flags).items()
@@ -191,7 +210,7 @@ def _how(study, rows) -> str:
     '```sh',
     f'python -m experiments.sweep --config={spec} {flags}'.rstrip()
     + f' --workdir=/tmp/moe_jax/{study.name}',
-    f'python -m experiments.verdict --workdir=experiments/results/{study.name}',
+    f'python -m experiments.verdict --workdir=experiments/results/{folder}',
     '```',
     '',
   ]

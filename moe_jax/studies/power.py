@@ -47,9 +47,10 @@ class Power:
 
   Attributes:
     claim: its name.
-    pairs: of the pilot.
+    pairs: of the pilot; those of one pre-trained model are one.
     mean, deviation: of the differences of its pairs; nan below two pairs.
-    seeds: needed, MOST + 1 for more than MOST; 0 is unknown.
+    seeds: needed, MOST + 1 for more than MOST; 0 is unknown. Of arms that begin
+      with a pre-trained model, such models.
     why_not: why the claim is not testable here, or ''.
   """
 
@@ -72,7 +73,9 @@ def of(study: study_lib.Study, rows: Sequence[results.Row]) -> list[Power]:
 
 
 def _of(claim, rows) -> Power:
-  d = verdicts.differences(claim, rows)
+  units = verdicts.differences(claim, rows)
+  # Runs of one pre-trained model do not say how models differ.
+  d = units.values if units.count == len(units.values) else []
   mean = float(np.mean(d)) if len(d) > 1 else math.nan
   deviation = float(np.std(d, ddof=1)) if len(d) > 1 else math.nan
   count = 0
@@ -84,7 +87,7 @@ def _of(claim, rows) -> Power:
       f'needs more than {MOST} seeds: pairs of the pilot differ by '
       f'{mean:+.4g} ± {deviation:.4g}'
     )
-  return Power(claim.name, len(d), mean, deviation, count, why)
+  return Power(claim.name, units.count, mean, deviation, count, why)
 
 
 def seeds(

@@ -61,7 +61,8 @@ def write(
   for law in fitted:
     if 'file' in law.spec:
       style.png(lawful.draw(law), str(out / law.spec['file']))
-  (out / PAGE).write_text(pages.page(study, rows, found, fitted))
+  folder = out.name if out.name.startswith(study.name) else study.name
+  (out / PAGE).write_text(pages.page(study, rows, found, fitted, folder))
   for spec in study.figures:
     fig = ablations.draw(
       spec,
@@ -145,8 +146,11 @@ def _record(v: verdicts.Verdict, study: study_lib.Study) -> dict[str, Any]:
 
 def _point(metric, arm, rows) -> ablations.Point | None:
   found = derived.values(metric, arm, rows)
-  of = units.origins([arm], derived.finished(rows))
-  return verdicts.interval(units.means(found, of)) if found else None
+  done = derived.finished(rows)
+  arms = [arm, *derived.named([metric], done)]
+  return (
+    verdicts.interval(units.of(found, arms, done).values) if found else None
+  )
 
 
 def _curve(arm, rows) -> ablations.Curve | None:

@@ -50,22 +50,18 @@ def check(claim: study_lib.Claim, done: Done) -> None:
       f'claim {claim.name!r} compares runs on different data ({told}): run its '
       'arms again on the same'
     )
-  scored: dict[str, str] = {}
-  for arm, row in found:
-    if text := _scored(row):
-      scored.setdefault(text, arm)
-  if len(scored) > 1:
-    told = ', '.join(f'{arm!r} {text}' for text, arm in scored.items())
-    raise UserError(
-      f'claim {claim.name!r} compares runs that were scored on different data '
-      f'({told}): run its arms again on the same'
-    )
-
-
-def _scored(row: results.Row) -> str:
-  """How much was held out, as far as the row says."""
-  held = {k: row['metrics'][k] for k in _SCORED if k in row['metrics']}
-  return ', '.join(f'{v:.0f} {k.partition("/")[2]}' for k, v in held.items())
+  for name in _SCORED:
+    scored: dict[float, str] = {}
+    for arm, row in found:
+      if name in row['metrics']:
+        scored.setdefault(row['metrics'][name], arm)
+    if len(scored) > 1:
+      of = name.partition('/')[2]
+      told = ', '.join(f'{arm!r} {n:.0f} {of}' for n, arm in scored.items())
+      raise UserError(
+        f'claim {claim.name!r} compares runs that were scored on different '
+        f'data ({told}): run its arms again on the same'
+      )
 
 
 def _is_of_bits(metric: str) -> bool:

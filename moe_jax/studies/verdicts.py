@@ -44,7 +44,8 @@ class Verdict:
       t interval; nan where there are too few pairs.
     reason: of an outcome that the interval does not explain, or ''.
     beside: of a claim that declares what is matched; None without pairs.
-    units: pairs, those of one pre-trained model counted once.
+    units: pairs, those of one pre-trained model counted once; 1 where all are
+      of one.
   """
 
   claim: study_lib.Claim
@@ -128,13 +129,14 @@ def judge(
         why = f'no value for seed {", ".join(map(str, sorted(without)))}'
         outcome = INCONCLUSIVE
     return Verdict(claim, outcome, len(seeds), (nan, nan), nan, nan, nan, why)
-  d = [a[s] - b[s] for s in seeds]
-  each = differences(claim, rows)
-  mean, low, high = interval(each)
+  units = differences(claim, rows)
+  mean, low, high = interval(units.values)
   outcome = decide(claim.direction, claim.smallest_effect, low, high)
   if why:
     outcome = UNTESTABLE
-  elif claim.kind == 'quality' and len(d) > 1 and np.ptp(d) == 0:
+  elif len(units.values) == 1 < len(seeds):
+    outcome, why = INCONCLUSIVE, 'no two runs are of different models'
+  elif claim.kind == 'quality' and len(seeds) > 1 and low == high:
     # What is trained varies; what does not has not been trained, as a model
     # that says one label whatever it is asked.
     outcome, why = INCONCLUSIVE, 'no variance over the seeds'
@@ -149,26 +151,25 @@ def judge(
     if outcome in (REPRODUCED, CONTRADICTED) and beside.unfair:
       outcome, why = INCONCLUSIVE, beside.unfair
   means = tuple(
-    float(np.mean(_units(claim.arms, {s: v[s] for s in seeds}, rows)))
+    float(np.mean(_units(claim, {s: v[s] for s in seeds}, rows).values))
     for v in (a, b)
   )
-  found = means, mean, low, high, why, beside, len(each)
+  found = means, mean, low, high, why, beside, units.count
   return Verdict(claim, outcome, len(seeds), *found)
 
 
 def differences(
   claim: study_lib.Claim, rows: Sequence[results.Row]
-) -> list[float]:
-  """a less b of each unit: of a seed, or of a pre-trained model."""
+) -> units_lib.Units:
+  """a less b of each seed that has both, as observations."""
   a, b = _both(claim, rows)
-  both = {s: a[s] - b[s] for s in a.keys() & b.keys()}
-  return _units(claim.arms, both, rows)
+  return _units(claim, {s: a[s] - b[s] for s in a.keys() & b.keys()}, rows)
 
 
-def _units(arms, values, rows) -> list[float]:
-  return units_lib.means(
-    values, units_lib.origins(arms, derived.finished(rows))
-  )
+def _units(claim, values, rows) -> units_lib.Units:
+  done = derived.finished(rows)
+  arms = {*claim.arms, *derived.named(claim.metrics, done)}
+  return units_lib.of(values, arms, done)
 
 
 def _both(claim, rows):
@@ -185,5 +186,5 @@ def _bounds(claim, rows) -> set[int]:
 def _finished(claim, rows, *metrics) -> set[int]:
   """Seeds that both arms finished, and all that stand in metrics."""
   done = derived.finished(rows)
-  arms = {*claim.arms, *(a for a, _ in done if f"'{a}'" in ''.join(metrics))}
+  arms = {*claim.arms, *derived.named(metrics, done)}
   return set.intersection(*({s for a, s in done if a == arm} for arm in arms))
