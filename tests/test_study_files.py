@@ -40,7 +40,7 @@ TASK_METRICS = {'eval/accuracy', 'best/accuracy', 'trained_parameters'}
 # Of one process; 40 for the others.
 MINUTES = dict(routers=60, sparse_dense=100, references=80, scaling=180)
 MINUTES |= dict(from_dense=90, critics=80, flex_olmo=80, batch_size=60)
-MINUTES |= dict(inside=180, olmoe_choices=70, optimal_sparsity=80)
+MINUTES |= dict(rates=60, inside=180, olmoe_choices=70, optimal_sparsity=80)
 
 
 SIZES = [(f, s) for f in FILES for s in study_lib._module(f).SEEDS]
