@@ -29,13 +29,13 @@ What to expect on the half that judges: nats a byte, seeds 0, 1 and 2, with the
 seed it is narrower); experiments/results/sparse_dense, on the same text.
 
   |        | 4.2 million bytes | 8.4 million     |
-  | dense  | 1.885 +- 0.015    | 1.827 +- 0.008  |
-  | moe_8  | 1.818 +- 0.025    |                 |
-  | moe_16 | 1.807 +- 0.021    | 1.701 +- 0.037  |
-  | moe_32 | 1.813 +- 0.053    |                 |
-  | fine   | 1.785 +- 0.016    |                 |
-  | finer  | 1.786 +- 0.020    | 1.702, one seed |
-  | hash   | 1.724 +- 0.020    | 1.638 +- 0.009  |
+  | dense  | 1.886 +- 0.023    | 1.825 +- 0.004  |
+  | moe_8  | 1.812 +- 0.024    |                 |
+  | moe_16 | 1.808 +- 0.010    | 1.694 +- 0.026  |
+  | moe_32 | 1.819 +- 0.037    |                 |
+  | fine   | 1.791 +- 0.023    |                 |
+  | finer  | 1.777 +- 0.023    | 1.665, one seed |
+  | hash   | 1.724 +- 0.016    | 1.636 +- 0.008  |
 """
 
 from configs import base
