@@ -48,16 +48,24 @@ def test_dropout_has_at_most_20_arms():
 
 @pytest.mark.parametrize('size', study_lib.SIZES)
 def test_batches_see_as_many_examples(size):
-  """Batches in the paper's ratios, 1 : 4 : 16; rates in its, 1 : 5 : 10."""
+  """Batches in the paper's ratios, 1 : 4 : 16; rates in its, 1 : 5 : 10.
+
+  Of the follow-up, four times as many, or a quarter in the middle's steps.
+  """
   study = study_lib.load(f'{DIR}/batch_size.py:{size}')
-  seen, rates, batches = set(), set(), set()
+  seen, rates, batches = {}, set(), set()
+  steps = study.config_of(study.arm('dense_low_medium'), 0).train.steps
   for arm in study.arms:
     if arm.stage == 'arm':
       train = study.config_of(arm, 0).train
-      seen.add(train.batch_size * train.steps)
+      _, _, which = arm.name.split('_')
+      which = which if which in ('long', 'short') else 'grid'
+      seen.setdefault(which, set()).add(train.batch_size * train.steps)
+      assert which != 'short' or train.steps == steps
       batches.add(train.batch_size)
       rates.add(registry.parse(train.schedule)[1]['value'])
-  assert len(seen) == 1
+  (grid,), (long,), (short,) = (seen[k] for k in ('grid', 'long', 'short'))
+  assert (long / grid, short / grid) == (4, 0.25)
   low, *more = sorted(batches)
   assert [b / low for b in more] == [4, 16]
   low, *more = sorted(rates)
