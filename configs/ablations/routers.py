@@ -38,41 +38,36 @@ SEEDS = {'reference': 5, 'quick': 3, 'gpu': 3, 'paper': 1}
 SECONDS = {'reference': 260, 'quick': 20, 'gpu': 400}
 EXPERTS = 8
 
+
+def _rules(preset, *balance):
+  """A variant: a preset with other balancing rules."""
+  return preset, {'moe.balance': balance}
+
+
+def _switch(weight):
+  return f"switch_loss(weight={weight}, count='all')"
+
+
 # Arm: the preset that it changes, and the changes.
 VARIANTS = {
-  'top_k_free': ('top_k', {'moe.balance': ()}),
-  'noisy_free': ('noisy_top_k', {'moe.balance': ()}),
-  'olmoe_no_z': (
-    'olmoe',
-    {'moe.balance': routers.PRESETS['olmoe'].balance[:1]},
+  'top_k_free': _rules('top_k'),
+  'noisy_free': _rules('noisy_top_k'),
+  'olmoe_no_z': _rules('olmoe', routers.PRESETS['olmoe'].balance[0]),
+  # The paper's baseline, alpha = 0.001.
+  'loss_free_aux': _rules('loss_free', _switch(0.001)),
+  'bip_aux': _rules('bip', _switch(0.1)),
+  'top_p_sure': _rules(
+    *('top_p', routers.PRESETS['top_p'].balance[0]),
+    'entropy_loss(weight=0.01)',
   ),
-  'loss_free_aux': (
-    'loss_free',
-    # The paper's baseline, alpha = 0.001.
-    {'moe.balance': ("switch_loss(weight=0.001, count='all')",)},
-  ),
-  'bip_aux': (
-    'bip',
-    {'moe.balance': ("switch_loss(weight=0.1, count='all')",)},
-  ),
-  'top_p_sure': (
-    'top_p',
-    {
-      'moe.balance': (
-        routers.PRESETS['top_p'].balance[0],
-        'entropy_loss(weight=0.01)',
-      )
-    },
-  ),
-  'bip_aux_0.01': (
-    'bip',
-    {'moe.balance': ("switch_loss(weight=0.01, count='all')",)},
-  ),
+  'bip_aux_0.01': _rules('bip', _switch(0.01)),
   # As top-2 is here, which it is compared with.
   'moe_plus_plus_dropless': (
     'moe_plus_plus',
     {'moe.capacity_factor': 0.0, 'moe.eval_capacity_factor': 0.0},
   ),
+  # The same experts, of low rank, chosen by a router's matrix.
+  'autonomy_routed': ('autonomy', {'moe.router': 'top_k(k=2)'}),
 }
 # By steps: the presets' are the quickstart's.
 BY_STEPS = {
@@ -337,6 +332,12 @@ CLAIMS = (
     *('lower', 0.003, ('moe_plus_plus_dropless', 'top_k')),
     published={'accuracy, MoE++': 45.6, 'MoE': 44.3},
     added='2026-11-29',
+  ),
+  _claim(
+    *('Autonomy-of-Experts', 'none: a follow-up', _LOSS, 'bids_over_router'),
+    'Over its own experts, bids are better than a router.',
+    *('lower', 0.003, ('autonomy', 'autonomy_routed')),
+    added='2026-11-30',
   ),
 )
 
