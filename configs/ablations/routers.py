@@ -136,18 +136,10 @@ def _fields(config):
   }
 
 
-def _claim(paper, table, metric, name, sentence, how, effect, arms, **rest):
-  return dict(
-    name=name,
-    paper=paper,
-    table=table,
-    sentence=sentence,
-    metric=metric,
-    direction=how,
-    smallest_effect=effect,
-    arms=arms,
-    **rest,
-  )
+def _claim(*named, **rest):
+  names = """paper table metric name sentence direction smallest_effect
+    arms""".split()
+  return dict(zip(names, named, strict=True), **rest)
 
 
 _LOSS, _VIO = 'eval/loss', 'train/max_violation'
