@@ -53,6 +53,10 @@ VARIANTS = {
   'top_k_free': _rules('top_k'),
   'noisy_free': _rules('noisy_top_k'),
   'olmoe_no_z': _rules('olmoe', routers.PRESETS['olmoe'].balance[0]),
+  'olmoe_small_z': _rules(
+    *('olmoe', routers.PRESETS['olmoe'].balance[0]),
+    'z_loss(weight=0.0001)',
+  ),
   # The paper's baseline, alpha = 0.001.
   'loss_free_aux': _rules('loss_free', _switch(0.001)),
   'bip_aux': _rules('bip', _switch(0.1)),
@@ -329,6 +333,23 @@ CLAIMS = (
     *('Autonomy-of-Experts', 'none: a follow-up', _LOSS, 'bids_over_router'),
     'Over its own experts, bids are better than a router.',
     *('lower', 0.003, ('autonomy', 'autonomy_routed')),
+    added='2026-11-30',
+  ),
+  _olmoe(
+    *(_LOSS, 'less_z', 'A tenth of the z-loss is better than all of it.'),
+    *('lower', 0.005, ('olmoe_small_z', 'olmoe')),
+    added='2026-11-30',
+  ),
+  _olmoe(
+    *(_LOSS, 'granularity_less_z'),
+    'With a tenth of the z-loss 64 fine experts are better than 16.',
+    *('lower', 0.005, ('olmoe_small_z', 'top_k')),
+    added='2026-11-30',
+  ),
+  _olmoe(
+    *(_LOSS, 'shared_expert_less_z'),
+    'With a tenth of the z-loss a shared expert changes little.',
+    *('equal', 0.015, ('deepseek_moe', 'olmoe_small_z')),
     added='2026-11-30',
   ),
 )
