@@ -17,7 +17,7 @@ DeepSeekMoE (arXiv:2401.06066), Loss-Free Balancing (arXiv:2408.15664), OLMoE
 of 8 dense FFNs' parameters, 4.2 million bytes a run; five seeds of an arm that
 a claim about the loss is about (three would not see less than 0.01 to 0.05
 nats, five half of that), three of others that claims are about and of product
-keys, which are slow and come last, one of the rest; five hours on 2 CPU cores.
+keys, which are slow and come last, one of the rest; 2.8 hours on 2 CPU cores.
 What a preset does by steps is set for as many. `quick`: a byte-level decoder of
 two blocks, d = 64, the second sparse; three seeds each, at most 60 minutes.
 `gpu`: 8 blocks, d = 512, 512 tokens; not yet run. `paper`: 12 blocks, d = 768,
