@@ -52,3 +52,19 @@ def test_files_are_there_and_small(where):
     if path.suffix == '.png':
       assert f']({path.name})' in text, path
   assert {results.FILE, report.PAGE} <= {p.name for p in where.iterdir()}
+
+
+def test_rows_are_of_the_arms_that_the_study_declares():
+  """An arm that has changed since its runs is another arm."""
+  seen = 0
+  for where in WHERE:
+    rows = results.read(where / results.FILE)
+    if rows[0]['size'] != 'reference':
+      continue
+    spec, flags = report.source(rows, where)
+    study = study_lib.load(spec, flags=flags)
+    for row in rows:
+      arm = json.loads(json.dumps(dict(study.arm(row['arm']).overrides)))
+      assert arm == row['overrides'], (where.name, row['arm'], row['seed'])
+      seen += 1
+  assert seen > 1000
